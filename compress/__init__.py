@@ -1,0 +1,40 @@
+"""A checkpoint goes in, a smaller checkpoint comes out."""
+
+from typing import Any
+
+from compress.checkpoint import Checkpoint, CheckpointError, inspect_checkpoint
+from compress.distill import DISTILL, DistillConfig
+from compress.prune import PRUNE, PruneConfig
+from compress.quantize import QUANTIZE, QuantizeConfig
+from compress.stage import Facts, Form, Material, Progress, Silent, Stage, StageConfig, StageError, StageInput, Task
+from compress.text import TextError, TextSource
+from compress.train import TRAIN, TrainConfig
+
+STAGES: dict[str, Stage[Any]] = {"train": TRAIN, "prune": PRUNE, "distill": DISTILL, "quantize": QUANTIZE}
+
+__all__ = [
+    "DISTILL",
+    "PRUNE",
+    "QUANTIZE",
+    "STAGES",
+    "TRAIN",
+    "Checkpoint",
+    "CheckpointError",
+    "DistillConfig",
+    "Facts",
+    "Form",
+    "Material",
+    "Progress",
+    "PruneConfig",
+    "QuantizeConfig",
+    "Silent",
+    "Stage",
+    "StageConfig",
+    "StageError",
+    "StageInput",
+    "Task",
+    "TextError",
+    "TextSource",
+    "TrainConfig",
+    "inspect_checkpoint",
+]

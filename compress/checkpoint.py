@@ -1,0 +1,328 @@
+"""Checkpoint folders: what one must hold, what its headers tell, and how its model and tokenizer are opened.
+
+  dense   a plain Hugging Face folder: config.json, *.safetensors, tokenizer files
+  int8    the same in bitsandbytes' 8-bit format (see `int8.py`)
+
+Only safetensors is ever read: a pickle runs code when it is opened. Code that a checkpoint brings along is never run.
+A tensor that is missing or left over is an error here, where transformers would warn and go on with random numbers.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from compress.int8 import EMBEDDINGS_FILE, read_int8_matrices
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DType = Literal["float32", "float16", "bfloat16"]
+BYTES_PER_FLOAT = 4
+
+
+class CheckpointError(Exception):
+    """A folder is not a checkpoint that can be used; the message names the file, what was expected and the way out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a folder holds, read from its headers alone."""
+
+    folder: Path
+    form: Literal["dense", "int8"]
+    config: dict[str, Any]
+    parameters: int
+    """Number of weights, a tied one counted once."""
+    weight_bytes: int
+    """Bytes of the weights as they are held to run: int8 codes 1, everything else float32."""
+    disk_bytes: int
+    """Bytes of the weight files as they lie there."""
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config["model_type"])
+
+
+def inspect_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint's headers.
+
+    Raises:
+        CheckpointError: no such folder, no or a broken config, not a causal language model, no safetensors or
+            corrupt ones, no tokenizer or one that does not fit.
+    """
+    config = read_config(folder)
+    files = weight_files(folder)
+    tensors = [tensor for file in files for tensor in _headers(file)]
+    if not tensors:
+        raise CheckpointError(f"{folder}: its weight files hold no tensor; save the model again")
+    _check_tokenizer(folder, config)
+    codes = sum(count for _, dtype, count in tensors if dtype == "I8")
+    scales = sum(count for name, _, count in tensors if name.endswith(".SCB"))
+    embeddings = _int8_embeddings(folder)
+    return Checkpoint(
+        folder=folder,
+        form="int8" if "quantization_config" in config else "dense",
+        config=config,
+        parameters=sum(count for name, _, count in tensors if _is_parameter(name)) - scales,
+        weight_bytes=codes
+        + BYTES_PER_FLOAT * (sum(count for _, dtype, count in tensors if dtype not in {"I8", "U8"}))
+        + embeddings,
+        disk_bytes=sum(file.stat().st_size for file in {*files, *folder.glob(EMBEDDINGS_FILE)}),
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a causal language model.
+
+    Raises:
+        CheckpointError: it is missing, broken, or describes another kind of model.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give a folder with config.json and *.safetensors")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: expected a Hugging Face checkpoint, but it has no config.json") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: expected JSON ({error}); download the checkpoint again"
+        ) from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise CheckpointError(f"{folder / 'config.json'}: expected the key `model_type`, which names the architecture")
+    _check_architecture(folder, config)
+    return config
+
+
+def _check_architecture(folder: Path, config: dict[str, Any]) -> None:
+    architectures = config.get("architectures") or []
+    if architectures and not any("CausalLM" in name or "LMHead" in name for name in architectures):
+        raise CheckpointError(
+            f"{folder}: expected a causal language model (such as GPT2LMHeadModel), got {', '.join(architectures)}; "
+            "demitasse compresses decoder-only models"
+        )
+    if "auto_map" in config:
+        raise CheckpointError(
+            f"{folder}: the model needs code of its own (auto_map), which demitasse never runs; "
+            "use an architecture that transformers has"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would load, in order.
+
+    Raises:
+        CheckpointError: there are none, or a shard is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        pickles = sorted(file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+        hint = (
+            f"; it has {', '.join(pickles)}, but only safetensors is loaded: save it again with safe_serialization"
+            if pickles
+            else ""
+        )
+        raise CheckpointError(f"{folder}: weights are missing: {', '.join(missing)}{hint}")
+    return [folder / name for name in names]
+
+
+def _headers(file: Path) -> Iterator[tuple[str, str, int]]:
+    """(name, dtype, number of elements) of each tensor in a file."""
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
+                header = tensors.get_slice(name)
+                yield name, header.get_dtype(), math.prod(header.get_shape())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: corrupt weights ({error}); download or save the checkpoint again") from error
+
+
+def _is_parameter(name: str) -> bool:
+    return not name.endswith((".weight_format", ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
+
+
+def _int8_embeddings(folder: Path) -> int:
+    """What the int8 embeddings save against the float32 table that stands for them, as a negative number of bytes."""
+    file = folder / EMBEDDINGS_FILE
+    if not file.is_file():
+        return 0
+    counts = dict.fromkeys(("I8", "F32"), 0)
+    for _, dtype, count in _headers(file):
+        counts[dtype] += count
+    return counts["I8"] * (1 - BYTES_PER_FLOAT) + counts["F32"] * BYTES_PER_FLOAT
+
+
+def _check_tokenizer(folder: Path, config: dict[str, Any]) -> None:
+    """Every id the tokenizer can give must have a row in the embedding."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        if any((folder / name).is_file() for name in ("vocab.json", "tokenizer.model", "spiece.model")):
+            return
+        raise CheckpointError(
+            f"{folder}: the tokenizer is missing (tokenizer.json); copy the files the model was trained with"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        vocabulary = content["model"]["vocab"]
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        largest = max([*ids, *(token["id"] for token in content.get("added_tokens", []))])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: corrupt tokenizer ({error!r}); copy the file the model was trained with"
+        ) from error
+    rows = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    if rows is not None and largest >= rows:
+        raise CheckpointError(
+            f"{folder}: the tokenizer does not match the model: it gives ids up to {largest}, "
+            f"but the embedding has {rows} rows; use the tokenizer that the model was trained with"
+        )
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The checkpoint's tokenizer.
+
+    Raises:
+        CheckpointError: transformers cannot open it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})") from error
+    return tokenizer
+
+
+def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id that ends a document: eos, else bos, else 0."""
+    for candidate in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if isinstance(candidate, int):
+            return candidate
+    return 0
+
+
+def load_model(folder: Path, *, dtype: DType = "float32") -> "PreTrainedModel":
+    """The checkpoint's model in evaluation mode on the CPU; an int8 one runs through bitsandbytes.
+
+    Raises:
+        CheckpointError: the weights do not fit the architecture: some missing, some left over, or of another shape.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    read_config(folder)
+    weight_files(folder)
+    try:
+        with no_bars():
+            answer: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error
+    model: PreTrainedModel = answer[0]
+    _check_loading(folder, answer[1])
+    model.eval()
+    return model
+
+
+def load_float_model(folder: Path) -> "PreTrainedModel":
+    """The checkpoint's model in float32, its int8 matrices multiplied out: the weights that an export must reproduce.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
+    config = read_config(folder)
+    if "quantization_config" not in config:
+        return load_model(folder)
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    del shape.quantization_config
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    missing, unexpected = model.load_state_dict(_float_state(folder, model), strict=False)
+    tied = set(model.all_tied_weights_keys)
+    _check_loading(folder, {"missing_keys": set(missing) - tied, "unexpected_keys": unexpected})
+    model.tie_weights()
+    model.eval()
+    return model
+
+
+def _float_state(folder: Path, model: "PreTrainedModel") -> "dict[str, torch.Tensor]":
+    """Tensors by name as a float model of the same architecture holds them."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers.pytorch_utils import Conv1D
+
+    stored: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        stored |= load_file(file)
+    state = {name: tensor.float() for name, tensor in stored.items() if not name.endswith((".SCB", ".weight_format"))}
+    for name, matrix in read_int8_matrices(folder).items():
+        weight_OI = torch.from_numpy(matrix.dequantize())
+        transposed = isinstance(model.get_submodule(name), Conv1D)
+        state[f"{name}.weight"] = weight_OI.T.contiguous() if transposed else weight_OI
+    return state
+
+
+def _check_loading(folder: Path, report: dict[str, Any]) -> None:
+    for key, what in (
+        ("missing_keys", "missing"),
+        ("unexpected_keys", "left over"),
+        ("mismatched_keys", "of another shape"),
+    ):
+        names = sorted(str(name) for name in report.get(key) or [])
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise CheckpointError(
+                f"{folder}: the weights do not fit config.json: {what}: {shown}; get both files from one checkpoint"
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def save_checkpoint(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path, *, dtype: DType = "float32"
+) -> None:
+    """Write a dense checkpoint that plain transformers loads; `model` is converted to `dtype`."""
+    import torch
+
+    model.to(getattr(torch, dtype))
+    model.config.dtype = getattr(torch, dtype)
+    with no_bars():
+        model.save_pretrained(out, safe_serialization=True)
+    tokenizer.save_pretrained(out)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Without the progress bars that transformers draws around every file: ours say more."""
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()

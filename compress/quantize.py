@@ -1,0 +1,115 @@
+"""Quantization to 8 bits: the block linears become int8 with one scale per output row (`int8.py` has the format).
+
+    W [out, in]  ->  codes int8 [out, in], scale float32 [out],   W' = codes * scale / 127
+
+The result is a Hugging Face folder that plain transformers loads through bitsandbytes. `embeddings` rounds the token
+embedding in the same way, row by row, which a tied head shares; the folder then also holds its codes, for the export
+to carry.
+
+Not covered: activations (they are rounded by the runtime, block by block), 4 bits, calibration.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from pydantic import Field
+
+from compress.checkpoint import CheckpointError, load_tokenizer, no_bars, read_config
+from compress.int8 import EMBEDDINGS_FILE, quantize_rows, read_int8_matrices
+from compress.stage import Facts, Stage, StageConfig, StageError, StageInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class QuantizeConfig(StageConfig):
+    """Round the block linears to 8 bits."""
+
+    scheme: Literal["int8"] = "int8"
+    """The number format: int8 codes with one float32 scale per output row."""
+    embeddings: bool = False
+    """Round the token embedding (and a tied head) too."""
+    threshold: float = Field(default=6.0, ge=0)
+    """Activations above this go through float16 when bitsandbytes runs it; the codes do not depend on it."""
+
+
+def run(config: QuantizeConfig, given: StageInput) -> Facts:
+    """Leaves an int8 checkpoint.
+
+    Raises:
+        StageError: a block linear was left in float.
+    """
+    assert given.source is not None
+    with no_bars(), given.progress.task("quantize", total=3) as task:
+        expected = _block_linear_names(given.source)
+        task.advance(note="int8")
+        model = _load_in_8bit(given.source, config)
+        task.advance(note="save")
+        embeddings = _round_embeddings(model, given.out) if config.embeddings else None
+        model.save_pretrained(given.out, safe_serialization=True)
+        load_tokenizer(given.source).save_pretrained(given.out)
+        task.advance()
+    quantized = set(read_int8_matrices(given.out))
+    skipped = sorted(set(expected) - quantized)
+    if skipped:
+        raise StageError(f"quantize: {len(skipped)} block linears were left in float: {', '.join(skipped[:5])}")
+    return {"scheme": config.scheme, "int8_linears": len(expected), "int8_embeddings": embeddings}
+
+
+def _block_linear_names(folder: Path) -> list[str]:
+    """Names of the block linears, from an empty model: no weight is read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from compress.linears import block_linears
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    return [linear.name for linear in block_linears(model)]
+
+
+def _load_in_8bit(folder: Path, config: QuantizeConfig) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    if "quantization_config" in read_config(folder):
+        raise CheckpointError(f"{folder}: expected a float checkpoint, got one that is quantized already")
+    settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.threshold)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder,
+        quantization_config=settings,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        device_map={"": "cpu"},
+    )
+    return model
+
+
+def _round_embeddings(model: "PreTrainedModel", out: Path) -> str:
+    """Round the token embedding in place and write its codes beside the checkpoint; returns its name."""
+    import torch
+    from safetensors.numpy import save_file
+    from torch import nn
+
+    table = cast(nn.Embedding, model.get_input_embeddings()).weight
+    name = next(name for name, parameter in model.named_parameters() if parameter is table).removesuffix(".weight")
+    matrix = quantize_rows(table.detach().float().numpy())
+    with torch.no_grad():
+        table.copy_(torch.from_numpy(matrix.dequantize()))
+    save_file({f"{name}.weight": matrix.codes_OI, f"{name}.SCB": matrix.scale_O}, out / EMBEDDINGS_FILE)
+    return name
+
+
+SCHEMES = {"int8": "int8 codes with one float32 scale per output row (bitsandbytes' format)"}
+
+QUANTIZE = Stage(
+    kind="quantize",
+    summary="round the block linears (and the embedding) to 8 bits, one scale per output row",
+    version=1,
+    config=QuantizeConfig,
+    takes=frozenset({"dense"}),
+    leaves="int8",
+    run=run,
+    libraries=("torch", "transformers", "bitsandbytes"),
+)

@@ -1,0 +1,96 @@
+"""What a stage is: it takes a checkpoint folder of one form and leaves a new folder of one form.
+
+A stage reads its source folder and the materials it declares, and fills an empty output folder. It never prints,
+never touches the run store and never changes its source; what it wants to say it returns as facts (plain JSON) for
+the report, and what takes long it reports through `Progress`. Its `version` is raised whenever the same knobs begin
+to give other numbers, because the version is part of the key under which results are reused.
+
+Forms (see `checkpoint.py`):  "nothing" -> no checkpoint yet;  "dense" -> a plain Hugging Face folder;
+                              "int8" -> the same in bitsandbytes' 8-bit format;  "onnx" -> a bundle for ONNX Runtime.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from compress.text import TextSource
+
+Form = Literal["nothing", "dense", "int8", "onnx"]
+Material = Literal["train_text", "calibration_text", "teacher"]
+Facts = dict[str, Any]
+Config = TypeVar("Config", bound="StageConfig")
+
+
+class StageConfig(BaseModel):
+    """The knobs of one stage: frozen, keyword-only, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class StageError(Exception):
+    """A stage cannot do what it was asked; the message names the thing, what was expected and the way out."""
+
+
+class Task(Protocol):
+    """One piece of long work, under way."""
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        """Say that `amount` more units are done; `note` is a short live figure such as "loss 3.21"."""
+
+
+class Progress(Protocol):
+    """Where long work reports to: a progress bar on a terminal, or nothing."""
+
+    def task(self, label: str, total: float, done: float = 0.0) -> AbstractContextManager[Task]:
+        """Open a task of `total` units, `done` of which were finished earlier (a resumed run)."""
+
+
+class Silent:
+    """The `Progress` (and its `Task`) that shows nothing."""
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        return None
+
+    def task(self, label: str, total: float, done: float = 0.0) -> AbstractContextManager["Silent"]:
+        return nullcontext(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageInput:
+    """Everything a stage may read and the two folders it may write."""
+
+    source: Path | None
+    """The checkpoint to work on; None only for a stage that takes "nothing". Read-only."""
+    out: Path
+    """An existing empty folder; when `run` returns it holds a complete checkpoint."""
+    scratch: Path
+    """An existing folder that outlives a kill: a training stage keeps its checkpoints here and resumes from them."""
+    seed: int = 0
+    teacher: Path | None = None
+    """A dense checkpoint: the source of the whole recipe."""
+    train_text: TextSource | None = None
+    calibration_text: TextSource | None = None
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[Config]):
+    """A kind of stage: the handle under which recipes, the command line and the run store know it."""
+
+    kind: str
+    """Its YAML key and its verb on the command line."""
+    summary: str
+    """One line for `demitasse --help` and `demitasse methods`."""
+    version: int
+    config: type[Config]
+    takes: frozenset[Form]
+    leaves: Form
+    run: Callable[[Config, StageInput], Facts]
+    materials: Callable[[Config], frozenset[Material]] = lambda config: frozenset()
+    """The materials that these knobs make it read."""
+    libraries: tuple[str, ...] = ()
+    """Distributions whose versions change the numbers, and so are part of an artifact's key."""

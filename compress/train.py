@@ -1,0 +1,156 @@
+"""Training: fit a GPT from a config, with a tokenizer of its own, or fine-tune one.
+
+The loss is the mean cross-entropy of the next token over packed documents. From nothing, `architecture` is the
+model's config (the keys of its config.json) and `vocabulary` the size of the byte-level BPE that is trained on the
+training text first (Sennrich et al., arXiv 1508.07909; byte level as in GPT-2).
+
+Not covered: data that does not fit into memory, several machines.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from compress.checkpoint import DType, end_of_text, load_model, load_tokenizer, save_checkpoint
+from compress.stage import Facts, Material, Stage, StageConfig, StageError, StageInput
+from compress.text import SEPARATOR, pack, read_documents, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from compress.training import Schedule
+
+HELD_OUT_ROWS = 128
+
+
+class TrainingKnobs(StageConfig):
+    """What every stage that trains lets one choose."""
+
+    tokens: int = Field(default=1_000_000, gt=0)
+    """Training tokens in all; the text is repeated, newly shuffled, when it is shorter."""
+    length: int = Field(default=256, ge=2)
+    """Tokens per training sequence."""
+    batch: int = Field(default=16, gt=0)
+    """Sequences per step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate; it rises over the warm-up and falls along a cosine to 0."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """AdamW's decoupled weight decay; norms and biases are exempt."""
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    """Share of the steps over which the learning rate rises."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Arithmetic of the matrix products: bf16 autocast pays where the hardware has bf16 matrix units (AMX, GPUs)."""
+    checkpoints: int = Field(default=10, ge=0)
+    """How many resumable checkpoints are written, evenly spaced."""
+    save_dtype: DType = "float32"
+    """Type of the saved weights."""
+
+    def schedule(self) -> "Schedule":
+        from compress.training import Schedule
+
+        fields = ("tokens", "batch", "learning_rate", "weight_decay", "warmup", "precision", "checkpoints")
+        return Schedule(**{name: getattr(self, name) for name in fields})
+
+
+class TrainConfig(TrainingKnobs):
+    """Fit a GPT from a config, or fine-tune the source."""
+
+    architecture: dict[str, Any] | None = None
+    """The new model's config, as in config.json (`model_type` and the sizes); absent: fine-tune the source."""
+    vocabulary: int = Field(default=4096, ge=257)
+    """Size of the byte-level BPE vocabulary that a new model gets; not used in fine-tuning."""
+    held_out: bool = False
+    """Follow the loss on the calibration text while training, at every checkpoint."""
+
+
+def run(config: TrainConfig, given: StageInput) -> Facts:
+    """Leaves a dense checkpoint, trained on `given.train_text`."""
+    from compress.training import fit, next_token_loss
+
+    if given.train_text is None:
+        raise StageError("train: expected a training text (data.train), got none")
+    documents = read_documents(given.train_text)
+    model, tokenizer = _fresh(config, documents, given.seed) if config.architecture is not None else _source(given)
+    rows_NT = pack(tokenize(documents, tokenizer), config.length, end_of_text(tokenizer))
+    held_out_NT = None
+    if config.held_out and given.calibration_text is not None:
+        held_out = tokenize(read_documents(given.calibration_text), tokenizer)
+        held_out_NT = pack(held_out, config.length, end_of_text(tokenizer))[:HELD_OUT_ROWS]
+    history = fit(
+        model,
+        rows_NT,
+        config.schedule(),
+        loss=next_token_loss,
+        scratch=given.scratch,
+        seed=given.seed,
+        progress=given.progress,
+        label="train",
+        held_out_NT=held_out_NT,
+    )
+    save_checkpoint(model, tokenizer, given.out, dtype=config.save_dtype)
+    return {"text_tokens": int(rows_NT.size), "history": history}
+
+
+def _source(given: StageInput) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    if given.source is None:
+        raise StageError("train: expected a source model to fine-tune, or `architecture` to fit a new one")
+    return load_model(given.source), load_tokenizer(given.source)
+
+
+def _fresh(config: TrainConfig, documents: list[str], seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    architecture = dict(config.architecture or {})
+    model_type = architecture.pop("model_type", None)
+    if model_type is None:
+        raise StageError('train: architecture: expected `model_type`, such as "gpt2"')
+    tokenizer = train_tokenizer(documents, config.vocabulary)
+    ends = end_of_text(tokenizer)
+    try:
+        shape = AutoConfig.for_model(
+            model_type, vocab_size=len(tokenizer), bos_token_id=ends, eos_token_id=ends, **architecture
+        )
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(shape), tokenizer
+    except (ValueError, TypeError, KeyError) as error:
+        raise StageError(f"train: architecture: {error}") from error
+
+
+def train_tokenizer(documents: list[str], vocabulary: int) -> "PreTrainedTokenizerBase":
+    """A byte-level BPE of `vocabulary` tokens, `<|endoftext|>` (id 0) among them; any text can be encoded."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer, length=len(documents))
+    fast: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=SEPARATOR, eos_token=SEPARATOR
+    )
+    return fast
+
+
+def materials(config: TrainConfig) -> frozenset[Material]:
+    """Training text always; the calibration text too, where it is held out to follow the loss."""
+    return frozenset({"train_text", "calibration_text"} if config.held_out else {"train_text"})
+
+
+TRAIN = Stage(
+    kind="train",
+    summary="fit a GPT from a config, or fine-tune one",
+    version=1,
+    config=TrainConfig,
+    takes=frozenset({"nothing", "dense"}),
+    leaves="dense",
+    run=run,
+    materials=materials,
+    libraries=("torch", "transformers", "tokenizers"),
+)

@@ -1,0 +1,67 @@
+"""Measurements, their intervals, the gate and the report: anything that scores tokens goes in, a verdict comes out."""
+
+from evaluation.gate import EXIT_CODES, GateResult, Limit, Verdict, exit_code, judge, limit_problem, overall
+from evaluation.latency import Arm, Samples, latency_measurements, time_arms
+from evaluation.measurement import METRICS, Interval, Measurement, Metric, Ratio
+from evaluation.quality import Scorer, TokenScores, Windows, quality_measurements, score, windows_of
+from evaluation.report import Report, ReportError, Row, headline, read_report, write_report
+from evaluation.statistics import Bootstrap, median_interval, samples_to_decide
+from evaluation.table import Cell, TableRow, describe_gate, describe_limit, table_columns, table_rows, what_it_bought
+from evaluation.units import format_duration, format_interval, format_ratio, format_ratio_interval, format_value
+
+__all__ = [
+    "EXIT_CODES",
+    "METRICS",
+    "Arm",
+    "Bootstrap",
+    "Cell",
+    "GateResult",
+    "Interval",
+    "Limit",
+    "Measurement",
+    "Metric",
+    "Ratio",
+    "Report",
+    "ReportError",
+    "Row",
+    "Samples",
+    "Scorer",
+    "TableRow",
+    "TokenScores",
+    "Verdict",
+    "Windows",
+    "describe_gate",
+    "describe_limit",
+    "exit_code",
+    "format_duration",
+    "format_interval",
+    "format_ratio",
+    "format_ratio_interval",
+    "format_value",
+    "headline",
+    "judge",
+    "latency_measurements",
+    "limit_problem",
+    "median_interval",
+    "overall",
+    "quality_measurements",
+    "read_report",
+    "render_markdown",
+    "samples_to_decide",
+    "score",
+    "table_columns",
+    "table_rows",
+    "time_arms",
+    "what_it_bought",
+    "windows_of",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> object:
+    """`render_markdown` is loaded when it is asked for: it brings the templates."""
+    if name == "render_markdown":
+        from evaluation.render import render_markdown
+
+        return render_markdown
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,117 @@
+"""A report as Markdown and as one self-contained HTML page, by the templates in `templates/`."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation import table, units
+from evaluation.charts import latency_chart, size_chart
+from evaluation.gate import GateResult
+from evaluation.measurement import METRICS
+from evaluation.report import Report, gate_counts, headline
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render_markdown(report: Report) -> str:
+    """The report for a pull request or a terminal."""
+    return _environment().get_template("report.md.j2").render(_values(report))
+
+
+def render_html(report: Report) -> str:
+    """The report as one page: styles and charts stand in it, nothing is loaded from elsewhere."""
+    charts = {"size_chart": size_chart(report), "latency_chart": latency_chart(report)}
+    return _environment().get_template("report.html.j2").render(_values(report) | charts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ruler:
+    """Where a gate's interval lies about its limit, in percent of a line's length."""
+
+    limit: float
+    value: float
+    low: float
+    high: float
+    allowed_from: float
+    allowed_to: float
+
+
+def ruler(result: GateResult) -> Ruler | None:
+    """The drawing beside a gate; None where nothing was measured."""
+    if result.value is None:
+        return None
+    low, high = (result.value, result.value) if result.interval is None else (result.interval.low, result.interval.high)
+    bound = result.limit.bound
+    span = max(high, bound) - min(low, bound) or abs(bound) or 1.0
+    start, length = min(low, bound) - 0.25 * span, 1.5 * span
+    at = {
+        name: 100 * (value - start) / length
+        for name, value in {"b": bound, "v": result.value, "l": low, "h": high}.items()
+    }
+    at_most = METRICS[result.metric].better == "lower"
+    allowed = (0.0, at["b"]) if at_most else (at["b"], 100.0)
+    return Ruler(
+        limit=at["b"], value=at["v"], low=at["l"], high=at["h"], allowed_from=allowed[0], allowed_to=allowed[1]
+    )
+
+
+def _values(report: Report) -> dict[str, Any]:
+    return {
+        "report": report,
+        "verdict": report.verdict or "NOT GATED",
+        "headline": headline(report.verdict),
+        "gate_counts": gate_counts(report.gates),
+        "bought": table.what_it_bought(report),
+        "columns": table.table_columns(report),
+        "rows": table.table_rows(report),
+        "gates": [
+            {
+                "name": table.NAMES.get(result.metric, result.metric),
+                "limit": table.describe_limit(result.metric, result.limit),
+                "measured": table.describe_gate(result),
+                "ruler": ruler(result),
+                "result": result,
+            }
+            for result in report.gates
+        ],
+    }
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "cell": table.cell_of,
+        "duration": units.format_duration,
+        "metric_name": lambda metric: table.NAMES.get(metric, metric),
+        "plain": _plain,
+        "pipe_safe": lambda text: str(text).replace("|", "\\|").replace("\n", " "),
+    }
+    return environment
+
+
+def _plain(value: Any) -> str:
+    """A fact or a knob as short text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: units.DASH}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return json.dumps(value, ensure_ascii=False, default=str)

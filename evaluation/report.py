@@ -1,0 +1,148 @@
+"""What a run found: a row per artifact with everything measured on it, the gates, the verdict, and where it was run.
+
+A `Report` is a plain value that reads and writes as JSON. `write_report` leaves three files that say the same:
+report.json for programs, report.md for a pull request, report.html (one file, nothing loaded from elsewhere) for
+people.
+"""
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from evaluation.gate import GateResult, Verdict, exit_code
+from evaluation.measurement import Measurement, Value
+
+BASELINE = "baseline"
+FILES = ("report.json", "report.md", "report.html")
+
+
+class ReportError(Exception):
+    """A report cannot be read; the message names the file and the reason."""
+
+
+class Row(Value):
+    """One artifact: the baseline, or what a stage left."""
+
+    name: str
+    """Unique within the report: "baseline", "prune", "distill" ..."""
+    kind: str
+    """The stage that made it; "baseline" for the first row."""
+    form: str
+    key: str = ""
+    """Its key in the run store."""
+    knobs: dict[str, Any] = Field(default_factory=dict)
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """What the stage said about its work."""
+    seconds: float | None = None
+    """How long the stage took when it ran; None for the baseline."""
+    reused: bool = False
+    measurements: list[Measurement] = Field(default_factory=list)
+
+    def measurement(self, metric: str) -> Measurement | None:
+        """What was measured under this metric, if it was."""
+        return next((found for found in self.measurements if found.metric == metric), None)
+
+
+class Report(Value):
+    """Everything that a run found."""
+
+    recipe: str
+    """The recipe's file."""
+    name: str
+    rows: list[Row]
+    """The baseline first, the final artifact last."""
+    gates: list[GateResult] = Field(default_factory=list)
+    verdict: Verdict | None = None
+    """None where the recipe has no gates."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Machine, operating system, versions, threads."""
+    created: datetime
+    folder: Path | None = Field(default=None, exclude=True)
+    """Where its files are; not written into them, so that a run folder can be moved."""
+
+    @property
+    def exit_code(self) -> int:
+        return exit_code(self.verdict)
+
+    @property
+    def final(self) -> Row:
+        """The last artifact: what ships, and what the gates judged."""
+        return self.rows[-1]
+
+    def row(self, name: str) -> Row:
+        """The row of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"expected one of {', '.join(row.name for row in self.rows)}, got {name!r}")
+
+    def measurement(self, row: str, metric: str) -> Measurement | None:
+        """What was measured on that row under that metric, if it was."""
+        return self.row(row).measurement(metric)
+
+    def metrics(self) -> list[str]:
+        """Every metric that any row has, in the order in which they first appear."""
+        return list(dict.fromkeys(found.metric for row in self.rows for found in row.measurements))
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write report.json, report.md and report.html and return their paths; each file is replaced as a whole."""
+    from evaluation.render import render_html, render_markdown
+
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = (report.model_dump_json(indent=2) + "\n", render_markdown(report), render_html(report))
+    paths = [folder / name for name in FILES]
+    for path, text in zip(paths, texts, strict=True):
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return paths
+
+
+def read_report(path: Path) -> Report:
+    """Read a report.json, or the one in a run folder.
+
+    Raises:
+        ReportError: there is none, or it is no report.
+    """
+    file = path / FILES[0] if path.is_dir() else path
+    try:
+        report = Report.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise ReportError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ReportError(f"{file}: expected a report, but {place or 'the file'}: {first['msg']}") from error
+    return report.model_copy(update={"folder": file.parent})
+
+
+HEADLINES: dict[Verdict | None, str] = {
+    "PASS": "Every gate holds: release it.",
+    "FAIL": "It got worse than the recipe allows: do not release it.",
+    "INCONCLUSIVE": "The measurements cannot decide yet: measure more before releasing it.",
+    "INVALID": "It was not measured as asked: this is no verdict on the model.",
+    None: "The recipe sets no gates: nothing was judged.",
+}
+
+
+def headline(verdict: Verdict | None) -> str:
+    """The verdict in a sentence."""
+    return HEADLINES[verdict]
+
+
+def gate_counts(gates: Sequence[GateResult]) -> str:
+    """Such as "1 of 3 gates fails"."""
+    held = sum(result.verdict == "PASS" for result in gates)
+    return f"{held} of {len(gates)} gates {'holds' if held == 1 else 'hold'}" if gates else "no gates"

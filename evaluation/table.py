@@ -1,0 +1,153 @@
+"""The report as rows and columns of finished text, for the terminal's table, Markdown and HTML alike."""
+
+from dataclasses import dataclass
+
+from evaluation.gate import GateResult, Limit
+from evaluation.measurement import METRICS, Measurement
+from evaluation.report import Report
+from evaluation.units import DASH, MINUS, TIMES, format_interval, format_ratio, format_ratio_interval, format_value
+
+COLUMNS: dict[str, str] = {
+    "weight_bytes": "Weights",
+    "perplexity": "Perplexity",
+    "agreement": "Agreement",
+    "prefill_latency": "Prefill",
+    "decode_latency": "Decode",
+}
+"""The metrics of the short table and their headings; the full list is in the details."""
+
+NAMES: dict[str, str] = {
+    "perplexity": "Perplexity",
+    "next_token_accuracy": "Next-token accuracy",
+    "agreement": "Agreement with the baseline",
+    "kl_divergence": "KL divergence from the baseline",
+    "parameters": "Parameters",
+    "nonzero_parameters": "Nonzero parameters",
+    "weight_bytes": "Weights",
+    "disk_bytes": "Size on disk",
+    "peak_memory": "Peak memory",
+    "prefill_latency": "Prefill latency",
+    "decode_latency": "Decode latency per token",
+}
+"""Every metric's name in prose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One figure, as text; each part is empty where there is none."""
+
+    value: str = ""
+    ratio: str = ""
+    interval: str = ""
+    ratio_interval: str = ""
+    invalid: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """One artifact; a cell for each of `table_columns`."""
+
+    name: str
+    form: str
+    reused: bool
+    cells: tuple[Cell, ...]
+
+
+def table_columns(report: Report) -> dict[str, str]:
+    """The columns that at least one row fills: metric -> heading."""
+    measured = report.metrics()
+    return {metric: heading for metric, heading in COLUMNS.items() if metric in measured}
+
+
+def table_rows(report: Report) -> list[TableRow]:
+    """A row per artifact, the baseline first."""
+    return [
+        TableRow(
+            name=row.name,
+            form=row.form,
+            reused=row.reused,
+            cells=tuple(cell_of(row.measurement(metric)) for metric in table_columns(report)),
+        )
+        for row in report.rows
+    ]
+
+
+def cell_of(measurement: Measurement | None) -> Cell:
+    """A measurement as text."""
+    if measurement is None:
+        return Cell()
+    if measurement.invalid:
+        return Cell(value="invalid", invalid=measurement.invalid)
+    interval, ratio = measurement.interval, measurement.ratio
+    return Cell(
+        value=format_value(measurement.metric, measurement.value),
+        interval="" if interval is None else format_interval(measurement.metric, interval, measurement.value),
+        ratio="" if ratio is None else format_ratio(ratio.value),
+        ratio_interval="" if ratio is None or ratio.interval is None else format_ratio_interval(ratio.interval),
+    )
+
+
+def describe_limit(metric: str, limit: Limit) -> str:
+    """Such as "at most 1.100x the baseline" or "at most 30 MB"."""
+    if limit.ratio is not None:
+        side = "at most" if METRICS.get(metric) is None or METRICS[metric].better == "lower" else "at least"
+        return f"{side} {format_ratio(limit.ratio)} the baseline"
+    bound = format_value(metric, limit.bound) if metric in METRICS else f"{limit.bound:g}"
+    return f"{'at most' if limit.max is not None else 'at least'} {bound}"
+
+
+def describe_gate(result: GateResult) -> Cell:
+    """What was compared with the limit, as text."""
+    if result.value is None:
+        return Cell(value=DASH)
+    interval = result.interval
+    if result.limit.ratio is not None:
+        between = "" if interval is None else format_ratio_interval(interval)
+        return Cell(value=format_ratio(result.value), interval=between)
+    between = "" if interval is None else format_interval(result.metric, interval, result.value)
+    return Cell(value=format_value(result.metric, result.value), interval=between)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bought:
+    """One sentence of what the compression bought or cost, in figures."""
+
+    figure: str
+    """Such as "4.1x"."""
+    meaning: str
+    """Such as "smaller weights"."""
+    detail: str
+    """Such as "27.3 MB to 6.7 MB"."""
+
+
+def what_it_bought(report: Report) -> list[Bought]:
+    """The final artifact against the baseline: size, speed, quality, as far as they were measured."""
+    found = [
+        _times_less(report, "weight_bytes", "smaller", "larger"),
+        _times_less(report, "decode_latency", "faster decoding", "slower decoding"),
+        _times_less(report, "prefill_latency", "faster prefill", "slower prefill"),
+        _change(report, "perplexity"),
+    ]
+    return [bought for bought in found if bought is not None]
+
+
+def _times_less(report: Report, metric: str, better: str, worse: str) -> Bought | None:
+    first, last = report.rows[0].measurement(metric), report.final.measurement(metric)
+    if first is None or last is None or last.ratio is None or not last.ratio.value > 0 or first.invalid or last.invalid:
+        return None
+    ratio = last.ratio.value
+    times, meaning = (1 / ratio, better) if ratio <= 1 else (ratio, worse)
+    detail = f"{format_value(metric, first.value)} → {format_value(metric, last.value)}"
+    return Bought(
+        figure=f"{times:.1f}{TIMES}" if times < 100 else f"{times:.0f}{TIMES}", meaning=meaning, detail=detail
+    )
+
+
+def _change(report: Report, metric: str) -> Bought | None:
+    first, last = report.rows[0].measurement(metric), report.final.measurement(metric)
+    if first is None or last is None or last.ratio is None or first.invalid or last.invalid:
+        return None
+    percent = (last.ratio.value - 1) * 100
+    figure = f"{percent:+.1f} %" if abs(percent) < 100 else f"{last.ratio.value:.1f}{TIMES}"
+    detail = f"{format_value(metric, first.value)} → {format_value(metric, last.value)}"
+    return Bought(figure=figure.replace("-", MINUS), meaning=NAMES[metric].lower(), detail=detail)

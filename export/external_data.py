@@ -1,0 +1,154 @@
+"""What an ONNX file may point at: plain files beside it, and nothing else.
+
+An ONNX file is untrusted input. Its weights may lie in "external data" files that it names by a path, an offset and a
+length, and such paths have escaped their folder in several advisories (CVE-2022-25882, CVE-2024-27318, CVE-2024-5187,
+CVE-2025-51480). Here the graph is read first, without its weights, and refused unless every location is a plain file
+in the bundle's own folder, without links, and every range lies inside that file, has the tensor's size and overlaps
+no other. Only then does ONNX Runtime get it, as the very bytes that were checked.
+"""
+
+import math
+import stat
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+GRAPH = "model.onnx"
+
+
+class BundleError(Exception):
+    """A folder is not a bundle that can be used; the message names the file, what was expected and the way out."""
+
+
+class BundleIntegrityError(BundleError):
+    """A bundle is not what was exported: changed, cut short, or pointing outside of itself."""
+
+
+def read_graph(folder: Path) -> "ModelProto":
+    """The bundle's graph without its weights, after checking where those lie.
+
+    Raises:
+        BundleError: there is no graph.
+        BundleIntegrityError: it cannot be parsed, or its external data is not what is described above.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    file = folder / GRAPH
+    if not file.exists():
+        raise BundleError(f"{folder}: expected a bundle with {GRAPH}; give a folder that `demitasse export` wrote")
+    _check_plain(file)
+    try:
+        model = onnx.load_model_from_string(file.read_bytes())
+    except DecodeError as error:
+        raise BundleIntegrityError(f"{file}: expected an ONNX graph ({error}); export it again") from error
+    check_external_data(model, folder)
+    return model
+
+
+def check_external_data(model: "ModelProto", folder: Path) -> None:
+    """Raises BundleIntegrityError unless every external tensor of `model` lies inside a plain file of `folder`, and
+    none overlap.
+    """
+    ranges: dict[str, list[tuple[int, int, str]]] = {}
+    for tensor in _external_tensors(model):
+        location, offset, length = _place(tensor, folder)
+        ranges.setdefault(location, []).append((offset, offset + length, tensor.name))
+    for location, found in ranges.items():
+        found.sort()
+        for (_, end, before), (start, _, after) in pairwise(found):
+            if start < end:
+                raise BundleIntegrityError(
+                    f"{folder / location}: the weights {before!r} and {after!r} overlap; export it again"
+                )
+
+
+def external_files(model: "ModelProto") -> set[str]:
+    """Names of the files that hold external data."""
+    return {_entries(tensor).get("location", "") for tensor in _external_tensors(model)}
+
+
+def _place(tensor: "TensorProto", folder: Path) -> tuple[str, int, int]:
+    entries = _entries(tensor)
+    location = entries.get("location", "")
+    if not location or location in {".", ".."} or any(sign in location for sign in ("/", "\\", ":", "\x00")):
+        raise BundleIntegrityError(
+            f"{folder / GRAPH}: the weight {tensor.name!r} points at {location!r}; "
+            "expected a file in the bundle's own folder"
+        )
+    _check_plain(folder / location)
+    size = (folder / location).stat().st_size
+    expected = tensor_bytes(tensor)
+    try:
+        offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(expected)))
+    except ValueError:
+        offset, length = -1, -1
+    if offset < 0 or length != expected or offset + length > size:
+        raise BundleIntegrityError(
+            f"{folder / location}: the weight {tensor.name!r} needs {expected} bytes, but is said to be {length} bytes "
+            f"at {offset} of {size}; the file was cut short or swapped"
+        )
+    return location, offset, length
+
+
+def _check_plain(file: Path) -> None:
+    try:
+        mode = file.lstat().st_mode
+    except OSError as error:
+        raise BundleIntegrityError(
+            f"{file}: missing or unreadable ({error.strerror}); export the bundle again"
+        ) from error
+    if not stat.S_ISREG(mode):
+        kind = "a link" if stat.S_ISLNK(mode) else "no plain file"
+        raise BundleIntegrityError(
+            f"{file}: expected a plain file, got {kind}; a bundle may not point outside of itself"
+        )
+
+
+def tensor_bytes(tensor: "TensorProto") -> int:
+    """What a tensor's values take."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    count: int = math.prod(tensor.dims)
+    return count * int(tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def _entries(tensor: "TensorProto") -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _external_tensors(model: "ModelProto") -> Iterator["TensorProto"]:
+    from onnx import TensorProto
+
+    for tensor in _tensors_of_graph(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            yield tensor
+    for function in model.functions:
+        for tensor in _tensors_of_nodes(function.node):
+            if tensor.data_location == TensorProto.EXTERNAL:
+                yield tensor
+
+
+def _tensors_of_graph(graph: "GraphProto") -> Iterator["TensorProto"]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: "Iterator[NodeProto] | list[NodeProto]") -> Iterator["TensorProto"]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from _tensors_of_attribute(attribute)
+
+
+def _tensors_of_attribute(attribute: "AttributeProto") -> Iterator["TensorProto"]:
+    if attribute.HasField("t"):
+        yield attribute.t
+    yield from attribute.tensors
+    for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+        yield from _tensors_of_graph(graph)

@@ -1,0 +1,53 @@
+"""What the passes know besides the graph: the weights, and how int8 products are to be laid out."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from export.weights import GraphWeights, Rows
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+SMALLEST_BLOCK = 16
+"""MatMulNBits takes blocks of 16, 32, 64, 128 or 256 columns."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Packed:
+    """One int8 matrix as it stands in the graph: codes [N, blocks, block] uint8 and scales [N, blocks]."""
+
+    codes: "ir.Value"
+    scales: "ir.Value"
+    rows: Rows
+    modules: tuple[str, ...]
+    columns: int
+    block: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PassContext:
+    """Given to every pass."""
+
+    weights: GraphWeights
+    provider: Literal["cpu", "cuda"]
+    block_size: int
+    accuracy_level: int
+    packed: dict[bytes, Packed] = field(default_factory=dict)
+    """Filled as the passes place int8 matrices, by their row numbers: a matrix used twice is stored once."""
+
+
+def block_for(columns: int, wanted: int) -> int:
+    """The largest block of at most `wanted` columns that divides `columns`; where none does, `wanted` itself, the
+    last block padded.
+
+    A row narrower than the block gets the smallest block that holds it.
+    """
+    block = wanted
+    while block >= SMALLEST_BLOCK:
+        if columns % block == 0:
+            return block
+        block //= 2
+    block = wanted
+    while block // 2 >= max(columns, SMALLEST_BLOCK):
+        block //= 2
+    return block

@@ -1,0 +1,65 @@
+"""Proof that the bundle runs where it was asked to: the session's own profile says for every node which provider ran
+it.
+
+Asked for CUDA, every node that computes must have run on CUDA, without a copy between devices inside a step. Shape
+arithmetic (nodes that only ever see integers) belongs on the CPU and is set aside.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.runtime import BundleConfig, OnnxCausalLM
+from export.session import PROVIDERS, Provider, ProviderError, open_session
+
+STEPS = 3
+
+
+def prove_provider(folder: Path, provider: Provider) -> dict[str, Any]:
+    """Run a prompt and a few steps under the profiler; how many nodes ran on which provider.
+
+    Raises:
+        ProviderError: a node that computes ran elsewhere, or data was copied between devices within a step.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        session = open_session(folder, provider=provider, profile=Path(scratch) / "profile")
+        model = OnnxCausalLM(session, BundleConfig.read(folder), provider=provider)
+        model.prefill(np.zeros((1, 2), dtype=np.int64), reserve=STEPS)
+        for _ in range(STEPS):
+            model.step()
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return judge_profile(events, provider)
+
+
+def judge_profile(events: list[dict[str, Any]], provider: Provider) -> dict[str, Any]:
+    """The verdict on a profile: {"provider", "nodes": runs by provider, "shape_arithmetic": runs set aside}.
+
+    Raises:
+        ProviderError: as in `prove_provider`.
+    """
+    runs = [event["args"] for event in events if event.get("cat") == "Node" and event.get("args", {}).get("provider")]
+    if not runs:
+        raise ProviderError(f"{provider}: the session's profile names no node; nothing is proven")
+    expected = PROVIDERS[provider]
+    copies = Counter(run["op_name"] for run in runs if run["op_name"].startswith("Memcpy"))
+    if copies:
+        raise ProviderError(f"{provider}: data is copied between devices inside a step ({_counted(copies)})")
+    elsewhere = [run for run in runs if run["provider"] != expected]
+    aside = [run for run in elsewhere if _sees_integers_only(run)]
+    wrong = Counter(f"{run['op_name']} on {run['provider']}" for run in elsewhere if not _sees_integers_only(run))
+    if wrong:
+        raise ProviderError(f"{provider}: expected every node that computes on {expected}, got {_counted(wrong)}")
+    return {"provider": provider, "nodes": len(runs) - len(aside), "shape_arithmetic": len(aside)}
+
+
+def _sees_integers_only(run: dict[str, Any]) -> bool:
+    types = {kind for entry in run.get("input_type_shape", []) for kind in entry}
+    return all(kind.startswith(("int", "uint", "bool")) for kind in types)
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} x {name}" for name, count in sorted(counts.items()))

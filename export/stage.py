@@ -1,0 +1,173 @@
+"""export: a checkpoint becomes an ONNX bundle that ONNX Runtime runs, proven to compute what the checkpoint computes.
+
+build      mobius-onnx gives the decoder's graph from the config         graph.py
+fill       our passes place the weights, int8 ones bit for bit           passes/, weights.py
+write      graph, data, tokenizer, genai_config.json                     genai.py
+prove      int8 values, provider and parity, on the written files        coverage.py, provider.py, parity.py
+seal       manifest.json                                                 bundle.py
+"""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from compress.stage import Facts, Stage, StageConfig, StageError, StageInput, Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from export.graph import Decoder
+    from export.parity import Ids
+    from export.passes import PassContext
+
+LIBRARIES = ("mobius-onnx", "onnx-ir", "onnxscript", "onnx", "onnxruntime-gpu", "onnxruntime", "transformers", "torch")
+STEPS = 6
+
+
+class ExportConfig(StageConfig):
+    """The knobs of `export`."""
+
+    provider: Literal["cpu", "cuda"] = "cpu"
+    """Where the bundle will run: cpu (float32 activations) or cuda (float16)."""
+    block_size: Literal[16, 32, 64, 128, 256] = 64
+    """Columns per block of an int8 matrix, which is also the grain of activation rounding: larger is faster, smaller
+    is closer.
+    """
+    accuracy_level: Literal[0, 4] | None = None
+    """4: activations are rounded to 8 bits per block, for speed; 0: they are not. Without it: 4 on the cpu, 0 on
+    cuda.
+    """
+    parity_tokens: int = Field(default=128, ge=8, le=4096)
+    """Tokens in each of the rows of calibration text on which parity is checked; the model's context if that is
+    shorter.
+    """
+
+    @property
+    def level(self) -> int:
+        return (4 if self.provider == "cpu" else 0) if self.accuracy_level is None else self.accuracy_level
+
+
+def run(config: ExportConfig, given: StageInput) -> Facts:
+    """Export `given.source` into `given.out`.
+
+    Raises:
+        StageError: the architecture cannot be exported, the provider does not load, or the bundle failed one of its
+        proofs.
+    """
+    from export.coverage import CoverageError
+    from export.parity import ParityError
+    from export.session import ProviderError, check_provider
+    from export.weights import WeightError
+
+    assert given.source is not None
+    try:
+        check_provider(config.provider)
+        with given.progress.task("export", STEPS) as task:
+            return _export(config, given, given.source, task)
+    except (WeightError, CoverageError, ParityError, ProviderError) as error:
+        raise StageError(f"{given.source}: cannot be exported: {error}") from error
+
+
+def _export(config: ExportConfig, given: StageInput, source: "Path", task: Task) -> Facts:
+    from export.bundle import write_manifest
+    from export.external_data import read_graph
+    from export.graph import build_decoder
+    from export.passes import PassContext, apply_passes
+    from export.provider import prove_provider
+
+    decoder = build_decoder(source, config.provider)
+    task.advance(note="graph built")
+    context = PassContext(
+        weights=decoder.weights, provider=config.provider, block_size=config.block_size, accuracy_level=config.level
+    )
+    passes = apply_passes(decoder.model, context)
+    task.advance(note="weights placed")
+    covered = _write(decoder, context, source, given.out)
+    task.advance(note="written")
+    proof = prove_provider(given.out, config.provider)
+    task.advance(note="provider proven")
+    parity = _check_parity(config, given, source, decoder.architecture.max_position_embeddings)
+    task.advance(note="parity holds")
+    about = {
+        "provider": config.provider,
+        "knobs": config.model_dump(mode="json"),
+        "passes": passes,
+        "coverage": covered,
+        "parity": parity,
+        "proof_of_provider": proof,
+        "libraries": _versions(),
+    }
+    write_manifest(given.out, about)
+    read_graph(given.out)
+    task.advance(note="sealed")
+    sizes = {file.name: file.stat().st_size for file in sorted(given.out.iterdir())}
+    return {key: about[key] for key in ("passes", "coverage", "parity", "proof_of_provider")} | {"bytes": sizes}
+
+
+def _write(decoder: "Decoder", context: "PassContext", source: "Path", out: "Path") -> dict[str, Any]:
+    """Write the graph, its data, the tokenizer and genai_config.json; the coverage of what was written."""
+    import onnx_ir
+
+    from export.bundle import DATA
+    from export.coverage import check_carried, coverage
+    from export.external_data import GRAPH, read_graph
+    from export.genai import CONFIG, copy_tokenizer, genai_config, write_json
+
+    onnx_ir.save(decoder.model, out / GRAPH, external_data=DATA)
+    copy_tokenizer(source, out)
+    write_json(out / CONFIG, genai_config(source, decoder.architecture, decoder.model, context.provider))
+    table = context.weights.int8
+    placed = (("+".join(packed.modules), table.matrix(packed.rows)) for packed in context.packed.values())
+    check_carried(out, table.matrices, placed)
+    return coverage(read_graph(out))
+
+
+def _check_parity(config: ExportConfig, given: StageInput, source: "Path", longest: int) -> dict[str, Any]:
+    from compress.checkpoint import load_float_model
+    from export.parity import check_parity
+
+    ids_BT = _parity_rows(given, source, min(config.parity_tokens, longest))
+    return check_parity(given.out, load_float_model(source), ids_BT, config.provider)
+
+
+def _parity_rows(given: StageInput, source: "Path", tokens: int) -> "Ids":
+    """Rows from the start of the calibration text; a text that is too short is repeated."""
+    import numpy as np
+
+    from compress.checkpoint import load_tokenizer
+    from compress.text import read_documents, tokenize
+    from export.parity import ROWS
+
+    if given.calibration_text is None:
+        raise StageError("export checks its bundle on real text: give `data.calibration` (--calibration)")
+    documents = read_documents(given.calibration_text)
+    ids = np.concatenate(
+        tokenize([text[: tokens * ROWS * 20] for text in documents[: ROWS * 8]], load_tokenizer(source))
+    )
+    return np.resize(ids, (ROWS, tokens)).astype(np.int64)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError
+
+    found: dict[str, str] = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # onnxruntime or onnxruntime-gpu: a machine has one of the two
+            continue
+    return found
+
+
+EXPORT: Stage[ExportConfig] = Stage(
+    kind="export",
+    summary="write an ONNX bundle for ONNX Runtime, its int8 weights bit for bit the checkpoint's, parity proven",
+    version=1,
+    config=ExportConfig,
+    takes=frozenset({"dense", "int8"}),
+    leaves="onnx",
+    run=run,
+    materials=lambda config: frozenset({"calibration_text"}),
+    libraries=("mobius-onnx", "onnx-ir", "onnxscript", "onnx", "transformers", "torch"),
+)

@@ -1,0 +1,127 @@
+"""A checkpoint or a bundle measured outside of a recipe: `demitasse evaluate MODEL --test-text FILE --out DIR`.
+
+The same measurements as in a run (`measure.py`), against a baseline where one is named. The report appears when it is
+complete.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from compress.stage import Form, Progress
+from compress.text import TextSource
+from evaluation.measurement import Measurement
+from evaluation.report import BASELINE, Report, Row, write_report
+from recipes.measure import TOKENS_FILE, Baseline, measure_footprint, measure_latency, measure_quality
+from recipes.schema import BenchmarkConfig, EvaluateConfig, available_cores
+from recipes.verbs import VerbError, check_out, form_of, publish, work_folder
+
+MODEL = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appraisal:
+    """What is to be measured, and how."""
+
+    model: Path
+    baseline: Path | None
+    """None: only the model itself is measured, and it stands in the baseline's row."""
+    out: Path
+    test: TextSource
+    quality: EvaluateConfig
+    benchmark: BenchmarkConfig | None
+    """None: no latency."""
+    seed: int = 0
+
+
+def appraise(wanted: Appraisal, progress: Progress, *, log_to: Callable[[Path], None] = lambda folder: None) -> Report:
+    """Measure and write the report into `wanted.out`.
+
+    Raises:
+        VerbError: it cannot be done as asked.
+    """
+    _check(wanted)
+    with work_folder(wanted.out.parent / f".{wanted.out.name}.partial", identity="") as work:
+        log_to(work)
+        folder = work / "report"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        rows = _rows(wanted, folder, progress)
+        report = Report(
+            recipe=f"demitasse evaluate {wanted.model}",
+            name=wanted.model.resolve().name,
+            rows=rows,
+            environment=_environment(),
+            created=datetime.now(UTC),
+        )
+        write_report(report, folder)
+        publish(folder, wanted.out)
+    return report.model_copy(update={"folder": wanted.out})
+
+
+def _check(wanted: Appraisal) -> None:
+    folders = [wanted.model, *([wanted.baseline] if wanted.baseline else [])]
+    problems = [problem for folder in folders for problem in check_out(wanted.out, folder)]
+    if wanted.test.file is not None and not wanted.test.file.is_file():
+        problems.append(f"--test-text: expected an existing file, got {str(wanted.test.file)!r}")
+    if problems:
+        raise VerbError("\n".join(dict.fromkeys(problems)))
+
+
+def _rows(wanted: Appraisal, folder: Path, progress: Progress) -> list[Row]:
+    first = wanted.baseline or wanted.model
+    baseline = Baseline(folder=first, form=form_of(first), scores=folder / BASELINE / TOKENS_FILE)
+    form = form_of(wanted.model)
+    found = {BASELINE: _measure(wanted, first, baseline.form, None, folder / BASELINE, progress)}
+    if wanted.baseline is not None:
+        found[MODEL] = _measure(wanted, wanted.model, form, baseline, folder / MODEL, progress)
+    if wanted.benchmark is not None:
+        latency = measure_latency(
+            baseline, wanted.model, form, config=wanted.benchmark, test=wanted.test, seed=wanted.seed, progress=progress
+        )
+        found[BASELINE] += latency["baseline"]
+        if MODEL in found:
+            found[MODEL] += latency["final"]
+    forms: dict[str, Form] = {BASELINE: baseline.form, MODEL: form}
+    return [Row(name=name, kind=name, form=forms[name], measurements=figures) for name, figures in found.items()]
+
+
+def _measure(
+    wanted: Appraisal, artifact: Path, form: Form, baseline: Baseline | None, out: Path, progress: Progress
+) -> list[Measurement]:
+    out.mkdir()
+    quality = measure_quality(
+        artifact,
+        form,
+        baseline=baseline,
+        config=wanted.quality,
+        test=wanted.test,
+        out=out,
+        progress=progress,
+        label=f"measure {artifact.resolve().name}",
+        seed=wanted.seed,
+    )
+    benchmark = wanted.benchmark or BenchmarkConfig()
+    threads = benchmark.threads or available_cores()
+    return [*quality, *measure_footprint(artifact, form, prompt=benchmark.prompt, threads=threads)]
+
+
+def _environment() -> dict[str, str]:
+    import platform
+    from importlib import metadata
+
+    libraries = ("torch", "transformers", "onnxruntime-gpu")
+    versions = {name: metadata.version(name) for name in libraries if _is_installed(name)}
+    return {"system": platform.platform(), "Python": platform.python_version(), **versions}
+
+
+def _is_installed(name: str) -> bool:
+    from importlib import metadata
+
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,105 @@
+"""What a failure looks like to its user: one clear message and an exit code; a traceback only with `--debug`.
+
+    0 PASS            1 FAIL       2 recipe, usage or bad input
+    3 INCONCLUSIVE    4 INVALID    5 broken integrity    130/143 interrupted
+
+An error class of ours carries a message for the user, so it is foreseen. Any other error is 4: nothing was proven, and
+that must read neither as a regression (1) nor as a release (0).
+"""
+
+import errno
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+BAD_INPUT, INVALID, INTEGRITY, INTERRUPTED, TERMINATED = 2, 4, 5, 130, 143
+OURS = ("compress", "export", "evaluation", "recipes")
+CODES: dict[str, int] = {
+    "IntegrityError": INTEGRITY,
+    "BundleIntegrityError": INTEGRITY,
+    "MeasureError": INVALID,
+}
+"""Our error classes that are not bad input, by name; a class may also say so itself with `exit_code`."""
+
+GOES_ON = "what is finished is kept: run the same command again and it goes on from there"
+WAYS_OUT: dict[int, str] = {
+    errno.ENOSPC: "the disk is full; free some space, or name another folder with --out",
+    errno.EDQUOT: "the disk quota is used up; free some space, or name another folder with --out",
+    errno.EROFS: "the file system is read-only; name another folder with --out",
+    errno.EACCES: "permission denied; name a folder that you may write with --out, or a file that you may read",
+    errno.ENOENT: "no such file or folder",
+}
+
+SIGNS: dict[str, int] = {
+    "No space left on device": errno.ENOSPC,
+    "code: 28": errno.ENOSPC,
+    "Read-only file system": errno.EROFS,
+    "code: 30": errno.EROFS,
+}
+"""How libraries that wrap the system's errors in their own put them (safetensors: "IoError(Os { code: 28 ... })")."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came: unwinds like KeyboardInterrupt, so that nothing is left half-written."""
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether the error's class is one of ours, so that its message is for the user."""
+    return type(error).__module__.partition(".")[0] in OURS
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that an error ends in."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, Terminated):
+        return TERMINATED
+    if is_ours(error):
+        named = [CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in CODES]
+        return int(getattr(error, "exit_code", named[0] if named else BAD_INPUT))
+    return BAD_INPUT if of_the_system(error) else INVALID
+
+
+def message(error: BaseException, *, goes_on: bool = False, log: Path | None = None) -> str:
+    """What to tell the user; `goes_on` where the same command takes up its work again."""
+    if isinstance(error, KeyboardInterrupt | Terminated):
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else "terminated"
+        return f"{what}; {GOES_ON}" if goes_on else what
+    if is_ours(error):
+        return str(error)
+    reason = of_the_system(error)
+    if reason:
+        return reason + (f"; {GOES_ON}" if goes_on else "")
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs, or lower `batch` or the sequence length"
+    where = f"; the libraries' own messages are in {log}" if log else ""
+    return f"unexpected {type(error).__name__}: {error}{where}; run again with --debug for the traceback"
+
+
+def of_the_system(error: BaseException) -> str:
+    """What the operating system refused, and the way out; empty where it refused nothing."""
+    if isinstance(error, OSError):
+        reason = WAYS_OUT.get(error.errno or 0, error.strerror or str(error))
+        return f"{error.filename}: {reason}" if error.filename is not None else reason
+    return next((WAYS_OUT[number] for sign, number in SIGNS.items() if sign in str(error)), "")
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated`, where signals can be caught at all (in the main thread)."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,229 @@
+"""How an artifact of any form is measured: the link between checkpoints and bundles on one side and `evaluation` on the
+other.
+
+    quality     log-probabilities on the test text, through the runtime that the form is for: PyTorch (float32),
+                bitsandbytes, or ONNX Runtime
+    footprint   parameters and bytes, counted; peak memory, of a fresh process (`probe.py`)
+    latency     the PyTorch baseline and the last artifact in one process, in interleaved blocks
+
+Everything heavy is imported when it is needed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress import Form, Progress, TextSource
+from compress.checkpoint import end_of_text, inspect_checkpoint, load_model, load_tokenizer
+from compress.text import read_documents, tokenize
+from evaluation.latency import Arm, latency_measurements, time_arms
+from evaluation.measurement import Measurement
+from evaluation.quality import Scorer, TokenScores, Windows, quality_measurements, score, windows_of
+from recipes.probe import DECODED
+from recipes.schema import BenchmarkConfig, EvaluateConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MEASURE_VERSION = 1
+TOKENS_FILE = "tokens.npz"
+RUNTIMES: dict[str, str] = {
+    "dense": "PyTorch float32",
+    "int8": "PyTorch with bitsandbytes (activations rounded to 8 bits per token)",
+    "onnx": "ONNX Runtime",
+}
+
+
+class MeasureError(Exception):
+    """A measurement could not be taken; the message says of what and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What an artifact is held against."""
+
+    folder: Path
+    form: Form
+    scores: Path
+    """Its own per-token scores, `tokens.npz`, from when it was measured itself."""
+
+
+def measure_quality(
+    artifact: Path,
+    form: Form,
+    *,
+    baseline: Baseline | None,
+    config: EvaluateConfig,
+    test: TextSource,
+    out: Path,
+    progress: Progress,
+    label: str = "measure",
+    seed: int = 0,
+) -> list[Measurement]:
+    """Score the test text: perplexity, accuracy, agreement and KL divergence; per-token scores go to out/tokens.npz.
+
+    Args:
+        baseline: None where the artifact is the baseline itself.
+    """
+    windows = test_windows(artifact if baseline is None else baseline.folder, config, test)
+    with progress.task(label, total=len(windows)) as task:
+        scores = score(
+            open_scorer(artifact, form),
+            windows,
+            None if baseline is None else open_scorer(baseline.folder, baseline.form),
+            batch=config.batch,
+            on_batch=task.advance,
+        )
+    scores.save(out / TOKENS_FILE)
+    against = None if baseline is None else TokenScores.load(baseline.scores)
+    joined = "documents joined" if config.join else "windows within documents"
+    method = (
+        f"{RUNTIMES[form]}; {len(windows)} windows of {config.window} tokens, stride {config.window}, "
+        f"{config.select}, {joined}, no BOS, per token"
+    )
+    return quality_measurements(scores, against, method=method, seed=seed)
+
+
+def test_windows(folder: Path, config: EvaluateConfig, test: TextSource) -> Windows:
+    """The windows of the test text, as this checkpoint's tokenizer cuts it."""
+    documents = tokenize(read_documents(test), load_tokenizer(folder))
+    return windows_of(documents, length=config.window, count=config.windows, select=config.select, join=config.join)
+
+
+def open_scorer(folder: Path, form: Form) -> Scorer:
+    """A callable from token ids [B, T] to next-token scores [B, T, V]."""
+    if form == "onnx":
+        from export.runtime import OnnxCausalLM
+
+        return OnnxCausalLM.open(folder).score
+    return _torch_scorer(load_model(folder))
+
+
+def _torch_scorer(model: "PreTrainedModel") -> Scorer:
+    import torch
+
+    def scorer(ids_BT: NDArray[np.int64]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits_BTV = model(input_ids=torch.from_numpy(ids_BT), use_cache=False).logits
+        return np.asarray(logits_BTV.float().numpy())
+
+    return scorer
+
+
+def measure_footprint(artifact: Path, form: Form, *, prompt: int, threads: int) -> list[Measurement]:
+    """Parameters and bytes, counted, and the peak memory of a fresh process that loads the artifact and decodes.
+
+    Raises:
+        MeasureError: the fresh process failed.
+    """
+    counted = "counted"
+    probed = probe(artifact, form, prompt=prompt, threads=threads)
+    exact = probed["counts"] | _weight_sizes(artifact, form)
+    memory_method = (
+        f"fresh process, libraries included, {RUNTIMES[form]}, {threads} threads, "
+        f"prompt of {prompt} tokens and {DECODED} decoded"
+    )
+    return [
+        *(Measurement(metric=metric, value=value, samples=1, method=counted) for metric, value in exact.items()),
+        Measurement(metric="peak_memory", value=probed["peak_memory"], samples=1, method=memory_method),
+    ]
+
+
+def _weight_sizes(artifact: Path, form: Form) -> dict[str, float]:
+    if form == "onnx":
+        files = [file.stat().st_size for file in artifact.glob("model.onnx*")]
+        return {"weight_bytes": sum(files), "disk_bytes": sum(files)}
+    checkpoint = inspect_checkpoint(artifact)
+    return {"weight_bytes": checkpoint.weight_bytes, "disk_bytes": checkpoint.disk_bytes}
+
+
+def probe(artifact: Path, form: Form, *, prompt: int, threads: int) -> dict[str, Any]:
+    """What `probe.py` says of the artifact, run in a process of its own."""
+    command = [sys.executable, "-m", "recipes.probe", str(artifact), form, str(prompt), str(threads)]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if finished.returncode != 0:
+        last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+        raise MeasureError(
+            f"{artifact}: peak memory could not be measured: the process ended with {finished.returncode} ({last})"
+        )
+    answer: dict[str, Any] = json.loads(finished.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def measure_latency(
+    baseline: Baseline,
+    final: Path,
+    form: Form,
+    *,
+    config: BenchmarkConfig,
+    test: TextSource,
+    seed: int,
+    progress: Progress,
+) -> dict[str, list[Measurement]]:
+    """Prefill and decode latency under "baseline" and "final", timed side by side."""
+    import torch
+
+    torch.set_num_threads(config.threads)
+    prompt_1T = _prompt(baseline.folder, config.prompt, test)
+    arms = {
+        "baseline": open_arm(baseline.folder, baseline.form, prompt_1T, config.threads),
+        "final": open_arm(final, form, prompt_1T, config.threads),
+    }
+    with progress.task("benchmark", total=config.blocks) as task:
+        samples = time_arms(arms, blocks=config.blocks, tokens=config.tokens, seed=seed, on_block=task.advance)
+    return latency_measurements(
+        samples,
+        baseline="baseline",
+        runtimes={"baseline": RUNTIMES[baseline.form], "final": RUNTIMES[form]},
+        protocol=f"{config.threads} threads, prompt of {config.prompt} tokens, {config.tokens} steps, batch 1, greedy",
+        seed=seed,
+    )
+
+
+def _prompt(folder: Path, length: int, test: TextSource) -> NDArray[np.int64]:
+    """The first tokens of the test text, shape (1, length)."""
+    tokenizer = load_tokenizer(folder)
+    documents = tokenize(read_documents(test), tokenizer)
+    ids = np.concatenate([np.append(document, end_of_text(tokenizer)) for document in documents])
+    if len(ids) < length:
+        raise MeasureError(f"{test}: expected at least {length} tokens for the benchmark's prompt, got {len(ids)}")
+    return ids[None, :length]
+
+
+def open_arm(folder: Path, form: Form, prompt_1T: NDArray[np.int64], threads: int) -> Arm:
+    """An arm of the latency benchmark: prefill with the prompt, then greedy steps on the warm cache."""
+    if form == "onnx":
+        from export.runtime import OnnxCausalLM
+
+        bundle = OnnxCausalLM.open(folder, threads=threads)
+        return Arm(prefill=lambda: bundle.prefill(prompt_1T), decode=bundle.step)
+    return _torch_arm(load_model(folder), prompt_1T)
+
+
+def _torch_arm(model: "PreTrainedModel", prompt_1T: NDArray[np.int64]) -> Arm:
+    """PyTorch as one would serve it without further tools: a growing cache, logits of the last position only."""
+    import torch
+
+    state: dict[str, Any] = {}
+
+    def forward(ids_1T: "torch.Tensor", cache: Any) -> int:
+        with torch.inference_mode():
+            answer = model(input_ids=ids_1T, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            state["cache"], state["next"] = answer.past_key_values, answer.logits[:, -1].argmax(dim=-1, keepdim=True)
+        return int(state["next"])
+
+    prompt = torch.from_numpy(prompt_1T)
+    step: Callable[[], int] = lambda: forward(state["next"], state["cache"])  # noqa: E731 (two closures over one state)
+    return Arm(prefill=lambda: forward(prompt, None), decode=step)

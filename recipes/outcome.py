@@ -1,0 +1,176 @@
+"""What a command ends with: the table of a report, the gates and the verdict; and facts as lines.
+
+The figures come as finished text from evaluation's table; here they only get their places and colors.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evaluation.gate import GateResult, Verdict
+from evaluation.report import Report, Row, headline
+from evaluation.table import Cell, cell_of, describe_gate, describe_limit, table_columns, table_rows
+from evaluation.units import format_duration, format_value
+
+if TYPE_CHECKING:
+    from export.bundle import BundleSummary
+    from recipes.doctor import Finding
+    from recipes.planning import Plan, PlannedStep
+
+COLORS: dict[Verdict | None, str] = {
+    "PASS": "bold green",
+    "FAIL": "bold red",
+    "INCONCLUSIVE": "bold yellow",
+    "INVALID": "bold magenta",
+    None: "bold",
+}
+ESTIMATES = ("Memory", "Disk", "Time")
+SHORT = ("weight_bytes", "perplexity")
+"""What the line about a finished stage tells."""
+
+
+def show_row(console: Console, row: Row) -> None:
+    """One line about an artifact that is finished and measured."""
+    figures = [_short(cell_of(row.measurement(metric)), metric) for metric in SHORT]
+    spent = "reused" if row.reused else "" if row.seconds is None else format_duration(row.seconds)
+    parts = [
+        f"[green]done[/] {escape(row.name):<12}",
+        *(escape(figure) for figure in figures if figure),
+        f"[dim]{spent}[/]",
+    ]
+    console.print("  ".join(parts), soft_wrap=True)
+
+
+def _short(cell: Cell, metric: str) -> str:
+    name = {"weight_bytes": "", "perplexity": "perplexity "}[metric]
+    ratio = f" ({cell.ratio})" if cell.ratio else ""
+    return f"{name}{cell.value}{ratio}" if cell.value else ""
+
+
+def show_report(console: Console, report: Report) -> None:
+    """The table with a row per artifact, every gate, the verdict and where to read more."""
+    console.print()
+    console.print(report_table(report))
+    if report.gates:
+        console.print(gate_table(report.gates))
+    name = report.verdict or "NOT GATED"
+    console.print(f"[{COLORS[report.verdict]}]{name}[/]  {escape(headline(report.verdict))}", soft_wrap=True)
+    if report.folder is not None:
+        console.print(f"report: {escape(str(report.folder / 'report.html'))}", soft_wrap=True)
+
+
+def report_table(report: Report) -> Table:
+    """A row per artifact: each figure with its ratio to the baseline."""
+    table = _table("Stage")
+    for heading in table_columns(report).values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in table_rows(report):
+        table.add_row(escape(row.name), *(_figure(cell) for cell in row.cells))
+    return table
+
+
+def _figure(cell: Cell) -> str:
+    if cell.invalid:
+        return "[magenta]invalid[/]"
+    return f"{escape(cell.value)}  [dim]{escape(cell.ratio)}[/]" if cell.ratio else escape(cell.value)
+
+
+def gate_table(gates: list[GateResult]) -> Table:
+    """A row per gate: what was asked, what came, the verdict and its reason."""
+    table = _table("Gate")
+    for heading in ("Limit", "Measured", "95 % interval", "Verdict", "Why"):
+        table.add_column(heading, no_wrap=heading != "Why")
+    for gate in gates:
+        cell = describe_gate(gate)
+        verdict = f"[{COLORS[gate.verdict]}]{gate.verdict}[/]"
+        limit = describe_limit(gate.metric, gate.limit)
+        table.add_row(
+            gate.metric, escape(limit), escape(cell.value), escape(cell.interval), verdict, escape(gate.detail)
+        )
+    return table
+
+
+def show_plan(console: Console, plan: "Plan") -> None:
+    """A row per stage, and what all of it takes."""
+    head = f"{plan.recipe}: from {plan.model} into {shown_path(plan.out)}"
+    console.print(escape(head), soft_wrap=True)
+    table = _table("Stage")
+    for heading in ("Leaves", "State", "Memory", "Disk", "Time", "Knobs"):
+        table.add_column(heading, no_wrap=heading != "Knobs", justify="right" if heading in ESTIMATES else "left")
+    for step in plan.steps:
+        state = "[green]cached[/]" if step.cached else "to do"
+        knobs = ", ".join(f"{name} {value}" for name, value in step.knobs.items() if value is not None)
+        table.add_row(escape(f"{step.number} {step.name}"), step.form, state, *_estimate(step), escape(knobs))
+    console.print(table)
+    left = sum(not step.cached for step in plan.steps)
+    memory, disk = format_value("peak_memory", plan.memory), format_value("disk_bytes", plan.disk)
+    todo = f"to do: about {format_duration(plan.seconds)}, {disk} of disk, {memory} of memory; measurements come on top"
+    console.print(todo if left else "everything is cached", soft_wrap=True)
+
+
+def _estimate(step: "PlannedStep") -> tuple[str, str, str]:
+    if step.cached:
+        return "", "", ""
+    estimate = step.estimate
+    memory, disk = format_value("peak_memory", estimate.memory), format_value("disk_bytes", estimate.disk)
+    return memory, disk, format_duration(estimate.seconds)
+
+
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    """What a stage says about its work; long lists and nested values are only counted."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), escape(_fact(value)))
+    return table
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, Mapping) and value and not any(isinstance(inner, list | Mapping) for inner in value.values()):
+        return ", ".join(f"{name.replace('_', ' ')} {_fact(inner)}" for name, inner in value.items())
+    if isinstance(value, list | Mapping):
+        return f"{len(value)} entries"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def show_bundle(console: Console, summary: "BundleSummary") -> None:
+    """What a verified bundle is."""
+    versions = ", ".join(f"{name} {version}" for name, version in summary.libraries.items())
+    size = format_value("disk_bytes", summary.size)
+    console.print(f"[bold green]whole[/]  {escape(shown_path(summary.folder))}", soft_wrap=True)
+    lines = {"files": f"{summary.files}, {size}", "provider": summary.provider, "made with": versions}
+    console.print(facts_table({**lines, **summary.coverage, **summary.parity}))
+
+
+def show_list(console: Console, heading: str, entries: Sequence[tuple[str, str]]) -> None:
+    """A heading and its names, with one line each."""
+    console.print(f"[bold]{escape(heading)}[/]")
+    width = max((len(name) for name, _ in entries), default=0)
+    for name, line in entries:
+        console.print(f"  {escape(name):<{width}}  {escape(line)}", soft_wrap=True)
+
+
+def show_finding(console: Console, finding: "Finding") -> None:
+    """One line of the doctor's, and what to do below it."""
+    color = {"ok": "green", "note": "yellow", "missing": "red"}[finding.status]
+    head = f"[{color}]{finding.status:<7}[/]  {escape(finding.subject):<22}"
+    console.print(f"{head}  {escape(finding.found)}", soft_wrap=True)
+    if finding.advice:
+        console.print(f"{'':33}[dim]->[/] {escape(finding.advice)}", soft_wrap=True)
+
+
+def shown_path(path: Path) -> str:
+    """A path as short as it can be: from the working directory where it lies below that."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+
+def _table(first: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column(first, no_wrap=True)
+    return table

@@ -1,0 +1,79 @@
+"""Peak memory of a process that loads one artifact and decodes with it: `python -m recipes.probe FOLDER FORM PROMPT
+THREADS`.
+
+It is a process of its own because peak memory belongs to a process: inside a longer one, earlier work would be
+counted in. The last line of its output is JSON: {"peak_memory": bytes, "counts": {"parameters": n,
+"nonzero_parameters": n}}. A bundle's process never imports PyTorch.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DECODED = 8
+KIBIBYTE = 1024
+
+
+def main() -> None:
+    """Print the answer for the arguments given."""
+    folder, form, prompt, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    counts = _run_bundle(folder, prompt, threads) if form == "onnx" else _run_checkpoint(folder, prompt, threads)
+    print(json.dumps({"peak_memory": peak_memory(), "counts": counts}))
+
+
+def peak_memory() -> int:
+    """Bytes of this process's peak resident memory.
+
+    On Linux getrusage carries the parent's peak across exec, so there the address space's own mark is read.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * KIBIBYTE
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _run_bundle(folder: Path, prompt: int, threads: int) -> dict[str, int]:
+    from export.runtime import OnnxCausalLM
+
+    model = OnnxCausalLM.open(folder, threads=threads)
+    model.prefill(np.ones((1, prompt), dtype=np.int64))
+    for _ in range(DECODED):
+        model.step()
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return {"parameters": manifest["parameters"], "nonzero_parameters": manifest["nonzero_parameters"]}
+
+
+def _run_checkpoint(folder: Path, prompt: int, threads: int) -> dict[str, int]:
+    import torch
+
+    from compress.checkpoint import load_model
+
+    torch.set_num_threads(threads)
+    model = load_model(folder)
+    with torch.inference_mode():
+        answer = model(input_ids=torch.ones((1, prompt), dtype=torch.int64), use_cache=True)
+        for _ in range(DECODED):
+            following = answer.logits[:, -1:].argmax(dim=-1)
+            answer = model(input_ids=following, past_key_values=answer.past_key_values, use_cache=True)
+    return count_parameters(model)
+
+
+def count_parameters(model: "nn.Module") -> dict[str, int]:
+    """Weights of a PyTorch model, a tied one counted once, and how many are not exactly zero."""
+    parameters = list(model.parameters())
+    return {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "nonzero_parameters": sum(int(parameter.count_nonzero()) for parameter in parameters),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,398 @@
+"""A recipe is carried out: every stage made or reused, measured, at the end timed, judged and reported.
+
+    source -> check -> measure baseline -> [stage -> measure] ... -> time baseline against last -> judge -> report
+
+Everything that takes long is a result in the run store (`store.py`), the measurements too, so that the same recipe
+again takes seconds, imports no PyTorch, and ends in the same verdict. A latency is only valid on the machine it was
+taken on: its key holds the processor and the threads.
+
+Baseline: the source checkpoint, or, where a recipe starts from nothing, its first artifact.
+"""
+
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from compress import Form, Progress, Silent, StageInput
+from evaluation.gate import judge, overall
+from evaluation.measurement import Measurement, Ratio
+from evaluation.report import Report, Row, write_report
+from recipes import measure
+from recipes.errors import Problem, RecipeError, raise_problems
+from recipes.failures import of_the_system
+from recipes.planning import Step, chain, estimates, run_folder
+from recipes.preflight import VERSION, check_model, check_room, check_texts
+from recipes.schema import BenchmarkConfig, Recipe, Stages, available_cores
+from recipes.source import NOTHING, Source, resolve
+from recipes.store import Artifact, Store, StoreError, versions
+
+LOG = "log.txt"
+FINAL = "final"
+LIBRARIES: dict[Form, tuple[str, ...]] = {
+    "dense": ("torch", "transformers", "tokenizers", "numpy", "scipy"),
+    "int8": ("torch", "transformers", "tokenizers", "numpy", "scipy", "bitsandbytes"),
+    "onnx": ("transformers", "tokenizers", "numpy", "scipy", "onnxruntime", "onnxruntime-gpu"),
+}
+"""What computes a measurement of an artifact of each form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meter:
+    """How artifacts are measured; see `measure.py`, whose functions are the default."""
+
+    version: int = measure.MEASURE_VERSION
+    quality: Callable[..., list[Measurement]] = measure.measure_quality
+    footprint: Callable[..., list[Measurement]] = measure.measure_footprint
+    latency: Callable[..., dict[str, list[Measurement]]] = measure.measure_latency
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
+    stages: Stages | None = None,
+    meter: Meter | None = None,
+) -> Report:
+    """Carry out a recipe in the folder `out` (default: runs/<name>) and return its report, which is also written there.
+
+    Args:
+        on_row: told of every artifact as soon as it is made (or found again) and measured; latencies come at the end.
+        stages: the kinds of stages (default: all of demitasse's).
+        meter: how to measure (default: `measure.py`).
+
+    Raises:
+        RecipeError: something that is known before anything runs is wrong: all of it in one message.
+        IntegrityError: a stored result is not what was stored.
+        StoreError: the folder cannot be written.
+    """
+    folder = run_folder(recipe, out).absolute()
+    _make_writable(folder)
+    log, store = _Log(folder / LOG), Store(folder / "artifacts")
+    log(f"run {recipe.path or recipe.name}, seed {recipe.seed}")
+    source, steps = _checked(recipe, store, stages)
+    engine = _Engine(
+        recipe=recipe,
+        source=source,
+        steps=steps,
+        store=store,
+        progress=progress or Silent(),
+        meter=meter or Meter(),
+        log=log,
+    )
+    report = _judged(recipe, engine.carry_out(on_row), folder)
+    with _writing():
+        write_report(report, folder)
+        _point_at(folder / FINAL, engine.subjects[-1].folder)
+    log(f"verdict {report.verdict or 'none: nothing is gated'}")
+    return report
+
+
+def _checked(recipe: Recipe, store: Store, stages: Stages | None) -> tuple[Source, tuple[Step, ...]]:
+    """The source and the stages, once everything that is wrong before anything runs has been raised in one message."""
+    errors: list[str] = []
+    source, steps = NOTHING, tuple[Step, ...]()
+    try:
+        source = resolve(recipe)
+        steps = tuple(chain(recipe, source, stages))
+        raise_problems([*check_model(recipe, source, steps), *_check_room(recipe, source, steps, store)])
+    except RecipeError as error:
+        errors += error.errors
+    texts = {key: text.digest() for key, text in recipe.data if text is not None}
+    try:
+        store.obtain("texts", {"version": VERSION, "texts": texts}, lambda files, scratch: _overlaps(recipe))
+    except RecipeError as error:
+        errors += error.errors
+    if errors:
+        raise RecipeError(errors)
+    return source, steps
+
+
+def _check_room(recipe: Recipe, source: Source, steps: tuple[Step, ...], store: Store) -> list[Problem]:
+    """Disk and memory, for the stages that are not in the store."""
+    each = zip(steps, estimates(steps, source), strict=True)
+    missing = [(step, estimate) for step, estimate in each if not store.has(step.stage.kind, step.key)]
+    return check_room(recipe, store.root, missing)
+
+
+def _overlaps(recipe: Recipe) -> dict[str, Any]:
+    return {key: asdict(overlap) for key, overlap in check_texts(recipe).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """Something that is measured: the source, or what a stage left."""
+
+    key: str
+    form: Form
+    folder: Path
+
+
+@dataclass(kw_only=True)
+class _Engine:
+    """A run under way."""
+
+    recipe: Recipe
+    source: Source
+    steps: tuple[Step, ...]
+    store: Store
+    progress: Progress
+    meter: Meter
+    log: "_Log"
+    subjects: list[_Subject] = field(default_factory=list)
+    """What is measured, the baseline first."""
+    baseline: measure.Baseline | None = None
+    """The first of them with its scores, once it is measured."""
+
+    def carry_out(self, on_row: Callable[[Row], None]) -> list[Row]:
+        """Every stage, measured: a row each, the baseline first."""
+        rows: list[Row] = []
+        if self.source.folder is not None:
+            self.subjects.append(_Subject(key=self.source.key, form=self.source.form, folder=self.source.folder))
+            measured, reused = self._measure("baseline", self.subjects[0], None)
+            rows.append(_row("baseline", "baseline", self.subjects[0], reused=reused, measurements=measured))
+            on_row(rows[0])
+        for step in self.steps:
+            artifact = self._make(step)
+            self.subjects.append(_Subject(key=artifact.key, form=step.stage.leaves, folder=artifact.files))
+            measured, _ = self._measure(step.name, self.subjects[-1], rows[0] if rows else None)
+            knobs = step.config.model_dump(mode="json")
+            row = _row(step.name, step.stage.kind, self.subjects[-1], reused=artifact.reused, measurements=measured)
+            rows.append(row.model_copy(update={"knobs": knobs, "facts": artifact.facts, "seconds": artifact.seconds}))
+            on_row(rows[-1])
+        return self._timed(rows)
+
+    def _make(self, step: Step) -> Artifact:
+        """The artifact of a stage."""
+        before = self.subjects[-1].folder if self.subjects else None
+        first = self.subjects[0] if self.subjects else None
+        data = self.recipe.data
+
+        def make(files: Path, scratch: Path) -> dict[str, Any]:
+            given = StageInput(
+                source=before,
+                out=files,
+                scratch=scratch,
+                seed=self.recipe.seed,
+                teacher=first.folder if first is not None and first.form == "dense" else None,
+                train_text=data.train,
+                calibration_text=data.calibration,
+                progress=self.progress,
+            )
+            return step.stage.run(step.config, given)
+
+        return self._obtain(step.stage.kind, step.identity, make)
+
+    def _measure(self, name: str, subject: _Subject, baseline: Row | None) -> tuple[list[Measurement], bool]:
+        """Quality and footprint of an artifact; and whether both were known."""
+        quality, footprint = self._quality(name, subject), self._footprint(subject)
+        counted = _measurements(footprint.facts["measurements"])
+        if baseline is not None:
+            counted = [_compared(measurement, baseline) for measurement in counted]
+        return [*_measurements(quality.facts["measurements"]), *counted], quality.reused and footprint.reused
+
+    def _quality(self, name: str, subject: _Subject) -> Artifact:
+        recipe, first = self.recipe, self.subjects[0]
+        identity = {
+            "version": self.meter.version,
+            "artifact": subject.key,
+            "form": subject.form,
+            "baseline": None if subject is first else first.key,
+            "evaluate": recipe.evaluate.model_dump(mode="json"),
+            "test": recipe.data.test.digest(),
+            "seed": recipe.seed,
+            "libraries": versions(tuple({*LIBRARIES[subject.form], *LIBRARIES[first.form]})),
+        }
+
+        def make(files: Path, scratch: Path) -> dict[str, Any]:
+            taken = self.meter.quality(
+                subject.folder,
+                subject.form,
+                baseline=self.baseline,
+                config=recipe.evaluate,
+                test=recipe.data.test,
+                out=files,
+                progress=self.progress,
+                label=f"measure {name}",
+                seed=recipe.seed,
+            )
+            return {"measurements": _plain(taken)}
+
+        found = self._obtain("quality", identity, make)
+        if subject is first:
+            self.baseline = measure.Baseline(
+                folder=first.folder, form=first.form, scores=found.files / measure.TOKENS_FILE
+            )
+        return found
+
+    def _footprint(self, subject: _Subject) -> Artifact:
+        benchmark = self.recipe.benchmark or BenchmarkConfig()
+        identity = {
+            "version": self.meter.version,
+            "artifact": subject.key,
+            "form": subject.form,
+            "prompt": benchmark.prompt,
+            "threads": benchmark.threads,
+            "platform": platform.platform(),
+            "libraries": versions(LIBRARIES[subject.form]),
+        }
+
+        def make(files: Path, scratch: Path) -> dict[str, Any]:
+            taken = self.meter.footprint(
+                subject.folder, subject.form, prompt=benchmark.prompt, threads=benchmark.threads
+            )
+            return {"measurements": _plain(taken)}
+
+        return self._obtain("footprint", identity, make)
+
+    def _timed(self, rows: list[Row]) -> list[Row]:
+        """The rows with the latencies of the first and the last one."""
+        recipe, config = self.recipe, self.recipe.benchmark
+        if config is None:
+            return rows
+        first, last = self.subjects[0], self.subjects[-1]
+        identity = {
+            "version": self.meter.version,
+            "baseline": first.key,
+            "artifact": last.key,
+            "form": last.form,
+            "benchmark": config.model_dump(mode="json"),
+            "test": recipe.data.test.digest(),
+            "seed": recipe.seed,
+            "processor": processor(),
+            "cores": available_cores(),
+            "libraries": versions(tuple({*LIBRARIES[first.form], *LIBRARIES[last.form]})),
+        }
+
+        def make(files: Path, scratch: Path) -> dict[str, Any]:
+            taken = self.meter.latency(
+                self.baseline,
+                last.folder,
+                last.form,
+                config=config,
+                test=recipe.data.test,
+                seed=recipe.seed,
+                progress=self.progress,
+            )
+            return {name: _plain(found) for name, found in taken.items()}
+
+        facts = self._obtain("latency", identity, make).facts
+        timed = [_with(rows[0], facts["baseline"]), *rows[1:]]
+        return timed if len(rows) == 1 else [*timed[:-1], _with(rows[-1], facts["final"])]
+
+    def _obtain(self, kind: str, identity: Mapping[str, Any], make: Callable[[Path, Path], dict[str, Any]]) -> Artifact:
+        found = self.store.obtain(kind, identity, make, waiting=lambda holder: self._waiting(kind, holder))
+        what = "reused" if found.reused else f"made in {found.seconds:.1f} s"
+        self.log(f"{kind} {found.folder.name} {what}")
+        return found
+
+    def _waiting(self, kind: str, holder: str) -> AbstractContextManager[Any]:
+        self.log(f"{kind}: waiting for process {holder}, which is making it")
+        return self.progress.task(f"{kind}: waiting for process {holder}", total=1)
+
+
+def _row(name: str, kind: str, subject: _Subject, *, reused: bool, measurements: list[Measurement]) -> Row:
+    return Row(name=name, kind=kind, form=subject.form, key=subject.key, reused=reused, measurements=measurements)
+
+
+def _with(row: Row, more: list[Any]) -> Row:
+    return row.model_copy(update={"measurements": [*row.measurements, *_measurements(more)]})
+
+
+def _plain(measurements: list[Measurement]) -> list[dict[str, Any]]:
+    return [measurement.model_dump(mode="json") for measurement in measurements]
+
+
+def _measurements(plain: list[Any]) -> list[Measurement]:
+    return [Measurement.model_validate(values) for values in plain]
+
+
+def _compared(measurement: Measurement, baseline: Row) -> Measurement:
+    """A counted figure with its ratio to the baseline's."""
+    other = baseline.measurement(measurement.metric)
+    if measurement.ratio is not None or other is None or not other.value:
+        return measurement
+    return measurement.model_copy(update={"ratio": Ratio(value=measurement.value / other.value)})
+
+
+def _judged(recipe: Recipe, rows: list[Row], folder: Path) -> Report:
+    """The report: gates are about the last row."""
+    gates = judge(recipe.gate, {measurement.metric: measurement for measurement in rows[-1].measurements})
+    return Report(
+        recipe=recipe.path.name if recipe.path else recipe.name,
+        name=recipe.name,
+        rows=rows,
+        gates=gates,
+        verdict=overall(gates),
+        environment=environment(recipe),
+        created=datetime.now(UTC),
+        folder=folder,
+    )
+
+
+def environment(recipe: Recipe) -> dict[str, str]:
+    """The machine and the versions that a report was made with."""
+    import psutil
+
+    everything = {library for libraries in LIBRARIES.values() for library in libraries}
+    found = {name: version for name, version in versions(tuple(everything)).items() if version != "absent"}
+    return {
+        "processor": processor(),
+        "cores": str(available_cores()),
+        "threads": str(recipe.benchmark.threads) if recipe.benchmark else "library default",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    } | found
+
+
+def processor() -> str:
+    """The processor's model name, as well as it can be told."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()} ({platform.machine()})"
+    return f"{platform.processor() or 'unknown'} ({platform.machine()})"
+
+
+class _Log:
+    """The run folder's log: what was made, what was reused, how it ended."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __call__(self, text: str) -> None:
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} [{os.getpid()}] {text}\n")
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """A folder that cannot be written becomes one clear message."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(of_the_system(error)) from error
+
+
+def _make_writable(folder: Path) -> None:
+    """Make the run folder, and see that it can be written, before anything runs."""
+    probe = folder / f".probe.{os.getpid()}"
+    with _writing():
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+
+
+def _point_at(link: Path, target: Path) -> None:
+    """A link to the last artifact's files, replaced as a whole; where there are no links, the report names the key."""
+    unfinished = link.with_name(f".{link.name}.{os.getpid()}")
+    with suppress(OSError):
+        unfinished.symlink_to(os.path.relpath(target, link.parent))
+        unfinished.replace(link)

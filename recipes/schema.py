@@ -1,0 +1,190 @@
+"""What a recipe is, once it has been loaded: a frozen value without any open question, and its JSON Schema for editors.
+
+The knobs of a stage live beside the stage's own code; here is only what surrounds the stages: the model, the texts, how
+to measure and what to require. `loader.py` makes a Recipe of a file, and finds everything that is wrong with it.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, SkipValidation, model_validator
+from pydantic.json_schema import models_json_schema
+
+from compress import Stage, StageConfig, TextSource
+from evaluation.gate import Limit
+from evaluation.measurement import METRICS
+from recipes.errors import Locations
+
+Stages = Mapping[str, Stage[Any]]
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelSource(Section):
+    """Where the model is: a folder, or a model of the Hugging Face hub at a pinned commit."""
+
+    folder: Path | None = None
+    """A Hugging Face checkpoint folder: config.json, *.safetensors and the tokenizer."""
+    hub: str | None = None
+    """A model's id on the Hugging Face hub, such as "HuggingFaceTB/SmolLM2-135M-Instruct"."""
+    revision: str | None = None
+    """The model's commit hash on the hub, so that the model cannot change under a recipe."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"folder": value} if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "ModelSource":
+        if (self.folder is None) == (self.hub is None):
+            raise ValueError("expected either `folder` or `hub`")
+        if self.hub is not None and (self.revision is None or not COMMIT.fullmatch(self.revision)):
+            raise ValueError(
+                f"expected {pinned(self.hub)}, got {f'revision {self.revision!r}' if self.revision else 'no revision'}"
+            )
+        if self.folder is not None and self.revision is not None:
+            raise ValueError("expected `revision` only beside `hub`; a folder has none")
+        return self
+
+    def __str__(self) -> str:
+        return str(self.folder) if self.folder is not None else f"{self.hub}@{self.revision}"
+
+
+def pinned(hub: str) -> str:
+    """How a model of the hub is written so that it cannot change: the way out of the error about one that could."""
+    return (
+        f"a pinned model {{hub: {hub}, revision: <commit hash of 40 hex digits>}} "
+        f"(the hash stands at https://huggingface.co/{hub}/commits/main)"
+    )
+
+
+class DataConfig(Section):
+    """The texts of a recipe."""
+
+    train: TextSource | None = None
+    """What stages train on."""
+    calibration: TextSource | None = None
+    """What stages look at to decide what matters; never the test text."""
+    test: TextSource
+    """What every artifact is measured on; no stage sees it."""
+
+
+class EvaluateConfig(Section):
+    """How quality is measured on the test text."""
+
+    window: int = Field(default=256, ge=2)
+    """Tokens per window; a window never crosses documents unless `join` is set."""
+    windows: int | None = Field(default=128, ge=1)
+    """How many windows; null: all of them."""
+    select: Literal["even", "first"] = "even"
+    """Which windows: spread evenly over the text, or the first ones."""
+    join: bool = False
+    """Lay the documents end to end and cut that stream, as published WikiText figures do."""
+    batch: int = Field(default=8, ge=1)
+    """Windows per forward pass."""
+
+
+class BenchmarkConfig(Section):
+    """How latency is measured: the PyTorch baseline and the last artifact in randomly ordered blocks, batch 1."""
+
+    prompt: int = Field(default=128, ge=1)
+    """Tokens of the prompt."""
+    tokens: int = Field(default=64, ge=1)
+    """Tokens decoded after it."""
+    blocks: int = Field(default=15, ge=3)
+    """Timed blocks; more of them give narrower intervals."""
+    threads: int = Field(default_factory=available_cores, ge=1)
+    """CPU threads of both; default: every core that is available."""
+
+
+class PlannedStage(Section):
+    """A stage of a recipe: its kind and its knobs."""
+
+    kind: str
+    config: SerializeAsAny[StageConfig]
+
+
+class Recipe(Section):
+    """A whole recipe, checked."""
+
+    name: str
+    """The file's name without its ending; the run folder is called after it."""
+    model: ModelSource | None = None
+    """The model to compress; None only where the first stage makes one."""
+    data: DataConfig
+    stages: tuple[PlannedStage, ...] = ()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    benchmark: BenchmarkConfig | None = None
+    """None: no latency is measured."""
+    gate: dict[str, Limit] = Field(default_factory=dict)
+    """What must hold for a release, by metric."""
+    seed: int = 0
+    path: Path | None = None
+    """The file it was loaded from."""
+    where: SkipValidation[Locations] = Field(default_factory=Locations, exclude=True, repr=False)
+    """Where each key stands, for the errors found later."""
+
+
+def json_schema(stages: Stages | None = None) -> dict[str, Any]:
+    """JSON Schema of a recipe file, for completion and checks in editors; a stage is told by its key."""
+    if stages is None:
+        from recipes.stages import STAGES
+
+        stages = STAGES
+    sections: list[type[BaseModel]] = [ModelSource, DataConfig, TextSource, EvaluateConfig, BenchmarkConfig, Limit]
+    models = [*sections, *(stage.config for stage in stages.values())]
+    references, definitions = models_json_schema([(model, "validation") for model in dict.fromkeys(models)])
+    refs = {model: dict(reference) for (model, _), reference in references.items()}
+    for short in (ModelSource, TextSource):
+        name = refs[short]["$ref"].removeprefix("#/$defs/")
+        definitions["$defs"][name] = {"anyOf": [{"type": "string"}, definitions["$defs"][name]]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "demitasse recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["data", "stages"],
+        "properties": {
+            "model": refs[ModelSource],
+            "data": refs[DataConfig],
+            "stages": {"type": "array", "items": {"oneOf": _stage_items(stages, refs)}},
+            "evaluate": refs[EvaluateConfig],
+            "benchmark": refs[BenchmarkConfig],
+            "gate": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": dict.fromkeys(METRICS, refs[Limit]),
+            },
+            "seed": {"type": "integer", "minimum": 0, "default": 0},
+        },
+        **definitions,
+    }
+
+
+def _stage_items(stages: Stages, refs: Mapping[Any, dict[str, Any]]) -> list[dict[str, Any]]:
+    bare = {"enum": sorted(stages), "description": "a stage with its default knobs"}
+    keyed = [
+        {
+            "type": "object",
+            "description": stage.summary,
+            "additionalProperties": False,
+            "required": [kind],
+            "properties": {kind: {"anyOf": [refs[stage.config], {"type": "null"}]}},
+        }
+        for kind, stage in stages.items()
+    ]
+    return [bare, *keyed]

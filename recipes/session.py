@@ -1,0 +1,38 @@
+"""The frame of every command: the terminal is opened, what goes wrong becomes one message and an exit code."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from recipes.failures import Terminated, exit_code, message, terminable
+from recipes.outcome import shown_path
+from recipes.terminal import Terminal, open_terminal
+
+
+@contextmanager
+def session(*, debug: bool, goes_on: bool = False) -> Iterator[Terminal]:
+    """A terminal for one command; `goes_on` where running it again takes up its work.
+
+    Raises:
+        SystemExit: with the exit code of what went wrong, once its message is shown.
+    """
+    with terminable(), open_terminal() as terminal:
+        try:
+            yield terminal
+        except BrokenPipeError:  # the reader has gone (`demitasse schema | head`)
+            raise SystemExit(0) from None
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            _tell(terminal, error, debug=debug, goes_on=goes_on)
+            raise SystemExit(exit_code(error)) from None
+
+
+def _tell(terminal: Terminal, error: BaseException, *, debug: bool, goes_on: bool) -> None:
+    if debug:
+        terminal.errors.print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
+    log = terminal.chatter.file
+    text = message(error, goes_on=goes_on, log=Path(shown_path(log)) if log else None)
+    if isinstance(error, KeyboardInterrupt | Terminated):
+        terminal.errors.print(text, markup=False, soft_wrap=True)
+    else:
+        terminal.complain(text)

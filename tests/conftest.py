@@ -1,0 +1,91 @@
+"""Tiny checkpoints and texts, made once per run: real architectures, real tokenizers, random weights."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+VOCABULARY = 320
+CONTEXT = 128
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 2, "n_positions": CONTEXT},
+    "llama": {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 60 kB of English in a dozen documents."""
+    novels = (ROOT / "recipes" / "data" / "novels" / "valid.txt").read_text(encoding="utf-8")
+    file = tmp_path_factory.mktemp("text") / "novels.txt"
+    paragraphs = [line for line in novels.splitlines() if len(line) > 200][:120]
+    documents = ["\n".join(paragraphs[start : start + 10]) for start in range(0, len(paragraphs), 10)]
+    file.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Callable[..., Path]:
+    """`make_checkpoint("gpt2", seed=1, n_layer=2)`: a new dense checkpoint folder of a tiny random model."""
+
+    def make(model_type: str = "gpt2", *, seed: int = 0, **changes: Any) -> Path:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from compress.checkpoint import save_checkpoint
+        from compress.train import train_tokenizer
+
+        tokenizer = train_tokenizer([text_file.read_text(encoding="utf-8")], VOCABULARY)
+        shape = {**SHAPES[model_type], "vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, **changes}
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape))
+        folder = tmp_path_factory.mktemp(model_type)
+        save_checkpoint(model, tokenizer, folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gpt2(make_checkpoint: Callable[..., Path]) -> Path:
+    """A dense GPT-2 checkpoint: 3 layers, width 64, tied embedding. Shared: never write into it."""
+    return make_checkpoint("gpt2")
+
+
+@pytest.fixture(scope="session")
+def llama(make_checkpoint: Callable[..., Path]) -> Path:
+    """A dense Llama checkpoint with grouped queries and a tied embedding. Shared: never write into it."""
+    return make_checkpoint("llama")
+
+
+@pytest.fixture
+def folder_digest() -> Callable[[Path], dict[str, str]]:
+    """sha256 of every file below a folder, by relative path."""
+
+    def digest(folder: Path) -> dict[str, str]:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+    return digest

@@ -1,0 +1,42 @@
+"""Bundles of tiny models for the tests of export: weights large enough for the models to have opinions."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def sharpened(source: Path, out: Path) -> Path:
+    """A copy of a tiny checkpoint with larger matrices, random biases and norms: its logits differ, its layers matter."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, out)
+    random = torch.Generator().manual_seed(7)
+    tensors = load_file(source / "model.safetensors")
+    for name, tensor in tensors.items():
+        noise = torch.randn(tensor.shape, generator=random)
+        tensors[name] = tensor + 0.15 * noise if tensor.ndim > 1 else tensor + 0.1 * noise
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def quantized(source: Path, out: Path, **knobs: Any) -> Path:
+    """The int8 checkpoint of a dense one."""
+    from compress.quantize import QUANTIZE
+    from compress.stage import StageInput
+
+    out.mkdir()
+    QUANTIZE.run(QUANTIZE.config(**knobs), StageInput(source=source, out=out, scratch=out))
+    return out
+
+
+def exported(source: Path, out: Path, text: Path, **knobs: Any) -> Path:
+    """The bundle of a checkpoint."""
+    from compress.stage import StageInput
+    from compress.text import TextSource
+    from export import EXPORT
+
+    out.mkdir()
+    given = StageInput(source=source, out=out, scratch=out, calibration_text=TextSource(file=text))
+    EXPORT.run(EXPORT.config(parity_tokens=48, **knobs), given)
+    return out

@@ -1,0 +1,149 @@
+"""Bundles that were touched, cut short, or point outside of themselves."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from exported import exported, quantized
+
+from export import BundleError, BundleIntegrityError, OnnxCausalLM, verify_bundle
+from export.external_data import read_graph
+
+
+@pytest.fixture(scope="module")
+def original(gpt2: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bundle")
+    return exported(quantized(gpt2, root / "int8", embeddings=True), root / "bundle", text_file)
+
+
+@pytest.fixture
+def bundle(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "bundle"))
+
+
+def test_untouched_bundle_is_verified(bundle: Path) -> None:
+    (bundle / "artifact.json").write_text("{}")  # the run store's own
+    summary = verify_bundle(bundle)
+    assert summary.provider == "cpu"
+    assert summary.size == sum(file.stat().st_size for file in bundle.iterdir()) - 2
+    assert len(summary.coverage["int8"]) == 3 * 4 + 1
+    assert "onnx" in summary.libraries
+
+
+def test_one_changed_byte_is_found_in_any_file(original: Path, bundle: Path) -> None:
+    names = sorted(file.name for file in original.iterdir() if file.name != "manifest.json")
+    assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= set(names)
+    for name in names:
+        content = bytearray((original / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (bundle / name).write_bytes(content)
+        with pytest.raises(BundleIntegrityError, match=rf"{name}: its content changed"):
+            verify_bundle(bundle)
+        shutil.copyfile(original / name, bundle / name)
+    verify_bundle(bundle)
+
+
+def test_every_fault_is_named_at_once(bundle: Path) -> None:
+    (bundle / "tokenizer.json").unlink()
+    (bundle / "extra.bin").write_bytes(b"x")
+    (bundle / "model.onnx.data").write_bytes(b"short")
+    with pytest.raises(
+        BundleIntegrityError, match=r"tokenizer.json: missing; extra.bin: not in .*; model.onnx.data: exp"
+    ):
+        verify_bundle(bundle)
+
+
+def test_a_link_is_no_file_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.data"
+    shutil.move(bundle / "model.onnx.data", outside)
+    os.symlink(outside, bundle / "model.onnx.data")
+    with pytest.raises(BundleIntegrityError, match="a link"):
+        verify_bundle(bundle)
+    with pytest.raises(BundleIntegrityError, match="a link"):
+        OnnxCausalLM.open(bundle)
+
+
+def retold(bundle: Path, change: Callable[[Any], None]) -> None:
+    """Rewrite what the graph says about its first external weight."""
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    change(entries)
+    del tensor.external_data[:]
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"location": "../outside.data"}, "points at"),
+        ({"location": "/etc/passwd"}, "points at"),
+        ({"location": "sub\\file"}, "points at"),
+        ({"location": ".."}, "points at"),
+        ({"location": ""}, "points at"),
+        ({"location": "absent.data"}, "missing"),
+        ({"offset": "99999999"}, "cut short or swapped"),
+        ({"offset": "-8"}, "cut short or swapped"),
+        ({"offset": "nine"}, "cut short or swapped"),
+        ({"length": "1"}, "cut short or swapped"),
+    ],
+    ids=str,
+)
+def test_weights_outside_of_the_bundle_are_refused(changes: dict[str, str], message: str, bundle: Path) -> None:
+    (bundle.parent / "outside.data").write_bytes((bundle / "model.onnx.data").read_bytes())
+    retold(bundle, lambda entries: entries.update(changes))
+    with pytest.raises(BundleIntegrityError, match=message):
+        OnnxCausalLM.open(bundle)
+
+
+def test_overlapping_weights_are_refused(bundle: Path) -> None:
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    first, second = [tensor for tensor in model.graph.initializer if tensor.external_data][:2]
+    offset = {entry.key: entry.value for entry in first.external_data}["offset"]
+    next(entry for entry in second.external_data if entry.key == "offset").value = offset
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleIntegrityError, match="overlap"):
+        read_graph(bundle)
+
+
+def test_external_weights_inside_a_node_are_checked_too(bundle: Path) -> None:
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    tensor = onnx.TensorProto(name="hidden", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../outside.data")
+    model.graph.node.append(onnx.helper.make_node("Constant", [], ["unused"], value=tensor))
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleIntegrityError, match="'hidden' points at"):
+        OnnxCausalLM.open(bundle)
+
+
+def test_what_is_no_bundle_is_said_to_be_none(bundle: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(BundleError, match=r"expected a bundle with manifest\.json"):
+            verify_bundle(folder)
+        with pytest.raises(BundleError, match="genai_config"):
+            OnnxCausalLM.open(folder)
+
+
+def test_a_manifest_that_lies_is_refused(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for broken in ("[]", "{", json.dumps(manifest | {"format": 99}), json.dumps({"files": {}})):
+        (bundle / "manifest.json").write_text(broken)
+        with pytest.raises(BundleIntegrityError):
+            verify_bundle(bundle)
+    manifest["coverage"]["int8"].pop()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleIntegrityError, match="coverage"):
+        verify_bundle(bundle)
+
+
+def test_a_graph_that_is_no_graph_is_refused(bundle: Path) -> None:
+    (bundle / "model.onnx").write_bytes(b"\xff" * 64)
+    with pytest.raises(BundleIntegrityError, match="expected an ONNX graph"):
+        OnnxCausalLM.open(bundle)

@@ -1,0 +1,248 @@
+"""The exported graph: int8 values bit for bit, every weight once, nothing lost on the way."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from exported import exported, quantized, sharpened
+from onnx import numpy_helper
+
+from compress.int8 import Int8Matrix, read_int8_matrices
+from compress.stage import StageError, StageInput
+from compress.text import TextSource
+from export import EXPORT, verify_bundle
+from export.passes import PASSES
+from export.passes.context import block_for
+from export.weights import Int8Table
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def int8(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("int8")
+    dense = {family: sharpened(make_checkpoint(family), root / family) for family in ("gpt2", "llama")}
+    return {family: quantized(path, root / f"{family}-int8", embeddings=True) for family, path in dense.items()}
+
+
+@pytest.fixture(scope="module")
+def bundles(int8: dict[str, Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("bundles")
+    return {family: exported(path, root / family, text_file) for family, path in int8.items()}
+
+
+def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_int8_values_are_the_checkpoints_bit_for_bit(
+    family: str, int8: dict[str, Path], bundles: dict[str, Path]
+) -> None:
+    held = constants(onnx.load(bundles[family] / "model.onnx"))
+    matrices, found = read_int8_matrices(int8[family]), set()
+    for name in (name for name in held if name.endswith(".codes")):
+        modules = name.removesuffix(".codes").split("+")
+        codes = np.concatenate([matrices[module].codes_OI for module in modules])
+        scales = np.concatenate([matrices[module].scale_O for module in modules])
+        values = (held[name].astype(np.int16) - 128).reshape(len(codes), -1)
+        assert np.array_equal(values[:, : codes.shape[1]], codes), name
+        assert not values[:, codes.shape[1] :].any(), "padding must be zero"
+        steps = held[name.replace(".codes", ".scales")]
+        assert (steps == (scales / np.float32(127))[:, None]).all(), name
+        found |= set(modules)
+    assert found == set(matrices)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_embedding_and_head_share_one_int8_table(family: str, bundles: dict[str, Path]) -> None:
+    model = onnx.load(bundles[family] / "model.onnx", load_external_data=False)
+    head = next(node for node in model.graph.node if "logits" in node.output)
+    lookup = next(node for node in model.graph.node if node.op_type == "Gather" and node.input[1] == "input_ids")
+    assert head.op_type == "MatMulNBits"
+    assert lookup.input[0] == head.input[1]
+    assert verify_bundle(bundles[family]).coverage["shared_table"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_float_weights_are_stored_once(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    source: Path = request.getfixturevalue(family)
+    text = request.getfixturevalue("text_file")
+    bundle = exported(source, tmp_path / "bundle", text)
+    weights = (source / "model.safetensors").stat().st_size
+    assert abs((bundle / "model.onnx.data").stat().st_size - weights) < 0.08 * weights
+    assert operators(onnx.load(bundle / "model.onnx", load_external_data=False))["FusedMatMul"] == 1
+
+
+def test_graph_is_fused(bundles: dict[str, Path]) -> None:
+    gpt2 = operators(onnx.load(bundles["gpt2"] / "model.onnx", load_external_data=False))
+    llama = operators(onnx.load(bundles["llama"] / "model.onnx", load_external_data=False))
+    assert gpt2["GroupQueryAttention"] == llama["GroupQueryAttention"] == 3
+    assert gpt2["MatMulNBits"] == 3 * 4 + 1, "packed QKV, output, two of the MLP; the head"
+    assert not gpt2["MatMul"]
+    assert not llama["MatMul"]
+    assert not gpt2["Add"], "biases are folded"
+    assert gpt2["SkipLayerNormalization"] == 2 * 3 + 1
+    assert llama["QuickGelu"] == 3
+    assert not llama["Sigmoid"]
+
+
+def test_every_pass_changes_some_graph(gpt2: Path, text_file: Path, tmp_path: Path, bundles: dict[str, Path]) -> None:
+    dense = exported(gpt2, tmp_path / "dense", text_file)
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in (*bundles.values(), dense)]
+    assert {name for manifest in manifests for name in manifest["passes"]} == set(PASSES)
+    assert len(PASSES) >= 6
+
+
+def test_same_checkpoint_gives_the_same_bytes(
+    int8: dict[str, Path], bundles: dict[str, Path], text_file: Path, tmp_path: Path, folder_digest: Any
+) -> None:
+    assert folder_digest(exported(int8["gpt2"], tmp_path / "again", text_file)) == folder_digest(bundles["gpt2"])
+
+
+def test_source_is_unchanged_and_nothing_is_printed(
+    int8: dict[str, Path], text_file: Path, tmp_path: Path, folder_digest: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = folder_digest(int8["llama"])
+    exported(int8["llama"], tmp_path / "bundle", text_file)
+    assert folder_digest(int8["llama"]) == before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation_function": "gelu_pytorch_tanh"},
+        {"activation_function": "gelu"},
+        {"n_inner": 48},  # below n_embd: the shape alone does not tell which way the matrix lies
+        {"n_inner": 64},
+        {"n_embd": 72, "n_head": 3},  # 72 columns: the last block is padded
+    ],
+    ids=str,
+)
+def test_shapes_of_gpt2_pass_parity(
+    changes: dict[str, Any], make_checkpoint: Make, text_file: Path, tmp_path: Path
+) -> None:
+    dense = sharpened(make_checkpoint("gpt2", n_layer=1, **changes), tmp_path / "dense")
+    bundle = exported(quantized(dense, tmp_path / "int8", embeddings=True), tmp_path / "bundle", text_file)
+    parity = verify_bundle(bundle).parity
+    assert parity["float32"]["prefill"]["log_probability"] <= 2e-3
+    assert parity["int8 activations"]["decode"]["kl"] <= 5e-2
+
+
+def test_untied_float_head_stays_float(make_checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
+    dense = make_checkpoint("llama", num_hidden_layers=1, tie_word_embeddings=False)
+    bundle = exported(quantized(dense, tmp_path / "int8"), tmp_path / "bundle", text_file)
+    found = verify_bundle(bundle).coverage
+    assert found["float"] == ["lm_head.weight_t", "model.embed_tokens.weight"]
+    assert len(found["int8"]) == 7
+
+
+def test_cuda_graph_is_float16_with_int8_weights(int8: dict[str, Path], tmp_path: Path) -> None:
+    import onnx_ir
+
+    from export.graph import build_decoder
+    from export.passes import PassContext, apply_passes
+
+    decoder = build_decoder(int8["gpt2"], "cuda")
+    context = PassContext(weights=decoder.weights, provider="cuda", block_size=64, accuracy_level=0)
+    apply_passes(decoder.model, context)
+    onnx_ir.save(decoder.model, tmp_path / "model.onnx", external_data="model.onnx.data")
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model)
+    assert operators(model)["MatMulNBits"] == 13
+    assert operators(model)["GroupQueryAttention"] == 3
+    kinds = {array.dtype for array in constants(model).values()}
+    assert np.dtype(np.float16) in kinds
+    assert np.dtype(np.float32) not in kinds
+    types = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    assert types == {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}
+
+
+def test_missing_provider_is_refused_before_the_work(int8: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    from export.session import ProviderError, check_provider
+
+    try:
+        check_provider("cuda")
+    except ProviderError:
+        with pytest.raises(StageError, match=r"cuda: .*demitasse doctor"):
+            exported(int8["gpt2"], tmp_path / "bundle", text_file, provider="cuda")
+        assert not any((tmp_path / "bundle").iterdir())
+    else:
+        pytest.skip("this machine has CUDA")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"n_embd": 60, "n_head": 3}, "multiple of 8"), ({"scale_attn_weights": False}, "parity on prefill")],
+    ids=["head width", "a setting that the graph ignores"],
+)
+def test_what_cannot_be_exported_is_refused(
+    changes: dict[str, Any], message: str, make_checkpoint: Make, text_file: Path, tmp_path: Path
+) -> None:
+    dense = sharpened(make_checkpoint("gpt2", n_layer=2, **changes), tmp_path / "dense")
+    with pytest.raises(StageError, match=message):
+        exported(dense, tmp_path / "bundle", text_file)
+
+
+def test_calibration_text_is_needed(int8: dict[str, Path], tmp_path: Path) -> None:
+    assert EXPORT.materials(EXPORT.config()) == {"calibration_text"}
+    with pytest.raises(StageError, match="calibration"):
+        EXPORT.run(EXPORT.config(), StageInput(source=int8["gpt2"], out=tmp_path, scratch=tmp_path))
+
+
+def test_weight_without_a_place_is_an_error(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(gpt2, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["transformer.h.0.attn.extra.weight"] = np.zeros((2, 2), dtype=np.float32)
+    del tensors["transformer.h.1.ln_1.bias"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    given = StageInput(source=broken, out=tmp_path, scratch=tmp_path, calibration_text=TextSource(file=text_file))
+    with pytest.raises(StageError, match=r"no place for: transformer\.h\.0\.attn\.extra\.weight"):
+        EXPORT.run(EXPORT.config(), given)
+
+
+def test_rows_are_followed_through_splits_and_joins() -> None:
+    random = np.random.default_rng(0)
+    first, second = (
+        Int8Matrix(random.integers(-127, 128, (rows, 4)).astype(np.int8), random.random(rows).astype(np.float32))
+        for rows in (3, 5)
+    )
+    table = Int8Table.of({"first": first, "second": second})
+    rows = np.asarray([1, 2, 3, 7, 0], dtype=np.int32)
+    matrix = table.matrix(rows)
+    codes = np.concatenate([first.codes_OI, second.codes_OI])[rows]
+    assert np.array_equal(matrix.codes_OI, codes)
+    assert np.array_equal(matrix.scale_O, np.concatenate([first.scale_O, second.scale_O])[rows])
+    assert table.modules(rows) == ["first", "second"]
+    assert np.shares_memory(table.matrix(rows[:2]).codes_OI, first.codes_OI), "rows that lie together are a view"
+
+
+@pytest.mark.parametrize(
+    ("columns", "wanted", "block"),
+    [
+        (256, 64, 64),
+        (256, 128, 128),
+        (576, 128, 64),
+        (96, 64, 32),
+        (72, 64, 64),
+        (40, 64, 64),
+        (24, 64, 32),
+        (8, 64, 16),
+    ],
+)
+def test_block_fits_the_columns(columns: int, wanted: int, block: int) -> None:
+    assert block_for(columns, wanted) == block

@@ -1,0 +1,107 @@
+"""Parity: a right bundle passes, a wrong one is refused, with the layer where it parts."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from exported import exported, quantized, sharpened
+
+from compress.checkpoint import load_float_model
+from export.external_data import read_graph
+from export.parity import (
+    CHECKS,
+    TOLERANCES,
+    ParityError,
+    check_independence,
+    check_parity,
+    compare,
+    run_forced,
+    with_accuracy_level,
+)
+from export.runtime import OnnxCausalLM, log_softmax
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("parity")
+    return quantized(sharpened(make_checkpoint("gpt2"), root / "dense"), root / "int8", embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(checkpoint, tmp_path_factory.mktemp("parity") / "bundle", text_file)
+
+
+@pytest.fixture(scope="module")
+def ids_BT() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 300, (3, 32))
+
+
+def test_a_right_bundle_passes_every_check(bundle: Path, checkpoint: Path, ids_BT: np.ndarray) -> None:
+    figures = check_parity(bundle, load_float_model(checkpoint), ids_BT)
+    assert set(figures) == {"rows", "tokens", "float32", "int8 activations"}
+    for arithmetic in ("float32", "int8 activations"):
+        assert set(figures[arithmetic]) == {"tolerance", *CHECKS}
+        for name in CHECKS:
+            assert figures[arithmetic][name]["kl"] <= TOLERANCES[arithmetic].kl
+
+
+def changed(bundle: Path, out: Path, weight: str) -> Path:
+    """A copy whose initializer `weight` holds other values."""
+    shutil.copytree(bundle, out)
+    model = onnx.load(out / "model.onnx", load_external_data=False)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == weight)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    start, length = int(entries["offset"]), int(entries["length"])
+    data = bytearray((out / "model.onnx.data").read_bytes())
+    data[start : start + length] = bytes(reversed(data[start : start + length]))
+    (out / "model.onnx.data").write_bytes(data)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("weight", "place"),
+    [
+        ("transformer.h.0.attn.c_attn.codes", "part first in layer 0, at its attention's keys"),
+        ("transformer.h.0.mlp.c_proj.codes", "part first in layer 1"),
+        ("transformer.h.2.mlp.c_proj.codes", "last layer's output, the final norm or the head"),
+    ],
+)
+def test_a_wrong_weight_is_refused_and_its_layer_named(
+    weight: str, place: str, bundle: Path, checkpoint: Path, ids_BT: np.ndarray, tmp_path: Path
+) -> None:
+    wrong = changed(bundle, tmp_path / "wrong", weight)
+    with pytest.raises(ParityError, match=place):
+        check_parity(wrong, load_float_model(checkpoint), ids_BT)
+
+
+def test_rows_alone_equal_rows_among_batch_mates(bundle: Path, ids_BT: np.ndarray) -> None:
+    for level in (0, 4):
+        model = OnnxCausalLM.open(bundle, graph=with_accuracy_level(read_graph(bundle), level), threads=2)
+        figures = check_independence(model, ids_BT, np.empty(0, dtype=np.float32))
+        assert figures.log_probability < 1e-5
+
+
+def test_forced_decoding_equals_scoring(bundle: Path, ids_BT: np.ndarray) -> None:
+    model = OnnxCausalLM.open(bundle, graph=with_accuracy_level(read_graph(bundle), 0), threads=2)
+    scores_BTV = model.score(ids_BT)
+    counts = np.asarray([10, 16, 5])
+    steps_BSV = run_forced(model, ids_BT, counts, 14)
+    for row, count in enumerate(counts):
+        assert np.abs(steps_BSV[row] - scores_BTV[row, count - 1 : count + 14]).max() < 1e-4
+
+
+def test_figures_are_zero_for_equals_and_nan_for_nan() -> None:
+    scores = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
+    log_softmax(scores)
+    assert np.allclose(np.exp(scores).sum(-1), 1, atol=1e-6)
+    assert compare(scores, scores).kl == compare(scores, scores).log_probability == 0
+    other = np.roll(scores, 1, axis=1)
+    expected = (np.exp(scores) * (scores - other)).sum(-1).mean()
+    assert compare(scores, other).kl == pytest.approx(expected, rel=1e-5)
+    broken = scores.copy()
+    broken[0, 0] = np.nan
+    assert not compare(scores, broken).kl <= 1

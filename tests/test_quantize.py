@@ -1,0 +1,97 @@
+"""int8 checkpoints: bitsandbytes' own numbers, nothing skipped, codes that carry over bit for bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compress import QuantizeConfig, StageInput, inspect_checkpoint
+from compress.checkpoint import load_float_model, load_model
+from compress.int8 import EMBEDDINGS_FILE, quantize_rows, read_int8_matrices
+from compress.linears import block_linears
+from compress.quantize import run
+
+
+def quantized(source: Path, tmp_path: Path, **knobs: object) -> Path:
+    out = tmp_path / "int8"
+    out.mkdir()
+    run(QuantizeConfig(**knobs), StageInput(source=source, out=out, scratch=tmp_path))
+    return out
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_every_block_linear_is_int8_by_the_formula(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    source = request.getfixturevalue(family)
+    matrices = read_int8_matrices(quantized(source, tmp_path))
+    linears = list(block_linears(load_model(source)))
+    assert set(matrices) == {linear.name for linear in linears}
+    for linear in linears:
+        half_OI = linear.weight_OI().half().float().numpy()
+        scale_O = np.abs(half_OI).max(axis=1)
+        codes_OI = np.rint(half_OI * 127 / scale_O[:, None])
+        assert np.array_equal(matrices[linear.name].scale_O, scale_O)
+        assert np.abs(matrices[linear.name].codes_OI - codes_OI).max() <= 1, "codes differ by more than a tie"
+        assert (matrices[linear.name].codes_OI != codes_OI).mean() < 1e-3
+
+
+def test_rounding_error_is_at_most_half_a_step() -> None:
+    weight_OI = np.random.default_rng(0).normal(size=(9, 33)).astype(np.float32)
+    weight_OI[4] = 0
+    matrix = quantize_rows(weight_OI)
+    error_O = np.abs(matrix.dequantize() - weight_OI).max(axis=1)
+    assert (error_O <= matrix.scale_O / 254 * (1 + 1e-5)).all()
+    assert not matrix.dequantize()[4].any()
+    assert np.array_equal(quantize_rows(matrix.dequantize()).codes_OI, matrix.codes_OI)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_multiplied_out_model_has_the_weights_of_the_codes(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = quantized(request.getfixturevalue(family), tmp_path, embeddings=True)
+    model, matrices = load_float_model(folder), read_int8_matrices(folder)
+    for linear in block_linears(model):
+        assert np.array_equal(linear.weight_OI().numpy(), matrices[linear.name].dequantize()), linear.name
+    table = model.get_input_embeddings().weight
+    name = next(name for name in matrices if name.endswith(("wte", "embed_tokens")))
+    assert np.array_equal(table.detach().numpy(), matrices[name].dequantize())
+    assert model.get_output_embeddings().weight is table
+
+
+def test_runs_in_plain_transformers_close_to_its_multiplied_out_weights(gpt2: Path, tmp_path: Path) -> None:
+    folder = quantized(gpt2, tmp_path)
+    ids_BT = torch.arange(32)[None]
+    with torch.inference_mode():
+        logits, expected = (
+            load_model(folder)(input_ids=ids_BT).logits,
+            load_float_model(folder)(input_ids=ids_BT).logits,
+        )
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_embedding_codes_are_written_beside_and_counted(gpt2: Path, tmp_path: Path) -> None:
+    folder = quantized(gpt2, tmp_path, embeddings=True)
+    dense, int8 = inspect_checkpoint(gpt2), inspect_checkpoint(folder)
+    assert load_file(folder / EMBEDDINGS_FILE)["transformer.wte.weight"].dtype == torch.int8
+    assert int8.form == "int8"
+    assert int8.parameters == dense.parameters
+    linears = list(block_linears(load_model(gpt2)))
+    codes = sum(linear.parameter.numel() for linear in linears) + 320 * 64
+    scales = sum(linear.weight_OI().shape[0] for linear in linears) + 320
+    assert int8.weight_bytes == codes + 4 * scales + 4 * (dense.parameters - codes)
+    assert dense.weight_bytes == 4 * dense.parameters
+
+
+def test_a_zero_row_stays_zero(make_checkpoint: object, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    source = make_checkpoint("gpt2", seed=5)  # type: ignore[operator]  # a fixture that is a function
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    tensors["transformer.h.0.mlp.c_fc.weight"][:, 3] = 0
+    save_file(tensors, file, metadata={"format": "pt"})
+    matrix = read_int8_matrices(quantized(source, tmp_path))["transformer.h.0.mlp.c_fc"]
+    assert not matrix.dequantize()[3].any()
+    assert np.isfinite(matrix.dequantize()).all()

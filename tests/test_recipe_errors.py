@@ -1,0 +1,213 @@
+"""Wrong recipes, and the whole message that each of them gets."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recipes.errors import RecipeError, raise_problems
+from recipes.loader import load_recipe
+from recipes.planning import Estimate, chain
+from recipes.preflight import check_room, check_texts
+from recipes.source import NOTHING
+
+GOOD = """\
+model: model
+data:
+  train: train.txt
+  calibration: calibration.txt
+  test: test.txt
+stages:
+  - prune: {sparsity: 0.3}
+  - distill: {layers: 2}
+  - quantize
+  - export
+benchmark: {prompt: 8, tokens: 8, threads: 1}
+gate:
+  perplexity: {ratio: 1.1}
+  decode_latency: {ratio: 0.5}
+"""
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write recipe.yaml (GOOD with some text replaced) beside a model folder and three texts, and work there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    for name in ("train", "calibration", "test"):
+        words = " ".join(f"{name}{number}" for number in range(60))
+        (tmp_path / f"{name}.txt").write_text(words, encoding="utf-8")
+
+    def write(*changes: tuple[str, str]) -> Path:
+        text = GOOD
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        file = tmp_path / "recipe.yaml"
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write
+
+
+def errors_of(file: Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_the_recipe_that_the_others_are_made_from_is_right(write: Write) -> None:
+    assert [stage.kind for stage in load_recipe(write()).stages] == ["prune", "distill", "quantize", "export"]
+
+
+def test_unknown_knob(write: Write) -> None:
+    assert errors_of(write(("layers: 2", "layers: 2, temprature: 2.0"))) == (
+        "recipe.yaml:8: distill.temprature: expected batch, checkpoints, keep, layers, learning_rate, length, losses, "
+        "precision, save_dtype, temperature, tokens, warmup or weight_decay, got the unknown key 'temprature'; "
+        "did you mean 'temperature'?"
+    )
+
+
+def test_unknown_section(write: Write) -> None:
+    assert errors_of(write(("gate:", "gates:"))) == (
+        "recipe.yaml:12: gates: expected benchmark, data, evaluate, gate, model, seed or stages, "
+        "got the unknown key 'gates'; did you mean 'gate'?"
+    )
+
+
+def test_wrong_type(write: Write) -> None:
+    assert errors_of(write(("layers: 2", 'layers: "2"'))) == "recipe.yaml:8: distill.layers: expected an integer, got '2'"
+
+
+def test_out_of_bounds(write: Write) -> None:
+    assert errors_of(write(("prompt: 8", "prompt: 0"))) == "recipe.yaml:11: benchmark.prompt: expected at least 1, got 0"
+
+
+def test_repeated_key(write: Write) -> None:
+    file = write(("  perplexity: {ratio: 1.1}", "  perplexity: {ratio: 1.1}\n  perplexity: {ratio: 1.2}"))
+    assert errors_of(file) == (
+        "recipe.yaml:14: gate.perplexity: expected each key once, got it again (first in line 13)"
+    )
+
+
+def test_unknown_stage(write: Write) -> None:
+    assert errors_of(write(("- quantize", "- quantise"), ("  - export\n", ""))) == (
+        "recipe.yaml:9: quantise: expected a stage (train, prune, distill, quantize, export), got 'quantise'; "
+        "did you mean 'quantize'?"
+    )
+
+
+def test_wrong_order(write: Write) -> None:
+    file = write(("  - distill: {layers: 2}\n  - quantize\n", "  - quantize\n  - distill: {layers: 2}\n"))
+    assert errors_of(file) == (
+        "recipe.yaml:9: distill: stage 3 'distill' takes dense, but stage 2 'quantize' leaves int8"
+    )
+
+
+def test_missing_files(write: Write) -> None:
+    file = write(("model: model", "model: modle"), ("test: test.txt", "test: tset.txt"))
+    assert errors_of(file).splitlines() == [
+        "recipe.yaml:1: model: expected an existing folder, got 'modle'",
+        "recipe.yaml:5: data.test: expected an existing file, got 'tset.txt'",
+    ]
+
+
+def test_missing_material(write: Write) -> None:
+    assert errors_of(write(("  train: train.txt\n", ""))) == (
+        "recipe.yaml:7: distill: reads data.train: expected a text there, got nothing"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "revision"), [("{hub: org/name}", "no revision"), ("{hub: org/name, revision: main}", "revision 'main'")]
+)
+def test_unpinned_model(write: Write, given: str, revision: str) -> None:
+    assert errors_of(write(("model: model", f"model: {given}"))) == (
+        "recipe.yaml:1: model: expected a pinned model {hub: org/name, revision: <commit hash of 40 hex digits>} "
+        f"(the hash stands at https://huggingface.co/org/name/commits/main), got {revision}"
+    )
+
+
+def test_gates_that_nothing_could_judge(write: Write) -> None:
+    file = write(
+        ("benchmark: {prompt: 8, tokens: 8, threads: 1}\n", ""),
+        ("perplexity: {ratio: 1.1}", "perplexity: {ratio: 1.1, max: 30}\n  agreement: {ratio: 1}"),
+    )
+    assert errors_of(file).splitlines() == [
+        "recipe.yaml:12: gate.perplexity: expected exactly one of ratio, max, min, got ratio and max",
+        "recipe.yaml:13: gate.agreement: agreement compares with the baseline by itself and has no ratio; expected `min`",
+        "recipe.yaml:14: gate.decode_latency: expected a `benchmark` section that measures it, got none",
+    ]
+
+
+def test_no_model(write: Write) -> None:
+    assert errors_of(write(("model: model\n", ""))) == (
+        "recipe.yaml: model: expected a folder or a model of the hub, got nothing; "
+        "only a recipe whose first stage is `train` with `architecture` needs none"
+    )
+
+
+def test_overlapping_texts(write: Write, tmp_path: Path) -> None:
+    recipe = load_recipe(write())
+    test = (tmp_path / "test.txt").read_text(encoding="utf-8")
+    (tmp_path / "calibration.txt").write_text(f"{test.upper()}\n{test.replace('test', 'more')}", encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        check_texts(recipe)
+    words = " ".join(f"test{number}" for number in range(13))
+    assert str(caught.value) == (
+        "recipe.yaml:4: data.calibration: expected a text apart from data.test, got one that holds 100.0% of it "
+        f'(44.4% of this text), such as "{words}"; split the texts by document'
+    )
+
+
+def test_too_little_room(write: Write, tmp_path: Path) -> None:
+    recipe = load_recipe(write())
+    step = next(iter(chain(recipe, NOTHING)))
+    problems = check_room(recipe, tmp_path, [(step, Estimate(memory=2**60, disk=2**70, seconds=1.0))])
+    with pytest.raises(RecipeError) as caught:
+        raise_problems(problems)
+    disk, memory = str(caught.value).splitlines()
+    assert disk.startswith(f"{tmp_path}: the run needs about 1099511627776.0 GiB of disk, got ")
+    assert disk.endswith(" GiB free; free some, or choose another --out")
+    assert memory.startswith("recipe.yaml:7: prune: needs about 1073741824.0 GiB of memory, got ")
+
+
+def test_overrides_have_no_line(write: Write) -> None:
+    overrides = ("data.test=none.txt", "distill.layers=two", "prnue.sparsity=1", "stages.9.layers=2", "seed")
+    assert errors_of(write(), *overrides).splitlines() == [
+        "--set prnue.sparsity=1: expected benchmark, data, distill, evaluate, export, gate, model, prune, quantize, "
+        "seed or stages, got the unknown key 'prnue'; did you mean 'prune'?",
+        "--set stages.9.layers=2: expected a stage's number from 1 to 4, got '9'",
+        "--set seed: expected key=value, such as data.test=my.txt",
+        "--set distill.layers=two: expected an integer, got 'two'",
+        "--set data.test=none.txt: expected an existing file, got 'none.txt'",
+    ]
+
+
+def test_everything_at_once_in_the_order_of_the_file(write: Write) -> None:
+    file = write(("sparsity: 0.3", "sparsity: 3"), ("test: test.txt", "test: tset.txt"), ("ratio: 0.5", "ration: 0.5"))
+    lines = errors_of(file).splitlines()
+    assert [line.split(": ")[0:2] for line in lines] == [
+        ["recipe.yaml:5", "data.test"],
+        ["recipe.yaml:7", "prune.sparsity"],
+        ["recipe.yaml:14", "gate.decode_latency.ration"],
+    ]
+
+
+def test_no_yaml(write: Write, tmp_path: Path) -> None:
+    file = write()
+    file.write_text("stages: [prune\nmodel: x\n", encoding="utf-8")
+    assert errors_of(file) == "recipe.yaml:2: expected YAML, got: did not find expected ',' or ']'"
+    file.write_bytes(b"\xff\xfe\x00")
+    assert errors_of(file) == "recipe.yaml: expected a YAML text in UTF-8, got binary data at byte 0"
+    file.write_text("- prune\n", encoding="utf-8")
+    assert errors_of(file) == (
+        "recipe.yaml:1: expected a mapping with model, data, stages, evaluate, benchmark, gate, seed, got a list of 1"
+    )
+
+
+def test_no_such_recipe() -> None:
+    with pytest.raises(RecipeError, match=r"quikstart: expected a recipe file .*; did you mean 'quickstart'\?"):
+        load_recipe("quikstart")

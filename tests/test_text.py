@@ -1,0 +1,81 @@
+"""Text of every format, and what is no text."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from compress import TextError, TextSource
+from compress.text import pack, read_documents
+
+DOCUMENTS = ["First.\nStill first.", "Second, naïve."]
+
+
+def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(DOCUMENTS), encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"story": text}) for text in DOCUMENTS))
+    parquet.write_table(pyarrow.table({"story": DOCUMENTS}), tmp_path / "a.parquet")
+    for name in ("a.txt", "a.jsonl", "a.parquet"):
+        assert read_documents(TextSource(file=tmp_path / name, field="story")) == DOCUMENTS, name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "got an empty file"),
+        (b" \n\n<|endoftext|>\n", "got an empty file"),
+        (b"\xff\xfe\x00\x01", "got binary data at byte 0"),
+        (b"text\x00text", r"got binary data \(a zero byte\)"),
+    ],
+)
+def test_what_is_no_text_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(TextError, match=message):
+        read_documents(TextSource(file=tmp_path / "a.txt"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TextError, match=r"absent\.txt: cannot be read"):
+        read_documents(TextSource(file=tmp_path / "absent.txt"))
+
+
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"txt": "b"}')
+    with pytest.raises(TextError, match=r'a\.jsonl:2: expected a JSON object with "text"'):
+        read_documents(TextSource(file=tmp_path / "a.jsonl"))
+    parquet.write_table(pyarrow.table({"story": DOCUMENTS}), tmp_path / "a.parquet")
+    with pytest.raises(TextError, match='with a column "text"'):
+        read_documents(TextSource(file=tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "either `file` or `dataset`"),
+        ({"file": "a.txt", "dataset": "b"}, "either `file` or `dataset`"),
+        ({"dataset": "wikitext"}, "needs `revision`"),
+        ({"file": "a.pdf"}, r"ends in \.txt, \.jsonl, \.parquet, got 'a\.pdf'"),
+    ],
+)
+def test_an_unclear_source_is_refused(fields: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TextSource(**fields)
+
+
+def test_digest_follows_the_content(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("one")
+    a, b = (TextSource(file=tmp_path / name) for name in ("a.txt", "b.txt"))
+    assert a.digest() == b.digest()
+    (tmp_path / "b.txt").write_text("two")
+    assert a.digest() != b.digest()
+
+
+def test_packing_ends_every_document_and_drops_the_partial_row() -> None:
+    rows_NT = pack([np.array([1, 2, 3]), np.array([4, 5])], 3, end_of_text=0)
+    assert rows_NT.tolist() == [[1, 2, 3], [0, 4, 5]]
+    with pytest.raises(TextError, match="has 4 tokens, fewer than one sequence of 8"):
+        pack([np.array([1, 2, 3])], 8, end_of_text=0)

@@ -1,0 +1,115 @@
+"""Training: it learns, it resumes to the same bits, and its tokenizer loses nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compress import StageError, StageInput, TextSource, TrainConfig
+from compress.checkpoint import load_model
+from compress.stage import Silent
+from compress.train import run, train_tokenizer
+from compress.training import data_order, last_checkpoint
+
+SHAPE = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+KNOBS: dict[str, Any] = {
+    "architecture": SHAPE,
+    "vocabulary": 300,
+    "tokens": 5120,
+    "length": 32,
+    "batch": 8,
+    "checkpoints": 4,
+}
+
+
+class KilledError(Exception):
+    """Stands for the signal that ends a process in the middle of training."""
+
+
+class KillAt(Silent):
+    """A progress that ends the run at one step."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KilledError
+
+
+def given(folder: Path, text_file: Path, **rest: Any) -> StageInput:
+    out, scratch = folder / "out", folder / "scratch"
+    out.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(exist_ok=True)
+    return StageInput(source=None, out=out, scratch=scratch, train_text=TextSource(file=text_file), **rest)
+
+
+def test_loss_falls_and_is_followed_on_held_out_text(text_file: Path, tmp_path: Path) -> None:
+    text = TextSource(file=text_file)
+    facts = run(TrainConfig(**KNOBS | {"held_out": True}), given(tmp_path, text_file, calibration_text=text))
+    losses = [row["loss"] for row in facts["history"] if "loss" in row]
+    held_out = [row["held_out_loss"] for row in facts["history"] if "held_out_loss" in row]
+    assert losses[-1] < losses[0] - 0.2
+    assert held_out[-1] < held_out[0]
+
+
+@pytest.mark.parametrize("killed_at", [1, 11, 19])
+def test_killed_and_resumed_training_ends_in_the_same_bits(
+    killed_at: int, text_file: Path, tmp_path: Path, folder_digest: Callable[[Path], dict[str, str]]
+) -> None:
+    config = TrainConfig(**KNOBS)
+    whole = given(tmp_path / "whole", text_file)
+    run(config, whole)
+    with pytest.raises(KilledError):
+        run(config, given(tmp_path / "killed", text_file, progress=KillAt(killed_at)))
+    resumed = given(tmp_path / "killed", text_file)
+    run(config, resumed)
+    assert folder_digest(resumed.out) == folder_digest(whole.out)
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    for step, state in ((5, '{"global_step": 5}'), (10, '{"global_st')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert not (tmp_path / "checkpoint-10").exists()
+
+
+def test_the_order_of_data_is_whole_shuffled_passes() -> None:
+    order = data_order(5, 12, seed=3)
+    assert sorted(order[:5]) == sorted(order[5:10]) == list(range(5))
+    assert list(order) == list(data_order(5, 12, seed=3)) != list(data_order(5, 12, seed=4))
+
+
+def test_fine_tuning_starts_from_the_source(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
+    stage = given(tmp_path, text_file)
+    config = TrainConfig(tokens=64 * 4, length=64, batch=4, learning_rate=1e-9, weight_decay=0)
+    run(config, StageInput(source=gpt2, out=stage.out, scratch=stage.scratch, train_text=stage.train_text))
+    before, after = load_model(gpt2), load_model(stage.out)
+    for name, tensor in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], tensor, rtol=0, atol=1e-7)
+
+
+def test_tokenizer_gives_back_any_text(text_file: Path) -> None:
+    tokenizer = train_tokenizer([text_file.read_text()], 300)
+    text = "Ein naïver café: 日本語\n\ttabs,  spaces"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer) == 300
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"n_embd": 32}, "expected `model_type`"),
+        ({"model_type": "no-such-model"}, "no-such-model"),
+        (None, "a source model"),
+    ],
+)
+def test_a_wrong_architecture_is_a_clear_error(
+    architecture: dict[str, Any] | None, message: str, text_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StageError, match=message):
+        run(TrainConfig(**KNOBS | {"architecture": architecture}), given(tmp_path, text_file))
