@@ -64,13 +64,12 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: its weight files hold no tensor; save the model again")
     _check_tokenizer(folder, config)
     codes = sum(count for _, dtype, count in tensors if dtype == "I8")
-    scales = sum(count for name, _, count in tensors if name.endswith(".SCB"))
     embeddings = _int8_embeddings(folder)
     return Checkpoint(
         folder=folder,
         form="int8" if "quantization_config" in config else "dense",
         config=config,
-        parameters=sum(count for name, _, count in tensors if _is_parameter(name)) - scales,
+        parameters=sum(count for name, _, count in tensors if _counts(name)),
         weight_bytes=codes
         + BYTES_PER_FLOAT * (sum(count for _, dtype, count in tensors if dtype not in {"I8", "U8"}))
         + embeddings,
@@ -150,6 +149,20 @@ def _headers(file: Path) -> Iterator[tuple[str, str, int]]:
 
 def _is_parameter(name: str) -> bool:
     return not name.endswith((".weight_format", ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
+
+
+def count_nonzero(folder: Path) -> int:
+    """How many of a checkpoint's parameters are not exactly zero, read one tensor at a time."""
+    return sum(_nonzero(file, name) for file in weight_files(folder) for name, _, _ in _headers(file) if _counts(name))
+
+
+def _counts(name: str) -> bool:
+    return _is_parameter(name) and not name.endswith(".SCB")
+
+
+def _nonzero(file: Path, name: str) -> int:
+    with safe_open(file, framework="pt") as tensors:  # numpy has no bfloat16
+        return int(tensors.get_tensor(name).count_nonzero())
 
 
 def _int8_embeddings(folder: Path) -> int:

@@ -70,11 +70,12 @@ def run(config: DistillConfig, given: StageInput) -> Facts:
             raise StageError(
                 f"distill: {model.config.model_type} changes its logits after the head, which is not supported"
             )
+    weights: dict[str, float] = {str(name): weight for name, weight in config.losses.items()}
     history = fit(
         student,
         rows_NT,
         config.schedule(),
-        loss=lambda model, ids_BT: distillation_loss(model, teacher, ids_BT, dict(config.losses), config.temperature),
+        loss=lambda model, ids_BT: distillation_loss(model, teacher, ids_BT, weights, config.temperature),
         scratch=given.scratch,
         seed=given.seed,
         progress=given.progress,

@@ -34,10 +34,9 @@ def size_chart(report: Report) -> str:
     factor, unit = scale_of("weight_bytes", max(size.value for _, size, _ in points))
     sizes = [size.value / factor for _, size, _ in points]
     axes.plot(sizes, [quality.value for _, _, quality in points], color=MUTED, linewidth=1, zorder=1)
-    for number, ((_, _, quality), x) in enumerate(zip(points, sizes, strict=True)):
-        last = number == len(points) - 1
+    for (row, _, quality), x in zip(points, sizes, strict=True):
         _whisker(axes, x, quality)
-        face = ACCENT if last else SOFT
+        face = ACCENT if row is report.final else SOFT
         axes.plot([x], [quality.value], "o", markersize=8, color=face, mec=ACCENT, mew=1.4, zorder=3)
     _name_points(axes, [row.name for row, _, _ in points], sizes, [quality.value for _, _, quality in points])
     _draw_limit(axes, report, points[0][2].value)
@@ -57,9 +56,8 @@ def latency_chart(report: Report) -> str:
         return ""
     figure, panels = _figure(len(timed), height=3.5)
     for axes, (metric, rows) in zip(panels, timed.items(), strict=True):
-        _bars(axes, metric, rows)
-        axes.set_title(metrics[metric], loc="left", fontsize=10, color=INK)
-    figure.subplots_adjust(hspace=0.75)
+        _bars(axes, metric, rows, metrics[metric])
+    figure.subplots_adjust(hspace=0.6)
     return _svg(figure, "Latency of the baseline and of what ships")
 
 
@@ -97,14 +95,14 @@ def _draw_limit(axes: "Axes", report: Report, baseline: float) -> None:
         if result.metric == "perplexity":
             bound = result.limit.bound * (baseline if result.limit.ratio is not None else 1.0)
             axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle=(0, (5, 3)), zorder=0)
-            label = f"gate: at most {format_number(bound)}"
+            label = f"gate {format_number(bound)}"
             axes.annotate(
-                label, (1, bound), xycoords=("axes fraction", "data"), xytext=(-4, 4), textcoords="offset points",
-                ha="right", fontsize=9, color=LIMIT,
+                label, (1, bound), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
+                ha="left", va="center", fontsize=9, color=LIMIT,
             )  # fmt: skip
 
 
-def _bars(axes: "Axes", metric: str, rows: list[tuple[str, Measurement]]) -> None:
+def _bars(axes: "Axes", metric: str, rows: list[tuple[str, Measurement]], title: str) -> None:
     factor, unit = scale_of(metric, max(measurement.value for _, measurement in rows))
     longest = max(measurement.value for _, measurement in rows) / factor
     for place, (_, measurement) in enumerate(rows):
@@ -122,7 +120,7 @@ def _bars(axes: "Axes", metric: str, rows: list[tuple[str, Measurement]]) -> Non
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, longest * 1.28)
-    axes.set_xlabel(unit, loc="right", labelpad=-2)
+    axes.set_title(f"{title} ({unit})", loc="left", fontsize=10, color=INK)
 
 
 def _figure(panels: int, *, height: float) -> "tuple[Figure, list[Axes]]":

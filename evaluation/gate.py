@@ -147,7 +147,7 @@ def _decide(metric: str, bound: float, value: float, interval: Interval | None, 
     low, high = (value, value) if interval is None else (interval.low, interval.high)
     at_most = METRICS[metric].better == "lower"
     keeps, breaks = (high <= bound, low > bound) if at_most else (low >= bound, high < bound)
-    subject = "the value" if interval is None else f"the {interval.confidence:.0%} interval"
+    subject = "the value" if interval is None else f"the {interval.confidence * 100:g} % interval"
     if keeps:
         return "PASS", f"{subject} keeps the limit"
     if breaks:
@@ -163,5 +163,5 @@ def _how_many_more(metric: str, bound: float, value: float, interval: Interval |
     what = SAMPLED.get(metric, "samples")
     return (
         f"the limit lies inside the interval; about {needed - samples} more samples "
-        f"({needed / samples:.1f} times the {what}) would decide with a chance of {POWER:.0%}"
+        f"({needed / samples:.1f} times the {what}) would decide with a chance of {POWER * 100:g} %"
     )

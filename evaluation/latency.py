@@ -104,7 +104,7 @@ def _turn(arm: Arm, tokens: int, clock: Callable[[], int]) -> tuple[float, ...]:
 
 
 def percentiles(times: Sequence[float]) -> dict[float, float]:
-    """The median, and the higher percentiles that so many samples can carry: {50: seconds, 90: ...}; {} for no sample."""
+    """The median and the higher percentiles that so many samples can carry, {50: seconds, 90: ...}; {} for none."""
     if not times:
         return {}
     allowed = [percent for percent, needed in SAMPLES_FOR_PERCENTILE.items() if len(times) >= needed]

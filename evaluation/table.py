@@ -123,7 +123,7 @@ class Bought:
 def what_it_bought(report: Report) -> list[Bought]:
     """The final artifact against the baseline: size, speed, quality, as far as they were measured."""
     found = [
-        _times_less(report, "weight_bytes", "smaller", "larger"),
+        _times_less(report, "weight_bytes", "smaller weights", "larger weights"),
         _times_less(report, "decode_latency", "faster decoding", "slower decoding"),
         _times_less(report, "prefill_latency", "faster prefill", "slower prefill"),
         _change(report, "perplexity"),

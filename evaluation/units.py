@@ -8,7 +8,6 @@ from evaluation.measurement import METRICS, Interval
 TIMES, MINUS, DASH = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{EN DASH}"
 
 BYTE_UNITS: dict[str, float] = {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1.0}
-SECOND_UNITS: dict[str, float] = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
 COUNT_UNITS: dict[str, float] = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 SHARES = frozenset({"next_token_accuracy", "agreement"})
 COUNTS = frozenset({"parameters", "nonzero_parameters"})
@@ -23,7 +22,7 @@ def scale_of(metric: str, value: float) -> tuple[float, str]:
     if METRICS[metric].unit == "B":
         return _largest(BYTE_UNITS, value)
     if METRICS[metric].unit == "s":
-        return _largest(SECOND_UNITS, value)
+        return (1.0, "s") if value >= 1 else (1e-3, "ms") if value >= 1e-4 else (1e-6, "µs")
     return 1.0, METRICS[metric].unit
 
 

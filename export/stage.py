@@ -35,8 +35,8 @@ class ExportConfig(StageConfig):
     is closer.
     """
     accuracy_level: Literal[0, 4] | None = None
-    """4: activations are rounded to 8 bits per block, for speed; 0: they are not. Without it: 4 on the cpu, 0 on
-    cuda.
+    """4: activations are rounded to 8 bits per block, for speed; 0: they are not, which is far slower on the cpu.
+    Without it: 4 on the cpu, 0 on cuda.
     """
     parity_tokens: int = Field(default=128, ge=8, le=4096)
     """Tokens in each of the rows of calibration text on which parity is checked; the model's context if that is
@@ -70,6 +70,7 @@ def run(config: ExportConfig, given: StageInput) -> Facts:
 
 
 def _export(config: ExportConfig, given: StageInput, source: "Path", task: Task) -> Facts:
+    from compress.checkpoint import count_nonzero, inspect_checkpoint
     from export.bundle import write_manifest
     from export.external_data import read_graph
     from export.graph import build_decoder
@@ -90,6 +91,8 @@ def _export(config: ExportConfig, given: StageInput, source: "Path", task: Task)
     parity = _check_parity(config, given, source, decoder.architecture.max_position_embeddings)
     task.advance(note="parity holds")
     about = {
+        "parameters": inspect_checkpoint(source).parameters,
+        "nonzero_parameters": count_nonzero(source),
         "provider": config.provider,
         "knobs": config.model_dump(mode="json"),
         "passes": passes,

@@ -175,16 +175,18 @@ def _is_number(tensor: "Tensor") -> bool:
 
 
 def _followed(name: str, row_OI: "Tensor", column_OI: "Tensor") -> Rows:
-    rows = row_OI[:, 0].numpy()
-    whole = bool((row_OI == row_OI[:, :1]).all()) and row_OI.dtype == column_OI.dtype
-    in_order = bool((column_OI[0].numpy() == np.arange(column_OI.shape[1])).all()) and bool(
-        (column_OI == column_OI[:1]).all()
-    )
-    if not (whole and in_order):
+    """The rows behind a graph name. A view that was only split or transposed has stride 0 and needs no look at its
+    numbers.
+    """
+    rows_whole = row_OI.stride(1) == 0 or bool((row_OI == row_OI[:, :1]).all())
+    columns_whole = column_OI.stride(0) == 0 or bool((column_OI == column_OI[:1]).all())
+    in_order = bool((column_OI[0].numpy() == np.arange(column_OI.shape[1])).all())
+    if not (rows_whole and columns_whole and in_order):
         raise WeightError(
             f"{name}: the graph moves the columns of an int8 matrix, which cannot be followed; "
             "export the dense checkpoint"
         )
+    rows: Rows = row_OI[:, 0].numpy()
     return rows
 
 

@@ -15,7 +15,8 @@ from compress.text import TextSource
 from evaluation.measurement import Measurement
 from evaluation.report import BASELINE, Report, Row, write_report
 from recipes.measure import TOKENS_FILE, Baseline, measure_footprint, measure_latency, measure_quality
-from recipes.schema import BenchmarkConfig, EvaluateConfig, available_cores
+from recipes.runner import compared, environment
+from recipes.schema import BenchmarkConfig, EvaluateConfig
 from recipes.verbs import VerbError, check_out, form_of, publish, work_folder
 
 MODEL = "model"
@@ -53,7 +54,7 @@ def appraise(wanted: Appraisal, progress: Progress, *, log_to: Callable[[Path], 
             recipe=f"demitasse evaluate {wanted.model}",
             name=wanted.model.resolve().name,
             rows=rows,
-            environment=_environment(),
+            environment=environment(wanted.benchmark),
             created=datetime.now(UTC),
         )
         write_report(report, folder)
@@ -71,21 +72,26 @@ def _check(wanted: Appraisal) -> None:
 
 
 def _rows(wanted: Appraisal, folder: Path, progress: Progress) -> list[Row]:
-    first = wanted.baseline or wanted.model
-    baseline = Baseline(folder=first, form=form_of(first), scores=folder / BASELINE / TOKENS_FILE)
+    source = wanted.baseline or wanted.model
+    baseline = Baseline(folder=source, form=form_of(source), scores=folder / BASELINE / TOKENS_FILE)
     form = form_of(wanted.model)
-    found = {BASELINE: _measure(wanted, first, baseline.form, None, folder / BASELINE, progress)}
+    rows = [_row(BASELINE, baseline.form, _measure(wanted, source, baseline.form, None, folder / BASELINE, progress))]
     if wanted.baseline is not None:
-        found[MODEL] = _measure(wanted, wanted.model, form, baseline, folder / MODEL, progress)
-    if wanted.benchmark is not None:
-        latency = measure_latency(
-            baseline, wanted.model, form, config=wanted.benchmark, test=wanted.test, seed=wanted.seed, progress=progress
-        )
-        found[BASELINE] += latency["baseline"]
-        if MODEL in found:
-            found[MODEL] += latency["final"]
-    forms: dict[str, Form] = {BASELINE: baseline.form, MODEL: form}
-    return [Row(name=name, kind=name, form=forms[name], measurements=figures) for name, figures in found.items()]
+        figures = _measure(wanted, wanted.model, form, baseline, folder / MODEL, progress)
+        rows.append(_row(MODEL, form, [compared(figure, rows[0]) for figure in figures]))
+    if wanted.benchmark is None:
+        return rows
+    latency = measure_latency(
+        baseline, wanted.model, form, config=wanted.benchmark, test=wanted.test, seed=wanted.seed, progress=progress
+    )
+    return [
+        row.model_copy(update={"measurements": [*row.measurements, *latency[arm]]})
+        for row, arm in zip(rows, ("baseline", "final"), strict=False)  # without a baseline there is one row only
+    ]
+
+
+def _row(name: str, form: Form, measurements: list[Measurement]) -> Row:
+    return Row(name=name, kind=name, form=form, measurements=measurements)
 
 
 def _measure(
@@ -104,24 +110,4 @@ def _measure(
         seed=wanted.seed,
     )
     benchmark = wanted.benchmark or BenchmarkConfig()
-    threads = benchmark.threads or available_cores()
-    return [*quality, *measure_footprint(artifact, form, prompt=benchmark.prompt, threads=threads)]
-
-
-def _environment() -> dict[str, str]:
-    import platform
-    from importlib import metadata
-
-    libraries = ("torch", "transformers", "onnxruntime-gpu")
-    versions = {name: metadata.version(name) for name in libraries if _is_installed(name)}
-    return {"system": platform.platform(), "Python": platform.python_version(), **versions}
-
-
-def _is_installed(name: str) -> bool:
-    from importlib import metadata
-
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    return [*quality, *measure_footprint(artifact, form, prompt=benchmark.prompt, threads=benchmark.threads)]

@@ -59,9 +59,9 @@ def read(file: Path) -> Draft:
         raise RecipeError([f"{shown}: expected a YAML text in UTF-8, got binary data at byte {error.start}"]) from error
     except MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError([f"{shown}{line}: expected YAML, got: {error.problem or error.context}"]) from error
+        raise RecipeError([f"{shown}{line}: no valid YAML: {error.problem or error.context}"]) from error
     except (YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise RecipeError([f"{shown}: expected YAML, got: {error}"]) from error
+        raise RecipeError([f"{shown}: no valid YAML: {error}"]) from error
     except OSError as error:
         raise RecipeError([f"{shown}: cannot be read ({error.strerror or error})"]) from error
     if not isinstance(content, dict):
@@ -70,7 +70,7 @@ def read(file: Path) -> Draft:
     repeated = list(_walk(tree, (), lines))
     draft = Draft(content, Locations(file=shown, lines=lines))
     _normalize_stages(draft)
-    for key, line, first in repeated:
+    for key, number, first in repeated:
         text = f"{draft.where.show(key)}: expected each key once, got it again (first in line {first})"
         draft.problems.append(Problem(number, f"{shown}:{number}: {text}"))
     return draft

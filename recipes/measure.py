@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress import Form, Progress, TextSource
-from compress.checkpoint import end_of_text, inspect_checkpoint, load_model, load_tokenizer
+from compress.checkpoint import count_nonzero, end_of_text, inspect_checkpoint, load_model, load_tokenizer
 from compress.text import read_documents, tokenize
 from evaluation.latency import Arm, latency_measurements, time_arms
 from evaluation.measurement import Measurement
@@ -124,29 +124,37 @@ def measure_footprint(artifact: Path, form: Form, *, prompt: int, threads: int) 
     Raises:
         MeasureError: the fresh process failed.
     """
-    counted = "counted"
-    probed = probe(artifact, form, prompt=prompt, threads=threads)
-    exact = probed["counts"] | _weight_sizes(artifact, form)
+    peak = probe(artifact, form, prompt=prompt, threads=threads)
     memory_method = (
         f"fresh process, libraries included, {RUNTIMES[form]}, {threads} threads, "
         f"prompt of {prompt} tokens and {DECODED} decoded"
     )
     return [
-        *(Measurement(metric=metric, value=value, samples=1, method=counted) for metric, value in exact.items()),
-        Measurement(metric="peak_memory", value=probed["peak_memory"], samples=1, method=memory_method),
+        *(
+            Measurement(metric=metric, value=n, samples=1, method="counted")
+            for metric, n in _counts(artifact, form).items()
+        ),
+        Measurement(metric="peak_memory", value=peak, samples=1, method=memory_method),
     ]
 
 
-def _weight_sizes(artifact: Path, form: Form) -> dict[str, float]:
-    if form == "onnx":
-        files = [file.stat().st_size for file in artifact.glob("model.onnx*")]
-        return {"weight_bytes": sum(files), "disk_bytes": sum(files)}
-    checkpoint = inspect_checkpoint(artifact)
-    return {"weight_bytes": checkpoint.weight_bytes, "disk_bytes": checkpoint.disk_bytes}
+def _counts(artifact: Path, form: Form) -> dict[str, float]:
+    if form != "onnx":
+        checkpoint = inspect_checkpoint(artifact)
+        return {
+            "parameters": checkpoint.parameters,
+            "nonzero_parameters": count_nonzero(artifact),
+            "weight_bytes": checkpoint.weight_bytes,
+            "disk_bytes": checkpoint.disk_bytes,
+        }
+    manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
+    size = sum(file.stat().st_size for file in artifact.glob("model.onnx*"))
+    stated = {metric: manifest[metric] for metric in ("parameters", "nonzero_parameters")}
+    return stated | {"weight_bytes": size, "disk_bytes": size}
 
 
-def probe(artifact: Path, form: Form, *, prompt: int, threads: int) -> dict[str, Any]:
-    """What `probe.py` says of the artifact, run in a process of its own."""
+def probe(artifact: Path, form: Form, *, prompt: int, threads: int) -> int:
+    """Bytes of peak memory, as `probe.py` finds them in a process of its own."""
     command = [sys.executable, "-m", "recipes.probe", str(artifact), form, str(prompt), str(threads)]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
@@ -158,8 +166,7 @@ def probe(artifact: Path, form: Form, *, prompt: int, threads: int) -> dict[str,
         raise MeasureError(
             f"{artifact}: peak memory could not be measured: the process ended with {finished.returncode} ({last})"
         )
-    answer: dict[str, Any] = json.loads(finished.stdout.strip().splitlines()[-1])
-    return answer
+    return int(json.loads(finished.stdout.strip().splitlines()[-1])["peak_memory"])
 
 
 def measure_latency(

@@ -56,11 +56,24 @@ def show_report(console: Console, report: Report) -> None:
     console.print()
     console.print(report_table(report))
     if report.gates:
+        console.print()
         console.print(gate_table(report.gates))
     name = report.verdict or "NOT GATED"
+    console.print()
     console.print(f"[{COLORS[report.verdict]}]{name}[/]  {escape(headline(report.verdict))}", soft_wrap=True)
+    show_place(console, report)
+
+
+def show_figures(console: Console, report: Report) -> None:
+    """The table of a report that judges nothing."""
+    console.print(report_table(report))
+    show_place(console, report)
+
+
+def show_place(console: Console, report: Report) -> None:
+    """Where a report is to be read in full."""
     if report.folder is not None:
-        console.print(f"report: {escape(str(report.folder / 'report.html'))}", soft_wrap=True)
+        console.print(f"report: {escape(shown_path(report.folder / 'report.html'))}", soft_wrap=True)
 
 
 def report_table(report: Report) -> Table:

@@ -21,6 +21,7 @@ from compress.text import read_documents
 from recipes.errors import Problem, raise_problems
 from recipes.loader import order_problem
 from recipes.planning import Estimate, Step, context
+from recipes.probe import DECODED
 from recipes.schema import Recipe
 from recipes.source import Source
 
@@ -46,8 +47,9 @@ def check_model(recipe: Recipe, source: Source, steps: Sequence[Step]) -> list[P
     reads = f"expected at most {longest} tokens, all that the model can read at once"
     if recipe.evaluate.window > longest:
         problems.append(recipe.where.problem(("evaluate", "window"), f"{reads}, got {recipe.evaluate.window}"))
-    if recipe.benchmark is not None and recipe.benchmark.prompt + recipe.benchmark.tokens > longest:
-        together = f"{recipe.benchmark.prompt} of the prompt and {recipe.benchmark.tokens} decoded"
+    decoded = max(recipe.benchmark.tokens, DECODED) if recipe.benchmark else 0
+    if recipe.benchmark is not None and recipe.benchmark.prompt + decoded > longest:
+        together = f"{recipe.benchmark.prompt} of the prompt and {decoded} decoded"
         problems.append(recipe.where.problem(("benchmark",), f"{reads}, got {together}"))
     return problems
 

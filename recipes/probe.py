@@ -10,12 +10,8 @@ import json
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from torch import nn
 
 DECODED = 8
 KIBIBYTE = 1024
@@ -24,8 +20,9 @@ KIBIBYTE = 1024
 def main() -> None:
     """Print the answer for the arguments given."""
     folder, form, prompt, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    counts = _run_bundle(folder, prompt, threads) if form == "onnx" else _run_checkpoint(folder, prompt, threads)
-    print(json.dumps({"peak_memory": peak_memory(), "counts": counts}))
+    run = _run_bundle if form == "onnx" else _run_checkpoint
+    run(folder, prompt, threads)
+    print(json.dumps({"peak_memory": peak_memory()}))
 
 
 def peak_memory() -> int:
@@ -40,18 +37,16 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _run_bundle(folder: Path, prompt: int, threads: int) -> dict[str, int]:
+def _run_bundle(folder: Path, prompt: int, threads: int) -> None:
     from export.runtime import OnnxCausalLM
 
     model = OnnxCausalLM.open(folder, threads=threads)
     model.prefill(np.ones((1, prompt), dtype=np.int64))
     for _ in range(DECODED):
         model.step()
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return {"parameters": manifest["parameters"], "nonzero_parameters": manifest["nonzero_parameters"]}
 
 
-def _run_checkpoint(folder: Path, prompt: int, threads: int) -> dict[str, int]:
+def _run_checkpoint(folder: Path, prompt: int, threads: int) -> None:
     import torch
 
     from compress.checkpoint import load_model
@@ -63,16 +58,6 @@ def _run_checkpoint(folder: Path, prompt: int, threads: int) -> dict[str, int]:
         for _ in range(DECODED):
             following = answer.logits[:, -1:].argmax(dim=-1)
             answer = model(input_ids=following, past_key_values=answer.past_key_values, use_cache=True)
-    return count_parameters(model)
-
-
-def count_parameters(model: "nn.Module") -> dict[str, int]:
-    """Weights of a PyTorch model, a tied one counted once, and how many are not exactly zero."""
-    parameters = list(model.parameters())
-    return {
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "nonzero_parameters": sum(int(parameter.count_nonzero()) for parameter in parameters),
-    }
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ class _Engine:
         quality, footprint = self._quality(name, subject), self._footprint(subject)
         counted = _measurements(footprint.facts["measurements"])
         if baseline is not None:
-            counted = [_compared(measurement, baseline) for measurement in counted]
+            counted = [compared(measurement, baseline) for measurement in counted]
         return [*_measurements(quality.facts["measurements"]), *counted], quality.reused and footprint.reused
 
     def _quality(self, name: str, subject: _Subject) -> Artifact:
@@ -232,7 +232,8 @@ class _Engine:
         return found
 
     def _footprint(self, subject: _Subject) -> Artifact:
-        benchmark = self.recipe.benchmark or BenchmarkConfig()
+        short = BenchmarkConfig(prompt=min(128, self.recipe.evaluate.window // 2))  # leaves room for what is decoded
+        benchmark = self.recipe.benchmark or short
         identity = {
             "version": self.meter.version,
             "artifact": subject.key,
@@ -313,7 +314,7 @@ def _measurements(plain: list[Any]) -> list[Measurement]:
     return [Measurement.model_validate(values) for values in plain]
 
 
-def _compared(measurement: Measurement, baseline: Row) -> Measurement:
+def compared(measurement: Measurement, baseline: Row) -> Measurement:
     """A counted figure with its ratio to the baseline's."""
     other = baseline.measurement(measurement.metric)
     if measurement.ratio is not None or other is None or not other.value:
@@ -330,13 +331,13 @@ def _judged(recipe: Recipe, rows: list[Row], folder: Path) -> Report:
         rows=rows,
         gates=gates,
         verdict=overall(gates),
-        environment=environment(recipe),
+        environment=environment(recipe.benchmark),
         created=datetime.now(UTC),
         folder=folder,
     )
 
 
-def environment(recipe: Recipe) -> dict[str, str]:
+def environment(benchmark: BenchmarkConfig | None) -> dict[str, str]:
     """The machine and the versions that a report was made with."""
     import psutil
 
@@ -345,7 +346,7 @@ def environment(recipe: Recipe) -> dict[str, str]:
     return {
         "processor": processor(),
         "cores": str(available_cores()),
-        "threads": str(recipe.benchmark.threads) if recipe.benchmark else "library default",
+        "threads": str(benchmark.threads) if benchmark else "library default",
         "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

@@ -148,10 +148,10 @@ class Store:
             StoreError: the store cannot be written.
         """
         key = digest_of(identity)
-        found = self.find(kind, key)
-        if found is not None:
-            return found
         work = self.root / ".work" / self.name(kind, key).name
+        found = self.find(kind, key)
+        if found is not None and not work.exists():  # a kill after the rename leaves `work` to be cleaned up
+            return found
         with _writing(kind), _locked(work, waiting):
             found = self.find(kind, key)  # another run may have made it meanwhile
             if found is None:

@@ -22,7 +22,7 @@ from recipes.chatter import Chatter
 
 PLAIN_WIDTH = 140
 """Columns where there is no terminal to ask, so that a table in a log is not folded."""
-QUIET_SECONDS = 10.0
+QUIET_SECONDS = 30.0
 """Seconds between two plain lines about one task; a shorter task is not worth a line."""
 
 

@@ -150,7 +150,7 @@ def _evaluate(**given: Any) -> None:
 
     with session(debug=given["debug"]) as terminal:
         from recipes.appraise import Appraisal, appraise
-        from recipes.outcome import show_report
+        from recipes.outcome import show_figures
 
         test = text_source("--test-text", given["test_text"])
         assert test is not None  # the option is required
@@ -165,7 +165,7 @@ def _evaluate(**given: Any) -> None:
             else None,
             seed=given["seed"],
         )
-        show_report(terminal.console, appraise(appraisal, terminal.progress, log_to=terminal.log_to))
+        show_figures(terminal.console, appraise(appraisal, terminal.progress, log_to=terminal.log_to))
 
 
 def _picked(given: Mapping[str, Any], names: Mapping[str, object]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def sharpened(source: Path, out: Path) -> Path:
-    """A copy of a tiny checkpoint with larger matrices, random biases and norms: its logits differ, its layers matter."""
+    """A copy of a tiny checkpoint with larger matrices, random biases and norms: every layer matters."""
     import torch
     from safetensors.torch import load_file, save_file
 

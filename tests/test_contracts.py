@@ -1,4 +1,4 @@
-"""The promises that hold over every package, registry, stage, recipe and page at once; each test says how many it found."""
+"""The promises that hold over every package, registry, stage, recipe and page at once; each test finds some or fails."""
 
 import ast
 import subprocess
@@ -124,7 +124,8 @@ def source_for(stage: Stage[Any], gpt2: Path, int8: Path) -> Path:
 def int8(gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("int8")
     stage = STAGES["quantize"]
-    stage.run(stage.config(embeddings=True), StageInput(source=gpt2, out=out, scratch=tmp_path_factory.mktemp("scratch")))
+    scratch = tmp_path_factory.mktemp("scratch")
+    stage.run(stage.config(embeddings=True), StageInput(source=gpt2, out=out, scratch=scratch))
     return out
 
 

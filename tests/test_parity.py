@@ -81,7 +81,7 @@ def test_a_wrong_weight_is_refused_and_its_layer_named(
 def test_rows_alone_equal_rows_among_batch_mates(bundle: Path, ids_BT: np.ndarray) -> None:
     for level in (0, 4):
         model = OnnxCausalLM.open(bundle, graph=with_accuracy_level(read_graph(bundle), level), threads=2)
-        figures = check_independence(model, ids_BT, np.empty(0, dtype=np.float32))
+        figures = check_independence(model, ids_BT, np.empty(0, dtype=np.float32), 8)
         assert figures.log_probability < 1e-5
 
 

@@ -78,11 +78,15 @@ def test_unknown_section(write: Write) -> None:
 
 
 def test_wrong_type(write: Write) -> None:
-    assert errors_of(write(("layers: 2", 'layers: "2"'))) == "recipe.yaml:8: distill.layers: expected an integer, got '2'"
+    assert (
+        errors_of(write(("layers: 2", 'layers: "2"'))) == "recipe.yaml:8: distill.layers: expected an integer, got '2'"
+    )
 
 
 def test_out_of_bounds(write: Write) -> None:
-    assert errors_of(write(("prompt: 8", "prompt: 0"))) == "recipe.yaml:11: benchmark.prompt: expected at least 1, got 0"
+    assert (
+        errors_of(write(("prompt: 8", "prompt: 0"))) == "recipe.yaml:11: benchmark.prompt: expected at least 1, got 0"
+    )
 
 
 def test_repeated_key(write: Write) -> None:
@@ -137,7 +141,8 @@ def test_gates_that_nothing_could_judge(write: Write) -> None:
     )
     assert errors_of(file).splitlines() == [
         "recipe.yaml:12: gate.perplexity: expected exactly one of ratio, max, min, got ratio and max",
-        "recipe.yaml:13: gate.agreement: agreement compares with the baseline by itself and has no ratio; expected `min`",
+        "recipe.yaml:13: gate.agreement: agreement compares with the baseline by itself and has no ratio; "
+        "expected `min`",
         "recipe.yaml:14: gate.decode_latency: expected a `benchmark` section that measures it, got none",
     ]
 
@@ -199,7 +204,7 @@ def test_everything_at_once_in_the_order_of_the_file(write: Write) -> None:
 def test_no_yaml(write: Write, tmp_path: Path) -> None:
     file = write()
     file.write_text("stages: [prune\nmodel: x\n", encoding="utf-8")
-    assert errors_of(file) == "recipe.yaml:2: expected YAML, got: did not find expected ',' or ']'"
+    assert errors_of(file) == "recipe.yaml:2: no valid YAML: expected ',' or ']', but got ':'"
     file.write_bytes(b"\xff\xfe\x00")
     assert errors_of(file) == "recipe.yaml: expected a YAML text in UTF-8, got binary data at byte 0"
     file.write_text("- prune\n", encoding="utf-8")

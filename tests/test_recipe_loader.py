@@ -59,7 +59,13 @@ def test_overrides(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     here.mkdir()
     (here / "mine.txt").write_text("mine", encoding="utf-8")
     monkeypatch.chdir(here)
-    overrides = ["data.test=mine.txt", "distill.layers=2", "stages.1.sparsity=0.25", "benchmark.prompt=7", "data.train.field=x"]
+    overrides = [
+        "data.test=mine.txt",
+        "distill.layers=2",
+        "stages.1.sparsity=0.25",
+        "benchmark.prompt=7",
+        "data.train.field=x",
+    ]
     recipe = load_recipe(recipe_file, overrides)
     assert recipe.data.test.file == here / "mine.txt"
     assert recipe.stages[2].config == DistillConfig(tokens=500_000, learning_rate=1e-4, layers=2)

@@ -1,0 +1,445 @@
+"""The command line: what it offers, how it fails, what it leaves behind."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress import StageConfig, StageError, StageInput
+from compress.stage import Facts, Stage
+from recipes import cli
+from recipes.appraise import Appraisal, appraise
+from recipes.failures import Terminated, exit_code, message
+from recipes.methods import REGISTRIES, methods
+from recipes.options import OptionError, build, option_name
+from recipes.schema import EvaluateConfig
+from recipes.stages import STAGES
+from recipes.terminal import Lines, clock_time
+from recipes.verb_commands import text_source
+from recipes.verbs import Order, VerbError, carry_out
+
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "mobius", "scipy", "matplotlib", "bitsandbytes", "datasets"}
+COMMANDS = ["run", "plan", "generate", "verify", "evaluate", "schema", "methods", "doctor", *STAGES]
+
+Demitasse = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def demitasse(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Demitasse:
+    """Run a command in this process: its exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["demitasse", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capfd.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return call
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+# ---- what it offers
+
+
+def test_help_of_every_command_imports_nothing_heavy() -> None:
+    code = f"""
+import contextlib, io, sys
+from recipes.cli import main
+for arguments in [["--help"], *([name, "--help"] for name in {COMMANDS!r})]:
+    sys.argv, said = ["demitasse", *arguments], io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(said):
+        main()
+    assert "Usage:" in said.getvalue(), arguments
+print(sorted({HEAVY!r} & sys.modules.keys()))
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_every_knob_of_a_stage_is_an_option(kind: str, demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, shown, _ = demitasse(kind, "--help")
+    fields = STAGES[kind].config.model_fields
+    assert code == 0
+    assert len(fields) >= 3
+    assert [name for name in fields if option_name(name) not in shown] == []
+
+
+def test_schema_is_json_that_knows_every_stage(demitasse: Demitasse) -> None:
+    code, shown, _ = demitasse("schema")
+    assert code == 0
+    stages = json.loads(shown)["properties"]["stages"]["items"]["oneOf"]
+    assert set(STAGES) <= {key for item in stages for key in item.get("properties", {})}
+
+
+def test_methods_give_one_line_to_every_entry(demitasse: Demitasse) -> None:
+    listed = dict(methods())
+    assert listed.keys() == REGISTRIES.keys()
+    assert all(line for entries in listed.values() for _, line in entries)
+    code, shown, _ = demitasse("methods")
+    assert code == 0
+    assert all(name in shown for entries in listed.values() for name, _ in entries)
+
+
+def test_version(demitasse: Demitasse) -> None:
+    assert demitasse("--version")[:2] == (0, "demitasse 0.1.0\n")
+
+
+# ---- how it fails
+
+
+def test_unknown_recipe_is_one_message_without_traceback(demitasse: Demitasse) -> None:
+    code, out, err = demitasse("run", "quikstart")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: quikstart: expected a recipe file")
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(demitasse: Demitasse) -> None:
+    code, _, err = demitasse("run", "nothing.yaml", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+    assert "RecipeError" in err
+
+
+def test_wrong_option_is_a_usage_error(demitasse: Demitasse) -> None:
+    code, _, err = demitasse("prune", "model", "--out", "there", "--sparsty", "0.5")
+    assert code == 2
+    assert "--sparsity" in err
+
+
+def test_options_are_checked_all_at_once(demitasse: Demitasse, tmp_path: Path) -> None:
+    code, _, err = demitasse("prune", tmp_path, "--out", tmp_path / "new", "--sparsity", "3", "--scope", "layr")
+    assert code == 2
+    assert "--sparsity: expected less than 1, got 3" in err
+    assert "--scope: expected 'row', 'layer' or 'global', got 'layr'; did you mean 'layer'?" in err
+
+
+def test_generate_and_verify_refuse_what_is_no_bundle(demitasse: Demitasse, tmp_path: Path) -> None:
+    for arguments in (("verify", tmp_path), ("generate", tmp_path, "Once upon a time")):
+        code, _, err = demitasse(*arguments)
+        assert code == 2
+        assert str(tmp_path) in err
+
+
+class _ForeseenError(Exception):
+    """Counts as ours: its module is one of the four packages'."""
+
+
+_ForeseenError.__module__ = "recipes.somewhere"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (Terminated(), 143),
+        (StageError("no"), 2),
+        (_ForeseenError("no"), 2),
+        (OSError(28, "No space left on device", "/there/model.safetensors"), 2),
+        (RuntimeError("IoError(Os { code: 28, message: No space left on device })"), 2),
+        (ZeroDivisionError("a bug"), 4),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int) -> None:
+    assert exit_code(error) == code
+
+
+def test_broken_integrity_is_5() -> None:
+    from export import BundleIntegrityError
+    from recipes.store import IntegrityError
+
+    assert exit_code(IntegrityError("changed")) == 5
+    assert exit_code(BundleIntegrityError("changed")) == 5
+
+
+def test_full_disk_is_named_with_the_way_out() -> None:
+    error = OSError(28, "No space left on device", "/there/model.safetensors")
+    assert message(error) == (
+        "/there/model.safetensors: the disk is full; free some space, or name another folder with --out"
+    )
+
+
+WAITING = """
+import sys, time
+from recipes.session import session
+with session(debug=False, goes_on=True) as terminal:
+    terminal.chatter.err.write("ready\\n")
+    terminal.chatter.err.flush()
+    with terminal.progress.task("wait", total=1):
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_signals_end_with_a_clear_line(sent: signal.Signals, code: int, word: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "ready\n"
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert said.startswith(f"{word}; ")
+    assert "run the same command again" in said
+    assert "Traceback" not in said
+
+
+# ---- options
+
+
+class Knobs(StageConfig):
+    rate: float = 1e-3
+    """How fast."""
+    tokens: int = 5
+    pattern: str | None = None
+    losses: dict[str, float] = {"forward_kl": 1.0}  # noqa: RUF012 (pydantic copies defaults)
+    keep: tuple[int, ...] | None = None
+
+
+def test_values_are_read_as_in_yaml() -> None:
+    given = {"rate": "1e-4", "tokens": "500_000", "pattern": "2:4", "losses": "{forward_kl: 0.5}", "keep": "[0, 2]"}
+    expected = Knobs(rate=1e-4, tokens=500_000, pattern="2:4", losses={"forward_kl": 0.5}, keep=(0, 2))
+    assert build(Knobs, given) == expected
+    assert build(Knobs, dict.fromkeys(given)) == Knobs()
+
+
+@pytest.mark.parametrize(("option", "value"), [("rate", "fast"), ("tokens", "1.5"), ("keep", "[0, "), ("losses", "3")])
+def test_values_that_do_not_fit_name_their_option(option: str, value: str) -> None:
+    with pytest.raises(OptionError, match=f"^--{option}: expected"):
+        build(Knobs, {option: value})
+
+
+def test_a_text_is_a_file_or_a_pinned_data_set() -> None:
+    file = text_source("--test-text", "a.txt")
+    dataset = text_source("--test-text", "{dataset: org/name, revision: abc}")
+    assert file is not None
+    assert str(file) == "a.txt"
+    assert dataset is not None
+    assert dataset.dataset == "org/name"
+    with pytest.raises(OptionError, match=r"--test-text: expected a file that ends in"):
+        text_source("--test-text", "a.pdf")
+
+
+# ---- a stage as a verb
+
+
+def test_verb_leaves_a_checkpoint_and_touches_nothing_else(gpt2: Path, tmp_path: Path, demitasse: Demitasse) -> None:
+    before = digests(gpt2)
+    code, said, err = demitasse("prune", gpt2, "--out", tmp_path / "pruned", "--sparsity", "0.5")
+    assert (code, err) == (0, "")
+    assert "is complete" in said
+    assert (tmp_path / "pruned" / "model.safetensors").is_file()
+    assert [item.name for item in tmp_path.iterdir()] == ["pruned"]
+    assert digests(gpt2) == before
+
+
+def test_verb_refuses_a_folder_that_holds_something(gpt2: Path, tmp_path: Path, demitasse: Demitasse) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    code, _, err = demitasse("prune", gpt2, "--out", tmp_path, "--sparsity", "0.5")
+    assert code == 2
+    assert "is not empty, and nothing is overwritten" in err
+    assert [item.name for item in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_verb_refuses_to_write_into_the_model(gpt2: Path, demitasse: Demitasse) -> None:
+    before = digests(gpt2)
+    code, _, err = demitasse("prune", gpt2, "--out", gpt2 / "pruned", "--sparsity", "0.5")
+    assert code == 2
+    assert "apart from the model" in err
+    assert digests(gpt2) == before
+
+
+def test_verb_names_the_text_it_lacks(gpt2: Path, tmp_path: Path, demitasse: Demitasse) -> None:
+    code, _, err = demitasse("distill", gpt2, "--out", tmp_path / "student", "--layers", "2")
+    assert code == 2
+    assert "give --train-text FILE" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def failing() -> tuple[Stage[Knobs], list[str]]:
+    """A stage that fails at its first try, and the names of what each try found in its scratch folder."""
+    found: list[str] = []
+
+    def run(config: Knobs, given: StageInput) -> Facts:
+        found.append(" ".join(sorted(item.name for item in given.scratch.iterdir())))
+        assert list(given.out.iterdir()) == []
+        (given.scratch / "step-10").touch()
+        (given.out / "half").touch()
+        if len(found) == 1:
+            raise StageError("no more")
+        return {}
+
+    stage = Stage(
+        kind="fail", summary="", version=1, config=Knobs, takes=frozenset({"nothing"}), leaves="dense", run=run
+    )
+    return stage, found
+
+
+def order_of(stage: Stage[Any], out: Path, **knobs: Any) -> Order:
+    return Order(stage=stage, config=Knobs(**knobs), source=None, out=out)
+
+
+@pytest.mark.parametrize(("tokens", "found_again"), [(5, "step-10"), (6, "")])
+def test_failed_verb_leaves_no_result_and_goes_on_only_with_the_same_order(
+    failing: tuple[Stage[Knobs], list[str]], tmp_path: Path, tokens: int, found_again: str
+) -> None:
+    stage, found = failing
+    from compress import Silent
+
+    with pytest.raises(StageError):
+        carry_out(order_of(stage, tmp_path / "new", tokens=5), Silent())
+    assert not (tmp_path / "new").exists()
+    carry_out(order_of(stage, tmp_path / "new", tokens=tokens), Silent())
+    assert found == ["", found_again]
+    assert [item.name for item in tmp_path.iterdir()] == ["new"]
+
+
+def test_two_verbs_cannot_write_one_folder(tmp_path: Path) -> None:
+    from compress import Silent
+
+    def run(config: Knobs, given: StageInput) -> Facts:
+        with pytest.raises(VerbError, match="another process is writing here"):
+            carry_out(order, Silent())
+        return {}
+
+    stage = Stage(kind="x", summary="", version=1, config=Knobs, takes=frozenset({"nothing"}), leaves="dense", run=run)
+    order = order_of(stage, tmp_path / "new")
+    carry_out(order, Silent())
+
+
+def test_evaluate_measures_a_model_against_a_baseline(
+    gpt2: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress import Silent, TextSource
+
+    monkeypatch.setattr(
+        "recipes.appraise.measure_footprint", lambda *_, **__: []
+    )  # two more processes, tested elsewhere
+    wanted = Appraisal(
+        model=gpt2,
+        baseline=gpt2,
+        out=tmp_path / "figures",
+        test=TextSource(file=text_file),
+        quality=EvaluateConfig(window=32, windows=8),
+        benchmark=None,
+    )
+    report = appraise(wanted, Silent())
+    perplexity = report.measurement("model", "perplexity")
+    assert perplexity is not None
+    assert perplexity.ratio is not None
+    assert perplexity.ratio.value == pytest.approx(1.0)
+    assert {"report.html", "report.json", "report.md"} <= {item.name for item in (tmp_path / "figures").iterdir()}
+    assert [item.name for item in tmp_path.iterdir()] == ["figures"]
+
+
+# ---- a recipe
+
+
+RECIPE = """
+model: {model}
+data: {{test: {text}}}
+stages:
+  - prune: {{sparsity: 0.5}}
+evaluate: {{window: 32, windows: 16}}
+gate:
+  perplexity: {{ratio: {ratio}}}
+"""
+
+
+def test_run_ends_in_a_table_and_a_verdict(
+    gpt2: Path, text_file: Path, tmp_path: Path, demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = {"counts": {"parameters": 5, "nonzero_parameters": 5}, "peak_memory": 5}
+    monkeypatch.setattr("recipes.measure.probe", lambda *_, **__: counted)  # a process each, tested elsewhere
+    recipe, out = tmp_path / "tiny.yaml", tmp_path / "run"
+    recipe.write_text(RECIPE.format(model=gpt2, text=text_file, ratio=2.0))
+    code, said, err = demitasse("plan", recipe, "--out", out)
+    assert (code, err) == (0, "")
+    assert "to do" in said
+    code, said, err = demitasse("run", recipe, "--out", out)
+    assert (code, err) == (0, "")
+    assert all(word in said for word in ("baseline", "prune", "Perplexity", "Weights", "PASS", "report.html"))
+    assert (out / "log.txt").is_file()
+    code, said, _ = demitasse("plan", recipe, "--out", out)
+    assert "everything is cached" in said
+    code, said, _ = demitasse("run", recipe, "--out", out, "--set", "gate.perplexity.ratio=0.5")
+    assert code == 1
+    assert "reused" in said
+    assert "FAIL" in said
+
+
+# ---- the terminal
+
+
+CHATTERING = """
+import os, subprocess, sys
+from pathlib import Path
+from recipes.chatter import Chatter
+with Chatter() as chatter:
+    os.write(1, b"early\\n")
+    chatter.move_to(Path(sys.argv[1]))
+    print("from Python")
+    os.write(2, b"from C\\n")
+    subprocess.run([sys.executable, "-c", "print('from a child')"], check=True)
+    chatter.out.write("result\\n")
+    chatter.err.write("notice\\n")
+print("afterwards")
+"""
+
+
+def test_chatter_reaches_the_log_and_not_the_terminal(tmp_path: Path) -> None:
+    log = tmp_path / "run" / "log.txt"
+    said = subprocess.run([sys.executable, "-c", CHATTERING, str(log)], capture_output=True, text=True, check=True)
+    assert (said.stdout, said.stderr) == ("result\nafterwards\n", "notice\n")
+    assert sorted(log.read_text().splitlines()) == ["early", "from C", "from Python", "from a child"]
+
+
+def test_plain_progress_says_how_long_it_will_take() -> None:
+    now, written = [0.0], list[str]()
+    lines = Lines(written.append, clock=lambda: now[0])
+    with lines.task("train", total=100, done=20) as task:
+        for _ in range(4):
+            now[0] += 20.0
+            task.advance(10, note="loss 3.2")
+    assert written == ["train  40%  2:00 left  loss 3.2", "train  60%  1:20 left  loss 3.2"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (42.4, "0:42"), (725, "12:05"), (3723, "1:02:03")])
+def test_clock_time(seconds: float, text: str) -> None:
+    assert clock_time(seconds) == text
+
+
+def test_bars_are_drawn_on_a_terminal() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from recipes.terminal import Bars
+
+    drawn = StringIO()
+    bars = Bars(Console(file=drawn, force_terminal=True, width=100))
+    with bars.task("distill [x]", total=10) as outer, bars.task("inner", total=1):
+        outer.advance(5, note="loss 3.2")
+        time.sleep(0.3)  # the bars are drawn ten times a second
+    assert "distill [x]" in drawn.getvalue()
+    assert "50%" in drawn.getvalue()
+    assert "loss 3.2" in drawn.getvalue()

@@ -1,0 +1,317 @@
+"""The report says the same in JSON, Markdown and HTML, and can be read back."""
+
+import math
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import evaluation
+from evaluation.charts import INKS, latency_chart, size_chart
+from evaluation.gate import EXIT_CODES, Limit, Verdict, judge, overall
+from evaluation.measurement import METRICS, Interval, Measurement, Ratio
+from evaluation.render import render_html, render_markdown, ruler
+from evaluation.report import FILES, HEADLINES, Report, ReportError, Row, headline, read_report, write_report
+from evaluation.table import COLUMNS, NAMES, describe_limit, table_columns, table_rows, what_it_bought
+from evaluation.units import format_duration, format_interval, format_ratio, format_value
+
+
+def sampled(metric: str, value: float, ratio: float | None = None) -> Measurement:
+    relative = None if ratio is None else Ratio(value=ratio, interval=Interval(low=ratio * 0.99, high=ratio * 1.01))
+    interval = Interval(low=value * 0.95, high=value * 1.05)
+    return Measurement(metric=metric, value=value, samples=12, method="a test", interval=interval, ratio=relative)
+
+
+def counted(metric: str, value: float, ratio: float | None = None) -> Measurement:
+    relative = None if ratio is None else Ratio(value=ratio)
+    return Measurement(metric=metric, value=value, samples=1, method="counted", ratio=relative)
+
+
+BROKEN = Measurement(metric="perplexity", value=math.nan, samples=12, method="a test", invalid="NaN <here>")
+
+
+def make_report(limits: dict[str, Limit] | None = None, perplexity: Measurement | None = None) -> Report:
+    perplexity = perplexity or sampled("perplexity", 43.0, 1.07)
+    rows = [
+        Row(
+            name="baseline",
+            kind="baseline",
+            form="dense",
+            measurements=[
+                counted("weight_bytes", 27.3e6),
+                sampled("perplexity", 40.2),
+                sampled("prefill_latency", 0.04),
+                sampled("decode_latency", 0.0038),
+            ],
+        ),
+        Row(
+            name="prune",
+            kind="prune",
+            form="dense",
+            key="ab" * 32,
+            knobs={"sparsity": 0.3, "pattern": None},
+            facts={"tensors": 1024, "layers": ["a", "b"], "<b>": "x & y"},
+            seconds=200.0,
+            reused=True,
+            measurements=[counted("weight_bytes", 27.3e6, 1.0), sampled("perplexity", 48.0, 1.2)],
+        ),
+        Row(
+            name="export",
+            kind="export",
+            form="onnx",
+            seconds=12.0,
+            measurements=[
+                counted("weight_bytes", 6.4e6, 0.234),
+                perplexity,
+                sampled("prefill_latency", 0.012, 0.3),
+                sampled("decode_latency", 0.0009, 0.24),
+            ],
+        ),
+    ]
+    gates = judge(limits or {}, {found.metric: found for found in rows[-1].measurements})
+    return Report(
+        recipe="recipes/test.yaml",
+        name="a test",
+        rows=rows,
+        gates=gates,
+        verdict=overall(gates),
+        environment={"machine": "two cores"},
+        created=datetime(2026, 1, 5, 9, 30, tzinfo=UTC),
+    )
+
+
+REPORTS: dict[str, Report] = {
+    "PASS": make_report({"perplexity": Limit(ratio=1.1), "weight_bytes": Limit(max=7e6)}),
+    "FAIL": make_report({"perplexity": Limit(ratio=1.05), "weight_bytes": Limit(max=7e6)}),
+    "INCONCLUSIVE": make_report({"perplexity": Limit(ratio=1.07), "weight_bytes": Limit(max=7e6)}),
+    "INVALID": make_report({"perplexity": Limit(ratio=1.1), "weight_bytes": Limit(max=7e6)}, perplexity=BROKEN),
+    "NOT GATED": make_report(),
+}
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and collects what would be loaded."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "use"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.loaded += [value or "" for name, value in attributes if name in ("src", "href") and tag != "use"]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("verdict", REPORTS)
+def test_three_files_tell_the_verdict(verdict: str, tmp_path: Path) -> None:
+    report = REPORTS[verdict]
+    assert (report.verdict or "NOT GATED") == verdict
+    paths = write_report(report, tmp_path / "new")
+    assert [path.name for path in paths] == list(FILES)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(FILES)
+    assert paths[1].read_text(encoding="utf-8").startswith(f"# a test: {verdict}\n")
+    assert f'<p class="word">{verdict}</p>' in paths[2].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("verdict", ["PASS", "NOT GATED"])
+def test_json_reads_back_as_it_was(verdict: str, tmp_path: Path) -> None:
+    report = REPORTS[verdict]
+    write_report(report, tmp_path)
+    assert read_report(tmp_path) == report.model_copy(update={"folder": tmp_path})
+    assert read_report(tmp_path / "report.json").rows == report.rows
+    assert str(tmp_path) not in (tmp_path / "report.json").read_text(encoding="utf-8")
+
+
+def test_nan_survives_json(tmp_path: Path) -> None:
+    write_report(REPORTS["INVALID"], tmp_path)
+    found = read_report(tmp_path).measurement("export", "perplexity")
+    assert found is not None
+    assert math.isnan(found.value)
+    assert found.invalid == BROKEN.invalid
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1", '{"recipe": 3}'])
+def test_what_is_no_report_is_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    with pytest.raises(ReportError, match="cannot be read"):
+        read_report(file)
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(ReportError, match="expected a report"):
+        read_report(file)
+
+
+@pytest.mark.parametrize("verdict", REPORTS)
+def test_html_is_well_formed_and_loads_nothing(verdict: str) -> None:
+    text = render_html(REPORTS[verdict])
+    page = Page(text)
+    assert page.open == []
+    assert page.loaded == []
+    assert "url(http" not in text
+    assert "@import" not in text
+    assert "<script" not in text
+
+
+def test_html_escapes_what_a_stage_said() -> None:
+    text = render_html(REPORTS["INVALID"])
+    assert "&lt;b&gt;" in text
+    assert "x &amp; y" in text
+    assert "NaN &lt;here&gt;" in text
+
+
+def test_every_figure_stands_in_markdown_and_html() -> None:
+    report = REPORTS["PASS"]
+    texts = render_markdown(report), render_html(report)
+    cells = [cell for row in table_rows(report) for cell in row.cells if cell.value]
+    assert len(cells) == 10
+    for text in texts:
+        for cell in cells:
+            assert cell.value in text
+            assert cell.ratio in text
+            assert cell.ratio_interval in text
+
+
+def test_markdown_tables_are_rectangular() -> None:
+    for verdict, report in REPORTS.items():
+        tables = re.findall(r"(?:^\|.*\|\n)+", render_markdown(report), flags=re.MULTILINE)
+        assert len(tables) == (1 if verdict == "NOT GATED" else 2)
+        for table in tables:
+            assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_charts_are_svg_in_the_colors_of_the_page() -> None:
+    for chart in (size_chart(REPORTS["PASS"]), latency_chart(REPORTS["PASS"])):
+        assert ElementTree.fromstring(chart).tag.endswith("svg")
+        assert "var(--accent)" in chart
+        assert not any(ink in chart for ink in INKS)
+    assert size_chart(REPORTS["PASS"]) == size_chart(REPORTS["PASS"])
+    assert "gate 44.2" in size_chart(REPORTS["PASS"])
+
+
+def test_charts_leave_out_what_was_not_measured() -> None:
+    assert "export" not in size_chart(REPORTS["INVALID"])
+    bare = REPORTS["PASS"].model_copy(update={"rows": [Row(name="baseline", kind="baseline", form="dense")]})
+    assert size_chart(bare) == ""
+    assert latency_chart(bare) == ""
+    assert Page(render_html(bare)).open == []
+    assert "baseline" in render_markdown(bare)
+
+
+def test_columns_without_a_figure_are_left_out() -> None:
+    report = REPORTS["PASS"]
+    assert "agreement" not in table_columns(report)
+    assert [len(row.cells) for row in table_rows(report)] == [len(table_columns(report))] * 3
+    assert [row.reused for row in table_rows(report)] == [False, True, False]
+
+
+def test_what_it_bought_names_gain_and_loss() -> None:
+    figures = [(item.figure, item.meaning) for item in what_it_bought(REPORTS["PASS"])]
+    assert [figure[:-1] for figure, _ in figures[:3]] == ["4.3", "4.2", "3.3"]
+    assert figures[3] == ("+7.0 %", "perplexity")
+    slower = sampled("decode_latency", 0.0076, 2.0)
+    rows = [REPORTS["PASS"].rows[0], Row(name="export", kind="export", form="onnx", measurements=[slower])]
+    (item,) = what_it_bought(REPORTS["PASS"].model_copy(update={"rows": rows}))
+    assert item.meaning == "slower decoding"
+
+
+def test_ruler_keeps_the_order_of_the_numbers() -> None:
+    found = [drawn for result in REPORTS["FAIL"].gates if (drawn := ruler(result)) is not None]
+    assert len(found) == 2
+    failed, passed = found
+    assert 0 < failed.limit < failed.low <= failed.value <= failed.high < 100
+    assert passed.value < passed.limit == passed.allowed_to
+    assert ruler(REPORTS["INVALID"].gates[0]) is None
+
+
+def test_rows_are_found_by_name() -> None:
+    report = REPORTS["PASS"]
+    assert report.measurement("prune", "weight_bytes") == counted("weight_bytes", 27.3e6, 1.0)
+    assert report.measurement("prune", "decode_latency") is None
+    assert report.final.name == "export"
+    with pytest.raises(KeyError, match="expected one of baseline, prune, export, got 'quantize'"):
+        report.row("quantize")
+
+
+def test_every_verdict_has_a_headline_and_an_exit_code() -> None:
+    verdicts: list[Verdict | None] = [*EXIT_CODES, None]
+    assert set(HEADLINES) == set(verdicts)
+    assert len({headline(verdict) for verdict in verdicts}) == len(verdicts)
+    assert {name: report.exit_code for name, report in REPORTS.items()} == {**EXIT_CODES, "NOT GATED": 0}
+
+
+def test_every_metric_has_a_name_and_can_be_written() -> None:
+    assert set(NAMES) == set(METRICS)
+    assert set(COLUMNS) <= set(METRICS)
+    for metric in METRICS:
+        assert "e+" not in format_value(metric, 123_456.0)
+        assert format_value(metric, math.nan).startswith("nan")
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        ("weight_bytes", 27_300_000, "27.3 MB"),
+        ("weight_bytes", 999, "999 B"),
+        ("weight_bytes", 0, "0 B"),
+        ("parameters", 124_000_000, "124 M"),
+        ("decode_latency", 0.00093, "0.930 ms"),
+        ("decode_latency", 0.0000093, "9.30 \N{MICRO SIGN}s"),
+        ("prefill_latency", 1.25, "1.25 s"),
+        ("agreement", 0.871, "87.1 %"),
+        ("agreement", 1.0, "100 %"),
+        ("kl_divergence", 0.0312, "0.0312 nat"),
+        ("perplexity", 6996.2, "6,996"),
+        ("perplexity", 23.41, "23.4"),
+    ],
+)
+def test_values_read_well(metric: str, value: float, text: str) -> None:
+    assert format_value(metric, value) == text
+
+
+def test_intervals_have_the_unit_of_their_value() -> None:
+    assert format_interval("decode_latency", Interval(low=0.00095, high=0.00105), 0.001) == "0.950 to 1.05"
+    assert format_ratio(0.25)[:-1] == "0.250"
+    assert format_ratio(12.34)[:-1] == "12.3"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.83, "0.8 s"), (42, "42 s"), (59.7, "1 min 00 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")],
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_limits_read_as_sentences() -> None:
+    assert describe_limit("weight_bytes", Limit(max=7e6)) == "at most 7.00 MB"
+    assert describe_limit("agreement", Limit(min=0.9)) == "at least 90.0 %"
+    assert describe_limit("next_token_accuracy", Limit(ratio=0.95)).startswith("at least 0.950")
+
+
+def test_the_public_face_is_sorted_and_complete() -> None:
+    assert evaluation.__all__ == sorted(
+        evaluation.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name)
+    )
+    assert all(getattr(evaluation, name) is not None for name in evaluation.__all__)
+    with pytest.raises(AttributeError):
+        evaluation.nothing  # noqa: B018 (the access itself is under test)
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    heavy = "torch transformers onnx onnxruntime matplotlib scipy jinja2"
+    code = f"import sys, evaluation; sys.exit(' '.join(set('{heavy}'.split()) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

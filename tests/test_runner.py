@@ -1,0 +1,228 @@
+"""The engine on a small recipe: order, reuse, resumption after a kill, reports; and once with the real stages."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress import Facts, Stage, StageConfig, StageInput
+from evaluation.measurement import Interval, Measurement, Ratio
+from evaluation.report import Row, read_report
+from recipes.errors import RecipeError
+from recipes.loader import load_recipe
+from recipes.runner import Meter, run
+from recipes.store import RECORD, IntegrityError, StoreError, digest_of
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = """\
+model: {model}
+data: {{calibration: calibration.txt, test: test.txt}}
+stages:
+  - halve: {{keep: 0.5}}
+  - halve
+evaluate: {{window: 16}}
+benchmark: {{prompt: 4, tokens: 4, threads: 1}}
+gate:
+  weight_bytes: {{ratio: 0.6}}
+  decode_latency: {{ratio: 0.7}}
+"""
+
+
+class HalveConfig(StageConfig):
+    """Keep a share of the weight file's bytes: a real stage over real files, without a model behind it."""
+
+    keep: float = 0.9
+
+
+def halve(config: HalveConfig, given: StageInput) -> Facts:
+    assert given.source is not None
+    for file in given.source.iterdir():
+        content = file.read_bytes()
+        (given.out / file.name).write_bytes(content[: int(len(content) * config.keep)])
+    return {"kept": config.keep, "teacher": given.teacher is not None}
+
+
+STAGES: dict[str, Stage[Any]] = {
+    "halve": Stage(
+        kind="halve",
+        summary="keep a share",
+        version=1,
+        config=HalveConfig,
+        takes=frozenset({"dense"}),
+        leaves="dense",
+        run=halve,
+        materials=lambda config: frozenset({"calibration_text"}),
+    )
+}
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def quality(artifact: Path, form: str, *, baseline: Any, out: Path, **rest: Any) -> list[Measurement]:
+    (out / "tokens.npz").touch()
+    ratio = None if baseline is None else Ratio(value=1.0)
+    return [Measurement(metric="perplexity", value=9.0, samples=2, method="test", ratio=ratio)]
+
+
+def footprint(artifact: Path, form: str, **rest: Any) -> list[Measurement]:
+    return [Measurement(metric="weight_bytes", value=bytes_of(artifact), samples=1, method="counted")]
+
+
+def latency(baseline: Any, final: Path, form: str, **rest: Any) -> dict[str, list[Measurement]]:
+    share = bytes_of(final) / bytes_of(baseline.folder)
+    paired = Ratio(value=share, interval=Interval(low=share, high=share))
+    shared = {"metric": "decode_latency", "samples": 3, "method": "test", "interval": Interval(low=0.5, high=2)}
+    return {
+        "baseline": [Measurement(value=1.0, **shared)],
+        "final": [Measurement(value=share, ratio=paired, **shared)],
+    }
+
+
+METER = Meter(quality=quality, footprint=footprint, latency=latency)
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, gpt2: Path) -> Path:
+    (tmp_path / "calibration.txt").write_text("some words to look at", encoding="utf-8")
+    (tmp_path / "test.txt").write_text("other words to measure on", encoding="utf-8")
+    (tmp_path / "small.yaml").write_text(RECIPE.format(model=gpt2), encoding="utf-8")
+    return tmp_path / "small.yaml"
+
+
+def carry_out(file: Path, out: Path, *overrides: str, **rest: Any) -> Any:
+    return run(load_recipe(file, overrides, stages=STAGES), out=out, stages=STAGES, meter=METER, **rest)
+
+
+def test_rows_gates_and_files(recipe_file: Path, tmp_path: Path) -> None:
+    seen: list[Row] = []
+    report = carry_out(recipe_file, tmp_path / "out", on_row=seen.append)
+    assert [row.name for row in report.rows] == [row.name for row in seen] == ["baseline", "halve", "halve 2"]
+    assert [row.form for row in report.rows] == ["dense"] * 3
+    assert report.rows[1].knobs == {"keep": 0.5}
+    assert report.rows[2].facts == {"kept": 0.9, "teacher": True}
+    assert report.measurement("halve", "weight_bytes").ratio.value == pytest.approx(0.5, abs=1e-3)
+    assert report.measurement("halve", "decode_latency") is None
+    assert report.measurement("baseline", "decode_latency").value == 1.0
+    assert [(gate.metric, gate.verdict) for gate in report.gates] == [
+        ("weight_bytes", "PASS"),
+        ("decode_latency", "PASS"),
+    ]
+    assert (report.verdict, report.exit_code) == ("PASS", 0)
+    assert read_report(tmp_path / "out") == report
+    final = tmp_path / "out" / "final"
+    assert final.resolve() == next((tmp_path / "out" / "artifacts").glob(f"halve-{report.rows[2].key[:16]}")) / "files"
+    assert "verdict PASS" in (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
+
+
+def test_an_unchanged_recipe_is_reused_and_a_changed_one_from_there_on(recipe_file: Path, tmp_path: Path) -> None:
+    first = carry_out(recipe_file, tmp_path / "out")
+    again = carry_out(recipe_file, tmp_path / "out")
+    assert [row.reused for row in first.rows] == [False, False, False]
+    assert [row.reused for row in again.rows] == [True, True, True]
+    assert [row.measurements for row in again.rows] == [row.measurements for row in first.rows]
+    assert (again.gates, again.verdict) == (first.gates, first.verdict)
+    changed = carry_out(recipe_file, tmp_path / "out", "stages.2.keep=0.8")
+    assert [row.reused for row in changed.rows] == [True, True, False]
+
+
+def test_the_source_is_not_changed(
+    recipe_file: Path, tmp_path: Path, gpt2: Path, folder_digest: Callable[[Path], dict[str, str]]
+) -> None:
+    before = folder_digest(gpt2)
+    carry_out(recipe_file, tmp_path / "out")
+    assert folder_digest(gpt2) == before
+
+
+def test_a_changed_artifact_is_an_integrity_error(recipe_file: Path, tmp_path: Path) -> None:
+    report = carry_out(recipe_file, tmp_path / "out")
+    file = tmp_path / "out" / "artifacts" / f"halve-{report.rows[1].key[:16]}" / "files" / "config.json"
+    file.write_text("{}", encoding="utf-8")
+    with pytest.raises(IntegrityError, match="was changed"):
+        carry_out(recipe_file, tmp_path / "out")
+
+
+def test_everything_wrong_before_the_run_comes_at_once(recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        carry_out(recipe_file, tmp_path / "out", "evaluate.window=1000")
+    window, text = caught.value.errors
+    assert window.startswith("--set evaluate.window=1000: expected at most 128 tokens")
+    assert text.endswith("expected text, got an empty file")
+    assert not list((tmp_path / "out" / "artifacts").glob("*-*"))
+
+
+def test_a_run_folder_that_cannot_be_written(recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"Not a directory|File exists"):
+        carry_out(recipe_file, tmp_path / "file" / "out")
+
+
+REUSED = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+    from recipes import load_recipe, run
+    from tests.test_runner import METER
+
+    report = run(load_recipe(sys.argv[1]), out=Path(sys.argv[2]), meter=METER)
+    heavy = {"torch", "transformers", "onnx", "onnxruntime", "mobius"} & set(sys.modules)
+    print(report.verdict, all(row.reused for row in report.rows), sorted(heavy))
+    """
+)
+
+REAL = """\
+model: {model}
+data: {{train: {text}, test: test.txt}}
+stages:
+  - prune: {{sparsity: 0.3}}
+  - distill: {{tokens: 384, length: 32, batch: 4, checkpoints: 3}}
+evaluate: {{window: 32, windows: 8}}
+gate:
+  weight_bytes: {{ratio: 1.1}}
+"""
+
+
+def _start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def _hashes(out: Path) -> dict[str, str]:
+    """Every file of every stage's artifact, by place."""
+    records = [json.loads((folder / RECORD).read_text(encoding="utf-8")) for folder in (out / "artifacts").glob("*-*")]
+    return {record["key"]: digest_of(record["files"]) for record in records if record["kind"] in {"prune", "distill"}}
+
+
+def test_real_stages_killed_in_the_middle_and_run_again(tmp_path: Path, gpt2: Path, text_file: Path) -> None:
+    (tmp_path / "test.txt").write_text(" ".join(f"never seen word {number}" for number in range(200)), encoding="utf-8")
+    (tmp_path / "real.yaml").write_text(REAL.format(model=gpt2, text=text_file), encoding="utf-8")
+    process = _start(REUSED, tmp_path / "real.yaml", tmp_path / "killed")
+    work = tmp_path / "killed" / "artifacts" / ".work"
+    while process.poll() is None and not list(work.glob("distill-*/scratch/*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    assert not list((tmp_path / "killed" / "artifacts").glob("distill-*"))
+
+    finished = run(load_recipe(tmp_path / "real.yaml"), out=tmp_path / "killed", meter=METER)
+    assert [row.reused for row in finished.rows] == [True, True, False]
+    run(load_recipe(tmp_path / "real.yaml"), out=tmp_path / "whole", meter=METER)
+    assert len(_hashes(tmp_path / "whole")) == 2
+    assert _hashes(tmp_path / "killed") == _hashes(tmp_path / "whole")
+
+    again = _start(REUSED, tmp_path / "real.yaml", tmp_path / "killed")
+    out, errors = again.communicate()
+    assert out.split(maxsplit=2) == ["PASS", "True", "[]\n"], errors

@@ -1,0 +1,161 @@
+"""Intervals against scipy, closed forms and simulations in which the truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from evaluation.measurement import Interval
+from evaluation.statistics import FEWEST_DOCUMENTS, Bootstrap, Floats, median_interval, samples_to_decide, units_of
+
+
+def mean_of(sums: Floats) -> Floats:
+    return np.asarray(sums[..., 1] / sums[..., 0])
+
+
+def documents(generator: np.random.Generator, count: int) -> tuple[Floats, float]:
+    """Documents of unequal length whose tokens share a document effect: sums [U, 2] = (tokens, nll), and the true mean."""
+    tokens_U = generator.integers(50, 400, count).astype(float)
+    effect_U = generator.gamma(4.0, 0.25, count)
+    noise_U = generator.normal(0, 1, count) * np.sqrt(tokens_U)
+    return np.stack([tokens_U, tokens_U * (2 + effect_U) + noise_U], axis=1), 3.0
+
+
+def test_resampled_sums_equal_a_naive_loop() -> None:
+    sums_UK = np.random.default_rng(1).normal(size=(5, 3))
+    bootstrap = Bootstrap.draw(sums_UK, resamples=40, seed=7)
+    chosen_RU = np.random.default_rng(7).integers(5, size=(40, 5))
+    naive_RK = np.array([sum(sums_UK[unit] for unit in chosen_U) for chosen_U in chosen_RU])
+    np.testing.assert_allclose(bootstrap.sums_RK, naive_RK)
+
+
+def test_the_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums_UK = np.random.default_rng(1).normal(size=(6, 2))
+    whole = Bootstrap.draw(sums_UK, resamples=50, seed=3).sums_RK
+    monkeypatch.setattr("evaluation.statistics._DRAWS_AT_ONCE", 20)
+    np.testing.assert_allclose(Bootstrap.draw(sums_UK, resamples=50, seed=3).sums_RK, whole)
+
+
+def test_bca_interval_agrees_with_scipy() -> None:
+    skewed_U = np.random.default_rng(2).lognormal(0, 0.8, 30)
+    ours = Bootstrap.draw(np.stack([np.ones(30), skewed_U], axis=1), resamples=20_000).interval(mean_of, widen=False)
+    theirs = stats.bootstrap((skewed_U,), np.mean, n_resamples=20_000, method="BCa", rng=0).confidence_interval
+    assert ours is not None
+    assert ours.low == pytest.approx(theirs.low, rel=0.015)
+    assert ours.high == pytest.approx(theirs.high, rel=0.015)
+
+
+def test_interval_of_a_normal_mean_is_about_students() -> None:
+    values_U = np.random.default_rng(5).normal(10, 1, 12)
+    ours = Bootstrap.draw(np.stack([np.ones(12), values_U], axis=1), resamples=20_000).interval(mean_of)
+    low, high = stats.t.interval(0.95, 11, values_U.mean(), stats.sem(values_U))
+    assert ours is not None
+    assert ours.high - ours.low == pytest.approx(high - low, rel=0.1)
+
+
+def test_interval_follows_a_monotone_change_of_scale() -> None:
+    bootstrap = Bootstrap.draw(documents(np.random.default_rng(3), 20)[0])
+    plain, exponential = bootstrap.interval(mean_of), bootstrap.interval(lambda sums: np.exp(mean_of(sums)))
+    assert plain is not None
+    assert exponential is not None
+    assert exponential.low == pytest.approx(math.exp(plain.low), rel=1e-3)
+    assert exponential.high == pytest.approx(math.exp(plain.high), rel=1e-3)
+
+
+def test_pairing_removes_what_both_models_share() -> None:
+    sums_UK, _ = documents(np.random.default_rng(4), 20)
+    worse_U1 = sums_UK[:, 1:] + 0.1 * sums_UK[:, :1]
+    bootstrap = Bootstrap.draw(np.concatenate([sums_UK, worse_U1], axis=1))
+    ratio = bootstrap.interval(lambda sums: np.exp((sums[..., 2] - sums[..., 1]) / sums[..., 0]))
+    assert ratio is not None
+    assert ratio.low == pytest.approx(math.exp(0.1))
+    assert ratio.high == pytest.approx(math.exp(0.1))
+
+
+def test_one_unit_or_a_resample_that_is_not_finite_has_no_interval() -> None:
+    assert Bootstrap.draw(np.ones((1, 2))).interval(mean_of) is None
+    zeros_UK = np.stack([np.array([0.0, 1.0, 1.0]), np.ones(3)], axis=1)
+    with np.errstate(divide="ignore"):
+        assert Bootstrap.draw(zeros_UK).interval(mean_of) is None
+
+
+@pytest.mark.parametrize("count", [8, 24])
+def test_document_intervals_cover_the_truth_and_token_intervals_do_not(count: int) -> None:
+    generator = np.random.default_rng(11)
+    trials, covered, covered_by_tokens = 300, 0, 0
+    for trial in range(trials):
+        sums_UK, truth = documents(generator, count)
+        interval = Bootstrap.draw(sums_UK, resamples=400, seed=trial).interval(mean_of)
+        assert interval is not None
+        covered += interval.low <= truth <= interval.high
+        standard_error = 1 / math.sqrt(sums_UK[:, 0].sum())  # of tokens taken as independent, with their variance of 1
+        covered_by_tokens += abs(float(mean_of(sums_UK.sum(axis=0))) - truth) <= 1.96 * standard_error
+    assert covered / trials >= 0.91
+    assert covered_by_tokens / trials <= 0.5
+
+
+def test_median_intervals_cover_the_truth() -> None:
+    generator = np.random.default_rng(12)
+    covered = 0
+    for trial in range(300):
+        interval = median_interval(generator.lognormal(0, 0.2, 15), resamples=400, seed=trial)
+        assert interval is not None
+        covered += interval.low <= 1.0 <= interval.high
+    assert covered / 300 >= 0.93
+
+
+def test_median_interval_refuses_what_it_cannot_use() -> None:
+    assert median_interval(np.array([1.0])) is None
+    assert median_interval(np.array([1.0, np.nan, 2.0])) is None
+
+
+def test_documents_are_the_units_where_there_are_enough() -> None:
+    document_T = np.repeat(np.arange(FEWEST_DOCUMENTS) * 3, 4)
+    units = units_of(document_T, np.arange(len(document_T)))
+    assert units.count == FEWEST_DOCUMENTS
+    np.testing.assert_array_equal(units.unit_T, np.repeat(np.arange(FEWEST_DOCUMENTS), 4))
+    assert f"{FEWEST_DOCUMENTS} documents" in units.describe()
+
+
+def test_few_documents_are_cut_into_contiguous_blocks_that_cross_none() -> None:
+    window_T = np.repeat(np.arange(64), 3)
+    document_T = np.where(window_T < 40, 0, 1)
+    units = units_of(document_T, window_T)
+    assert units.windows_per_block == 4
+    assert units.count == 16
+    assert (np.diff(units.unit_T) >= 0).all()
+    assert not set(units.unit_T[document_T == 0]) & set(units.unit_T[document_T == 1])
+    assert np.bincount(units.unit_T).tolist() == [12] * 16
+    assert "not of other documents" in units.describe()
+
+
+@pytest.mark.parametrize("windows", [1, 2, 7, 8, 9, 100])
+def test_every_block_has_a_token_and_a_few_windows_are_enough(windows: int) -> None:
+    units = units_of(np.zeros(windows, dtype=np.int64), np.arange(windows))
+    assert units.count >= min(windows, FEWEST_DOCUMENTS)
+    assert (np.bincount(units.unit_T, minlength=units.count) > 0).all()
+
+
+def test_sums_equal_a_naive_loop() -> None:
+    units = units_of(np.arange(20) // 2, np.arange(20))
+    values_T = np.random.default_rng(0).normal(size=20)
+    np.testing.assert_allclose(
+        units.sums(values_T)[:, 0], [values_T[2 * unit] + values_T[2 * unit + 1] for unit in range(10)]
+    )
+
+
+def test_samples_to_decide_matches_the_closed_form() -> None:
+    interval = Interval(low=0.98, high=1.06)
+    reach = (1.959964 + 0.841621) / 1.959964 * 0.04 / 0.02
+    assert samples_to_decide(1.02, interval, 1.04, 10) == math.ceil(10 * reach**2)
+    assert samples_to_decide(1.02, interval, 1.02, 10) is None
+
+
+def test_so_many_samples_decide_with_the_promised_chance() -> None:
+    """Normal samples of mean 0 and limit 0.5: after the promised number, the interval lies clear of the limit 4 times in 5."""
+    half = 1.959964 / math.sqrt(10)
+    needed = samples_to_decide(0.0, Interval(low=-half, high=half), 0.5, 10)
+    assert needed is not None
+    means = np.random.default_rng(8).normal(size=(4000, needed)).mean(axis=1)
+    assert (means + 1.959964 / math.sqrt(needed) < 0.5).mean() == pytest.approx(0.8, abs=0.03)
