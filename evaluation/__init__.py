@@ -4,7 +4,8 @@ from evaluation.gate import EXIT_CODES, GateResult, Limit, Verdict, exit_code, j
 from evaluation.latency import Arm, Samples, latency_measurements, time_arms
 from evaluation.measurement import METRICS, Interval, Measurement, Metric, Ratio
 from evaluation.quality import Scorer, TokenScores, Windows, quality_measurements, score, windows_of
-from evaluation.report import Report, ReportError, Row, headline, read_report, write_report
+from evaluation.render import render_markdown, write_report
+from evaluation.report import Report, ReportError, Row, headline, read_report
 from evaluation.statistics import Bootstrap, median_interval, samples_to_decide
 from evaluation.table import Cell, TableRow, describe_gate, describe_limit, table_columns, table_rows, what_it_bought
 from evaluation.units import format_duration, format_interval, format_ratio, format_ratio_interval, format_value
@@ -56,12 +57,3 @@ __all__ = [
     "windows_of",
     "write_report",
 ]
-
-
-def __getattr__(name: str) -> object:
-    """`render_markdown` is loaded when it is asked for: it brings the templates."""
-    if name == "render_markdown":
-        from evaluation.render import render_markdown
-
-        return render_markdown
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,10 @@
-"""A report as Markdown and as one self-contained HTML page, by the templates in `templates/`."""
+"""A report written down, three files that say the same, by the templates in `templates/`:
+
+report.json for programs, report.md for a pull request, report.html (one file that loads nothing) for people.
+"""
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,12 +14,27 @@ from evaluation import table, units
 from evaluation.charts import latency_chart, size_chart
 from evaluation.gate import GateResult
 from evaluation.measurement import METRICS
-from evaluation.report import Report, gate_counts, headline
+from evaluation.report import FILES, Report, gate_counts, headline
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write report.json, report.md and report.html and return their paths; each file is replaced as a whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = (report.model_dump_json(indent=2) + "\n", render_markdown(report), render_html(report))
+    paths = [folder / name for name in FILES]
+    for path, text in zip(paths, texts, strict=True):
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return paths
 
 
 def render_markdown(report: Report) -> str:

@@ -1,11 +1,8 @@
 """What a run found: a row per artifact with everything measured on it, the gates, the verdict, and where it was run.
 
-A `Report` is a plain value that reads and writes as JSON. `write_report` leaves three files that say the same:
-report.json for programs, report.md for a pull request, report.html (one file, nothing loaded from elsewhere) for
-people.
+A `Report` is a plain value that reads and writes as JSON; `render.write_report` writes it down for people too.
 """
 
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -91,23 +88,6 @@ class Report(Value):
     def metrics(self) -> list[str]:
         """Every metric that any row has, in the order in which they first appear."""
         return list(dict.fromkeys(found.metric for row in self.rows for found in row.measurements))
-
-
-def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write report.json, report.md and report.html and return their paths; each file is replaced as a whole."""
-    from evaluation.render import render_html, render_markdown
-
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = (report.model_dump_json(indent=2) + "\n", render_markdown(report), render_html(report))
-    paths = [folder / name for name in FILES]
-    for path, text in zip(paths, texts, strict=True):
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    return paths
 
 
 def read_report(path: Path) -> Report:

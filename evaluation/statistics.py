@@ -99,7 +99,8 @@ class Bootstrap:
     def draw(cls, sums_UK: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> "Bootstrap":
         """Resample the rows of sums_UK."""
         weights = _weights(len(sums_UK), resamples, seed)
-        return cls(sums_UK, np.concatenate([weights_RU @ sums_UK for weights_RU in weights]))
+        with np.errstate(invalid="ignore"):  # an infinite sum spoils its own column, which then has no interval
+            return cls(sums_UK, np.concatenate([weights_RU @ sums_UK for weights_RU in weights]))
 
     def value(self, statistic: Statistic) -> float:
         """The statistic of all units, each once."""

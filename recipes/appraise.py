@@ -13,7 +13,8 @@ from pathlib import Path
 from compress.stage import Form, Progress
 from compress.text import TextSource
 from evaluation.measurement import Measurement
-from evaluation.report import BASELINE, Report, Row, write_report
+from evaluation.render import write_report
+from evaluation.report import BASELINE, Report, Row
 from recipes.measure import TOKENS_FILE, Baseline, measure_footprint, measure_latency, measure_quality
 from recipes.runner import compared, environment
 from recipes.schema import BenchmarkConfig, EvaluateConfig

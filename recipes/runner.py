@@ -21,7 +21,8 @@ from typing import Any
 from compress import Form, Progress, Silent, StageInput
 from evaluation.gate import judge, overall
 from evaluation.measurement import Measurement, Ratio
-from evaluation.report import Report, Row, write_report
+from evaluation.render import write_report
+from evaluation.report import Report, Row
 from recipes import measure
 from recipes.errors import Problem, RecipeError, raise_problems
 from recipes.failures import of_the_system

@@ -78,6 +78,8 @@ class Bars:
             TextColumn("[dim]left  {task.fields[note]}"),
             console=console,
             transient=True,
+            redirect_stdout=False,  # what libraries print while a bar stands goes to the log, as ever
+            redirect_stderr=False,
         )
         self._open = 0
 

@@ -439,7 +439,9 @@ def test_bars_are_drawn_on_a_terminal() -> None:
     bars = Bars(Console(file=drawn, force_terminal=True, width=100))
     with bars.task("distill [x]", total=10) as outer, bars.task("inner", total=1):
         outer.advance(5, note="loss 3.2")
+        print("a library's chatter", file=sys.stderr)
         time.sleep(0.3)  # the bars are drawn ten times a second
     assert "distill [x]" in drawn.getvalue()
     assert "50%" in drawn.getvalue()
     assert "loss 3.2" in drawn.getvalue()
+    assert "chatter" not in drawn.getvalue()

@@ -1,4 +1,4 @@
-"""The promises that hold over every package, registry, stage, recipe and page at once; each test finds some or fails."""
+"""The promises that hold over every package, registry, stage, recipe and page; each test finds some or fails."""
 
 import ast
 import subprocess

@@ -1,7 +1,7 @@
 """What the pages tell a user to type works as printed.
 
-The commands are run in an empty folder, in the order of the pages, with fewer tokens, windows and blocks than the recipe has: what is
-tested is that they run, not how good the result is.
+The commands are run in an empty folder, in the order of the pages, with fewer tokens, windows and blocks than the
+recipe has: what is tested is that they run, not how good the result is.
 """
 
 import os
@@ -31,7 +31,9 @@ def commands() -> list[str]:
 
 def demitasse(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     binary = Path(sys.executable).parent / "demitasse"
-    return subprocess.run([str(binary), *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=500)
+    return subprocess.run(
+        [str(binary), *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=500
+    )
 
 
 @pytest.fixture(scope="module")

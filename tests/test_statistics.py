@@ -15,7 +15,7 @@ def mean_of(sums: Floats) -> Floats:
 
 
 def documents(generator: np.random.Generator, count: int) -> tuple[Floats, float]:
-    """Documents of unequal length whose tokens share a document effect: sums [U, 2] = (tokens, nll), and the true mean."""
+    """Documents of unequal length whose tokens share an effect: sums [U, 2] = (tokens, nll), and the true mean."""
     tokens_U = generator.integers(50, 400, count).astype(float)
     effect_U = generator.gamma(4.0, 0.25, count)
     noise_U = generator.normal(0, 1, count) * np.sqrt(tokens_U)
@@ -153,7 +153,7 @@ def test_samples_to_decide_matches_the_closed_form() -> None:
 
 
 def test_so_many_samples_decide_with_the_promised_chance() -> None:
-    """Normal samples of mean 0 and limit 0.5: after the promised number, the interval lies clear of the limit 4 times in 5."""
+    """Normal samples of mean 0, limit 0.5: after the promised number, the interval clears the limit 4 times in 5."""
     half = 1.959964 / math.sqrt(10)
     needed = samples_to_decide(0.0, Interval(low=-half, high=half), 0.5, 10)
     assert needed is not None
