@@ -15,8 +15,9 @@ from compress.text import TextSource
 from evaluation.measurement import Measurement
 from evaluation.render import write_report
 from evaluation.report import BASELINE, Report, Row
+from recipes.machine import environment
 from recipes.measure import TOKENS_FILE, Baseline, measure_footprint, measure_latency, measure_quality
-from recipes.runner import compared, environment
+from recipes.runner import compared
 from recipes.schema import BenchmarkConfig, EvaluateConfig
 from recipes.verbs import VerbError, check_out, form_of, publish, work_folder
 

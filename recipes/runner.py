@@ -26,6 +26,7 @@ from evaluation.report import Report, Row
 from recipes import measure
 from recipes.errors import Problem, RecipeError, raise_problems
 from recipes.failures import of_the_system
+from recipes.machine import LIBRARIES, environment, processor
 from recipes.planning import Step, chain, estimates, run_folder
 from recipes.preflight import VERSION, check_model, check_room, check_texts
 from recipes.schema import BenchmarkConfig, Recipe, Stages, available_cores
@@ -34,12 +35,6 @@ from recipes.store import Artifact, Store, StoreError, versions
 
 LOG = "log.txt"
 FINAL = "final"
-LIBRARIES: dict[Form, tuple[str, ...]] = {
-    "dense": ("torch", "transformers", "tokenizers", "numpy", "scipy"),
-    "int8": ("torch", "transformers", "tokenizers", "numpy", "scipy", "bitsandbytes"),
-    "onnx": ("transformers", "tokenizers", "numpy", "scipy", "onnxruntime", "onnxruntime-gpu"),
-}
-"""What computes a measurement of an artifact of each form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,31 +331,6 @@ def _judged(recipe: Recipe, rows: list[Row], folder: Path) -> Report:
         created=datetime.now(UTC),
         folder=folder,
     )
-
-
-def environment(benchmark: BenchmarkConfig | None) -> dict[str, str]:
-    """The machine and the versions that a report was made with."""
-    import psutil
-
-    everything = {library for libraries in LIBRARIES.values() for library in libraries}
-    found = {name: version for name, version in versions(tuple(everything)).items() if version != "absent"}
-    return {
-        "processor": processor(),
-        "cores": str(available_cores()),
-        "threads": str(benchmark.threads) if benchmark else "library default",
-        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    } | found
-
-
-def processor() -> str:
-    """The processor's model name, as well as it can be told."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()} ({platform.machine()})"
-    return f"{platform.processor() or 'unknown'} ({platform.machine()})"
 
 
 class _Log:
