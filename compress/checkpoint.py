@@ -64,15 +64,14 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: its weight files hold no tensor; save the model again")
     _check_tokenizer(folder, config)
     codes = sum(count for _, dtype, count in tensors if dtype == "I8")
+    floats = sum(count for name, dtype, count in tensors if dtype != "I8" and _is_parameter(name))
     embeddings = _int8_embeddings(folder)
     return Checkpoint(
         folder=folder,
         form="int8" if "quantization_config" in config else "dense",
         config=config,
         parameters=sum(count for name, _, count in tensors if _counts(name)),
-        weight_bytes=codes
-        + BYTES_PER_FLOAT * (sum(count for _, dtype, count in tensors if dtype not in {"I8", "U8"}))
-        + embeddings,
+        weight_bytes=codes + BYTES_PER_FLOAT * floats + embeddings,
         disk_bytes=sum(file.stat().st_size for file in {*files, *folder.glob(EMBEDDINGS_FILE)}),
     )
 
@@ -120,10 +119,7 @@ def weight_files(folder: Path) -> list[Path]:
         CheckpointError: there are none, or a shard is missing.
     """
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
+    names = _shards(index) if index.is_file() else ["model.safetensors"]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         pickles = sorted(file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
@@ -134,6 +130,13 @@ def weight_files(folder: Path) -> list[Path]:
         )
         raise CheckpointError(f"{folder}: weights are missing: {', '.join(missing)}{hint}")
     return [folder / name for name in names]
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: expected a weight map ({error!r}); download the checkpoint again") from error
 
 
 def _headers(file: Path) -> Iterator[tuple[str, str, int]]:
@@ -233,11 +236,18 @@ def load_model(folder: Path, *, dtype: DType = "float32") -> "PreTrainedModel":
     Raises:
         CheckpointError: the weights do not fit the architecture: some missing, some left over, or of another shape.
     """
+    return load_pretrained(folder, dtype=dtype)
+
+
+def load_pretrained(folder: Path, *, dtype: DType, **settings: Any) -> "PreTrainedModel":
+    """As `load_model`, with further `settings` for transformers, such as a `quantization_config`."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    read_config(folder)
+    config = read_config(folder)
     weight_files(folder)
+    if "quantization_config" in config or "quantization_config" in settings:
+        settings["device_map"] = {"": "cpu"}  # else bitsandbytes takes a GPU where there is one
     try:
         with no_bars():
             answer: Any = AutoModelForCausalLM.from_pretrained(
@@ -247,6 +257,7 @@ def load_model(folder: Path, *, dtype: DType = "float32") -> "PreTrainedModel":
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **settings,
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error

@@ -161,5 +161,5 @@ DISTILL = Stage(
     leaves="dense",
     run=run,
     materials=lambda config: frozenset({"teacher", "train_text"}),
-    libraries=("torch", "transformers"),
+    libraries=("torch", "transformers", "accelerate", "tokenizers", "numpy"),
 )

@@ -45,6 +45,7 @@ def distillation_loss(
 
     Both models must end in one linear head over their last hidden states, which `ends_in_linear_head` tells.
     """
+    nn.Module.to(teacher, ids_BT.device)
     student_ND = student.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
     with torch.no_grad():
         teacher_ND = teacher.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
-from compress.checkpoint import CheckpointError, load_tokenizer, no_bars, read_config
+from compress.checkpoint import CheckpointError, load_pretrained, load_tokenizer, no_bars, read_config
 from compress.int8 import EMBEDDINGS_FILE, quantize_rows, read_int8_matrices
 from compress.stage import Facts, Stage, StageConfig, StageError, StageInput
 
@@ -69,21 +69,12 @@ def _block_linear_names(folder: Path) -> list[str]:
 
 
 def _load_in_8bit(folder: Path, config: QuantizeConfig) -> "PreTrainedModel":
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     if "quantization_config" in read_config(folder):
         raise CheckpointError(f"{folder}: expected a float checkpoint, got one that is quantized already")
     settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.threshold)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder,
-        quantization_config=settings,
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        device_map={"": "cpu"},
-    )
-    return model
+    return load_pretrained(folder, dtype="float32", quantization_config=settings)
 
 
 def _round_embeddings(model: "PreTrainedModel", out: Path) -> str:

@@ -74,6 +74,8 @@ class StageInput:
     """A dense checkpoint: the source of the whole recipe."""
     train_text: TextSource | None = None
     calibration_text: TextSource | None = None
+    lineage: tuple[Facts, ...] = ()
+    """What made the source: its key first, then kind and knobs of every earlier stage; a bundle's manifest says it."""
     progress: Progress = field(default_factory=Silent)
 
 

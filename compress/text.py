@@ -9,7 +9,7 @@ Not covered: chat templates, and streaming of text that does not fit into memory
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +69,11 @@ class TextSource(BaseModel):
         )
 
     def digest(self) -> str:
-        """sha256 (hex) of what identifies the text: the file's bytes and column, or the data set's pinned address."""
+        """sha256 (hex) of what identifies the text: a file's bytes, format and column; a data set's pinned address."""
         if self.file is not None:
             with self.file.open("rb") as stream:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
-            return hashlib.sha256(f"{content}:{self.field}".encode()).hexdigest()
+            return hashlib.sha256(f"{content}:{self.file.suffix}:{self.field}".encode()).hexdigest()
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
@@ -119,11 +119,11 @@ def _split(text: str) -> list[str]:
 
 
 def _rows_of_jsonl(source: TextSource, file: Path) -> Iterator[str]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            yield str(json.loads(line)[source.field])
+            yield _text(json.loads(line)[source.field])
         except (ValueError, KeyError, TypeError) as error:
             raise TextError(
                 f'{file}:{number}: expected a JSON object with "{source.field}", got {line[:60]!r}'
@@ -138,7 +138,7 @@ def _rows_of_parquet(source: TextSource, file: Path) -> Iterator[str]:
         column = parquet.read_table(file, columns=[source.field]).column(source.field)
     except (pyarrow.ArrowException, KeyError) as error:
         raise TextError(f'{file}: expected a parquet file with a column "{source.field}" ({error})') from error
-    return (str(value) for value in column.to_pylist())
+    return _texts(source, column.to_pylist())
 
 
 def _rows_of_dataset(source: TextSource) -> Iterator[str]:
@@ -150,7 +150,21 @@ def _rows_of_dataset(source: TextSource) -> Iterator[str]:
         raise TextError(f"{source}: cannot be loaded from the hub ({error}); give a local file instead") from error
     if source.field not in rows.column_names:
         raise TextError(f"{source}: expected a column {source.field!r}, got {', '.join(rows.column_names)}")
-    return (str(value) for value in rows[source.field])
+    return _texts(source, rows[source.field])
+
+
+def _texts(source: TextSource, values: Iterable[object]) -> Iterator[str]:
+    try:
+        yield from map(_text, values)
+    except TypeError as error:
+        raise TextError(f"{source}: {error}") from error
+
+
+def _text(value: object) -> str:
+    """The text of a row; a null is an empty one."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise TypeError(f"expected text in every row, got {value!r}")
 
 
 def tokenize(documents: list[str], tokenizer: "PreTrainedTokenizerBase") -> list[NDArray[np.int64]]:

@@ -40,6 +40,8 @@ class TrainingKnobs(StageConfig):
     """Share of the steps over which the learning rate rises."""
     precision: Literal["bf16", "fp32"] = "fp32"
     """Arithmetic of the matrix products: bf16 autocast pays where the hardware has bf16 matrix units (AMX, GPUs)."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to train; the result depends on it in the last digits."""
     checkpoints: int = Field(default=10, ge=0)
     """How many resumable checkpoints are written, evenly spaced."""
     save_dtype: DType = "float32"
@@ -48,7 +50,7 @@ class TrainingKnobs(StageConfig):
     def schedule(self) -> "Schedule":
         from compress.training import Schedule
 
-        fields = ("tokens", "batch", "learning_rate", "weight_decay", "warmup", "precision", "checkpoints")
+        fields = ("tokens", "batch", "learning_rate", "weight_decay", "warmup", "precision", "device", "checkpoints")
         return Schedule(**{name: getattr(self, name) for name in fields})
 
 
@@ -69,6 +71,8 @@ def run(config: TrainConfig, given: StageInput) -> Facts:
 
     if given.train_text is None:
         raise StageError("train: expected a training text (data.train), got none")
+    if config.architecture is not None and given.source is not None:
+        raise StageError("train: expected a model to fine-tune or `architecture` for a new one, got both")
     documents = read_documents(given.train_text)
     model, tokenizer = _fresh(config, documents, given.seed) if config.architecture is not None else _source(given)
     rows_NT = pack(tokenize(documents, tokenizer), config.length, end_of_text(tokenizer))
@@ -152,5 +156,5 @@ TRAIN = Stage(
     leaves="dense",
     run=run,
     materials=materials,
-    libraries=("torch", "transformers", "tokenizers"),
+    libraries=("torch", "transformers", "accelerate", "tokenizers", "numpy"),
 )

@@ -31,7 +31,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from compress.checkpoint import no_bars
 from compress.linears import block_linears
-from compress.stage import Progress, Task
+from compress.stage import Progress, StageError, Task
 
 Loss = Callable[[PreTrainedModel, Tensor], Tensor]
 """(model, ids_BT) -> mean loss over the predicted tokens, a scalar tensor with gradient."""
@@ -50,6 +50,7 @@ class Schedule:
     warmup: float
     """Share of the steps over which the learning rate rises from 0."""
     precision: Literal["bf16", "fp32"]
+    device: Literal["cpu", "cuda"]
     checkpoints: int
     """How many times a resumable checkpoint is written, evenly spaced."""
 
@@ -90,7 +91,14 @@ def fit(
     label: str,
     held_out_NT: NDArray[np.int64] | None = None,
 ) -> list[dict[str, float]]:
-    """Train `model` in place; returns its history: step, tokens, loss and held_out_loss (both in nats per token)."""
+    """Train `model` in place; returns its history: step, tokens, loss and held_out_loss (both in nats per token).
+
+    Raises:
+        StageError: the device is not there.
+    """
+    if schedule.device == "cuda" and not torch.cuda.is_available():
+        raise StageError("device: cuda: PyTorch sees no CUDA device here; use cpu, or a PyTorch built for this GPU")
+    nn.Module.to(model, schedule.device)
     keep_zeros(model)
     length = rows_NT.shape[1]
     steps = schedule.steps(length)
@@ -138,7 +146,7 @@ def _step_of(checkpoint: Path | None) -> int:
 
 def _arguments(schedule: Schedule, steps: int, scratch: Path, seed: int, *, evaluate: bool) -> TrainingArguments:
     interval = max(1, steps // (schedule.checkpoints + 1))
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(scratch),
         max_steps=steps,
         per_device_train_batch_size=schedule.batch,
@@ -149,7 +157,7 @@ def _arguments(schedule: Schedule, steps: int, scratch: Path, seed: int, *, eval
         lr_scheduler_type="cosine",
         warmup_steps=round(schedule.warmup * steps),
         bf16=schedule.precision == "bf16",
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=schedule.device == "cpu",
         optim="adamw_torch_fused",
         seed=seed,
         data_seed=seed,
@@ -165,6 +173,8 @@ def _arguments(schedule: Schedule, steps: int, scratch: Path, seed: int, *, eval
         remove_unused_columns=False,
         average_tokens_across_devices=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else every GPU gets `batch` rows, and a step is no longer one step
+    return arguments
 
 
 def _history(log: list[dict[str, Any]], tokens_per_step: int) -> list[dict[str, float]]:
@@ -201,12 +211,16 @@ class _Trainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss = self.loss(model, inputs["input_ids"])
+        ids_BT = inputs["input_ids"]
+        # the Trainer autocasts only the model's own forward, but a loss may call parts of it
+        with torch.autocast(ids_BT.device.type, torch.bfloat16, enabled=self.args.bf16):
+            loss = self.loss(model, ids_BT)
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return next_token_loss(model, self._prepare_inputs(inputs)["input_ids"]), None, None
+        ids_BT = self._prepare_inputs(inputs)["input_ids"]
+        with torch.no_grad(), torch.autocast(ids_BT.device.type, torch.bfloat16, enabled=self.args.bf16):
+            return next_token_loss(model, ids_BT), None, None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         assert isinstance(self.train_dataset, _Rows)

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from export.coverage import coverage
-from export.external_data import GRAPH, BundleError, BundleIntegrityError, external_files, read_graph
+from export.external_data import GRAPH, MANIFEST, BundleError, BundleIntegrityError, external_files, read_graph
 from export.genai import write_json
 
 __all__ = ["BundleError", "BundleIntegrityError", "BundleSummary", "verify_bundle", "write_manifest"]
 
-MANIFEST = "manifest.json"
 DATA = "model.onnx.data"
 FORMAT = 1
 OUTSIDE = {MANIFEST, "artifact.json"}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.external_data import BundleError
+from export.external_data import MANIFEST, BundleError
 from export.genai import CONFIG
 from export.sampling import Sampling, choose
 from export.session import Provider, open_session
@@ -56,6 +56,14 @@ class BundleConfig:
             raise BundleError(f"{file}: expected the configuration of a bundle ({error!r}); export it again") from error
 
 
+def _exported_for(bundle: Path) -> Provider:
+    try:
+        provider: Provider = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))["provider"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{bundle / MANIFEST}: expected a bundle's manifest ({error!r}); export it again") from error
+    return provider
+
+
 class OnnxCausalLM:
     """A decoder in ONNX Runtime."""
 
@@ -70,11 +78,14 @@ class OnnxCausalLM:
         cls,
         bundle: Path,
         *,
-        provider: Provider = "cpu",
+        provider: Provider | None = None,
         threads: int | None = None,
         graph: "ModelProto | None" = None,
     ) -> "OnnxCausalLM":
         """Open the bundle in a folder; with `graph`, that graph over the bundle's weights.
+
+        Args:
+            provider: where to run; None: where the bundle was exported for. Never another one in its place.
 
         Raises:
             BundleError: the folder is no bundle, or points outside of itself.
@@ -82,6 +93,7 @@ class OnnxCausalLM:
         """
         bundle = Path(bundle)
         config = BundleConfig.read(bundle)
+        provider = _exported_for(bundle) if provider is None else provider
         return cls(open_session(bundle, provider=provider, threads=threads, graph=graph), config, provider=provider)
 
     def score(self, ids_BT: Ids) -> Floats:

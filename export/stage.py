@@ -25,6 +25,10 @@ LIBRARIES = ("mobius-onnx", "onnx-ir", "onnxscript", "onnx", "onnxruntime-gpu", 
 STEPS = 6
 
 
+class UnprovenError(StageError):
+    """A bundle was written and failed one of its proofs: it is refused."""
+
+
 class ExportConfig(StageConfig):
     """The knobs of `export`."""
 
@@ -52,8 +56,8 @@ def run(config: ExportConfig, given: StageInput) -> Facts:
     """Export `given.source` into `given.out`.
 
     Raises:
-        StageError: the architecture cannot be exported, the provider does not load, or the bundle failed one of its
-        proofs.
+        StageError: the architecture cannot be exported, or the provider does not load.
+        UnprovenError: the bundle failed one of its proofs.
     """
     from export.coverage import CoverageError
     from export.parity import ParityError
@@ -63,10 +67,15 @@ def run(config: ExportConfig, given: StageInput) -> Facts:
     assert given.source is not None
     try:
         check_provider(config.provider)
+    except ProviderError as error:
+        raise StageError(f"{given.source}: cannot be exported: {error}") from error
+    try:
         with given.progress.task("export", STEPS) as task:
             return _export(config, given, given.source, task)
-    except (WeightError, CoverageError, ParityError, ProviderError) as error:
+    except WeightError as error:
         raise StageError(f"{given.source}: cannot be exported: {error}") from error
+    except (CoverageError, ParityError, ProviderError) as error:
+        raise UnprovenError(f"{given.source}: the bundle is refused: {error}") from error
 
 
 def _export(config: ExportConfig, given: StageInput, source: "Path", task: Task) -> Facts:
@@ -93,6 +102,7 @@ def _export(config: ExportConfig, given: StageInput, source: "Path", task: Task)
     about = {
         "parameters": inspect_checkpoint(source).parameters,
         "nonzero_parameters": count_nonzero(source),
+        "recipe": [*given.lineage, {"kind": "export", "knobs": config.model_dump(mode="json")}],
         "provider": config.provider,
         "knobs": config.model_dump(mode="json"),
         "passes": passes,
@@ -143,7 +153,7 @@ def _parity_rows(given: StageInput, source: "Path", tokens: int) -> "Ids":
     from export.parity import ROWS
 
     if given.calibration_text is None:
-        raise StageError("export checks its bundle on real text: give `data.calibration` (--calibration)")
+        raise StageError("export checks its bundle on real text: give `data.calibration` (--calibration-text)")
     documents = read_documents(given.calibration_text)
     ids = np.concatenate(
         tokenize([text[: tokens * ROWS * 20] for text in documents[: ROWS * 8]], load_tokenizer(source))
@@ -172,5 +182,5 @@ EXPORT: Stage[ExportConfig] = Stage(
     leaves="onnx",
     run=run,
     materials=lambda config: frozenset({"calibration_text"}),
-    libraries=("mobius-onnx", "onnx-ir", "onnxscript", "onnx", "transformers", "torch"),
+    libraries=LIBRARIES,
 )

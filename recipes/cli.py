@@ -107,7 +107,10 @@ def generate(
     top_p: Annotated[float, typer.Option("--top-p", max=1, help="Draw from the likeliest tokens of this sum.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="Above 1: repeat less.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
-    provider: Annotated[Literal["cpu", "cuda"], typer.Option("--provider", help="Where to run.")] = "cpu",
+    provider: Annotated[
+        Literal["cpu", "cuda"] | None,
+        typer.Option("--provider", help="Where to run.", show_default="where the bundle was exported for"),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
     ] = None,

@@ -21,6 +21,7 @@ CODES: dict[str, int] = {
     "IntegrityError": INTEGRITY,
     "BundleIntegrityError": INTEGRITY,
     "MeasureError": INVALID,
+    "UnprovenError": INVALID,
 }
 """Our error classes that are not bad input, by name; a class may also say so itself with `exit_code`."""
 
@@ -36,6 +37,7 @@ WAYS_OUT: dict[int, str] = {
 SIGNS: dict[str, int] = {
     "No space left on device": errno.ENOSPC,
     "code: 28": errno.ENOSPC,
+    "PytorchStreamWriter failed writing file": errno.ENOSPC,
     "Read-only file system": errno.EROFS,
     "code: 30": errno.EROFS,
 }

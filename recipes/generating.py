@@ -30,7 +30,8 @@ class Wish:
     tokens: int
     sampling: dict[str, Any]
     """The fields of export.sampling.Sampling."""
-    provider: "Provider"
+    provider: "Provider | None"
+    """None: where the bundle was exported for."""
     threads: int | None
 
 

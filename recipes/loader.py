@@ -228,6 +228,10 @@ def _beginning(draft: Draft, planned: Sequence[PlannedStage | None], stages: Sta
     if not has_model and not starts:
         way = "only a recipe whose first stage is `train` with `architecture` needs none"
         draft.refuse(("model",), f"expected a folder or a model of the hub, got nothing; {way}")
+    for index, stage in enumerate(planned[1:], start=1):
+        if stage is not None and getattr(stage.config, "architecture", None) is not None:
+            problem = "a new model can only be made by the first stage: it would replace what came before"
+            draft.refuse(("stages", index, draft.where.kinds[index], "architecture"), problem)
     if has_model and starts:
         problem = "expected either `model` or `architecture`, got both: the new model would replace the other"
         draft.refuse(("stages", 0, draft.where.kinds[0]), problem)

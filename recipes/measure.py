@@ -13,7 +13,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +34,14 @@ from recipes.schema import BenchmarkConfig, EvaluateConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MEASURE_VERSION = 1
+MEASURE_VERSION = 2
 TOKENS_FILE = "tokens.npz"
 RUNTIMES: dict[str, str] = {
     "dense": "PyTorch float32",
     "int8": "PyTorch with bitsandbytes (activations rounded to 8 bits per token)",
     "onnx": "ONNX Runtime",
 }
+"""What runs an artifact of each form."""
 
 
 class MeasureError(Exception):
@@ -94,8 +96,12 @@ def measure_quality(
 
 def test_windows(folder: Path, config: EvaluateConfig, test: TextSource) -> Windows:
     """The windows of the test text, as this checkpoint's tokenizer cuts it."""
-    documents = tokenize(read_documents(test), load_tokenizer(folder))
-    return windows_of(documents, length=config.window, count=config.windows, select=config.select, join=config.join)
+    texts = read_documents(test)
+    documents = tokenize(["\n\n".join(texts)] if config.join else texts, load_tokenizer(folder))
+    try:
+        return windows_of(documents, length=config.window, count=config.windows, select=config.select, join=config.join)
+    except ValueError as error:
+        raise MeasureError(f"{test}: {error}") from error
 
 
 def open_scorer(folder: Path, form: Form) -> Scorer:
@@ -147,7 +153,7 @@ def _counts(artifact: Path, form: Form) -> dict[str, float]:
             "weight_bytes": checkpoint.weight_bytes,
             "disk_bytes": checkpoint.disk_bytes,
         }
-    manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
+    manifest = _manifest(artifact)
     size = sum(file.stat().st_size for file in artifact.glob("model.onnx*"))
     stated = {metric: manifest[metric] for metric in ("parameters", "nonzero_parameters")}
     return stated | {"weight_bytes": size, "disk_bytes": size}
@@ -180,15 +186,17 @@ def measure_latency(
     progress: Progress,
 ) -> dict[str, list[Measurement]]:
     """Prefill and decode latency under "baseline" and "final", timed side by side."""
-    import torch
-
-    torch.set_num_threads(config.threads)
+    if form == "onnx" and _manifest(final)["provider"] != "cpu":
+        raise MeasureError(
+            f"{final}: PyTorch is timed on the CPU, and a bundle for a GPU cannot be held against that; "
+            "leave out `benchmark`"
+        )
     prompt_1T = _prompt(baseline.folder, config.prompt, test)
-    arms = {
-        "baseline": open_arm(baseline.folder, baseline.form, prompt_1T, config.threads),
-        "final": open_arm(final, form, prompt_1T, config.threads),
-    }
-    with progress.task("benchmark", total=config.blocks) as task:
+    with _torch_threads(config.threads), progress.task("benchmark", total=config.blocks) as task:
+        arms = {
+            name: open_arm(folder, kind, prompt_1T, tokens=config.tokens, threads=config.threads)
+            for name, folder, kind in (("baseline", baseline.folder, baseline.form), ("final", final, form))
+        }
         samples = time_arms(arms, blocks=config.blocks, tokens=config.tokens, seed=seed, on_block=task.advance)
     return latency_measurements(
         samples,
@@ -197,6 +205,18 @@ def measure_latency(
         protocol=f"{config.threads} threads, prompt of {config.prompt} tokens, {config.tokens} steps, batch 1, greedy",
         seed=seed,
     )
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _prompt(folder: Path, length: int, test: TextSource) -> NDArray[np.int64]:
@@ -209,14 +229,19 @@ def _prompt(folder: Path, length: int, test: TextSource) -> NDArray[np.int64]:
     return ids[None, :length]
 
 
-def open_arm(folder: Path, form: Form, prompt_1T: NDArray[np.int64], threads: int) -> Arm:
-    """An arm of the latency benchmark: prefill with the prompt, then greedy steps on the warm cache."""
+def open_arm(folder: Path, form: Form, prompt_1T: NDArray[np.int64], *, tokens: int, threads: int) -> Arm:
+    """An arm of the latency benchmark: prefill with the prompt, then up to `tokens` greedy steps on the warm cache."""
     if form == "onnx":
         from export.runtime import OnnxCausalLM
 
         bundle = OnnxCausalLM.open(folder, threads=threads)
-        return Arm(prefill=lambda: bundle.prefill(prompt_1T), decode=bundle.step)
+        return Arm(prefill=lambda: bundle.prefill(prompt_1T, reserve=tokens), decode=bundle.step)
     return _torch_arm(load_model(folder), prompt_1T)
+
+
+def _manifest(bundle: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    return manifest
 
 
 def _torch_arm(model: "PreTrainedModel", prompt_1T: NDArray[np.int64]) -> Arm:

@@ -179,11 +179,18 @@ class _Engine:
                 teacher=first.folder if first is not None and first.form == "dense" else None,
                 train_text=data.train,
                 calibration_text=data.calibration,
+                lineage=self._lineage(step),
                 progress=self.progress,
             )
             return step.stage.run(step.config, given)
 
         return self._obtain(step.stage.kind, step.identity, make)
+
+    def _lineage(self, step: Step) -> tuple[dict[str, Any], ...]:
+        """What came before a stage; all of it is in the keys of its parents already."""
+        earlier = self.steps[: step.index]
+        stages = [{"kind": one.stage.kind, "knobs": one.config.model_dump(mode="json")} for one in earlier]
+        return ({"source": self.source.key}, *stages)
 
     def _measure(self, name: str, subject: _Subject, baseline: Row | None) -> tuple[list[Measurement], bool]:
         """Quality and footprint of an artifact; and whether both were known."""
