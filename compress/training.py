@@ -105,6 +105,7 @@ def fit(
     order = data_order(len(rows_NT), steps * schedule.batch, seed)
     resume = last_checkpoint(scratch)
     arguments = _arguments(schedule, steps, scratch, seed, evaluate=held_out_NT is not None)
+    arguments.use_cache = model.config.use_cache  # the Trainer would turn it off, and that would be saved
     with no_bars(), progress.task(label, total=steps, done=_step_of(resume)) as task:
         trainer = _Trainer(
             model,

@@ -18,7 +18,7 @@ from evaluation.report import BASELINE, Report, Row
 from recipes.machine import environment
 from recipes.measure import TOKENS_FILE, Baseline, measure_footprint, measure_latency, measure_quality
 from recipes.runner import compared
-from recipes.schema import BenchmarkConfig, EvaluateConfig
+from recipes.schema import BenchmarkConfig, EvaluateConfig, short_benchmark
 from recipes.verbs import VerbError, check_out, form_of, publish, work_folder
 
 MODEL = "model"
@@ -111,5 +111,5 @@ def _measure(
         label=f"measure {artifact.resolve().name}",
         seed=wanted.seed,
     )
-    benchmark = wanted.benchmark or BenchmarkConfig()
+    benchmark = wanted.benchmark or short_benchmark(wanted.quality)
     return [*quality, *measure_footprint(artifact, form, prompt=benchmark.prompt, threads=benchmark.threads)]

@@ -29,7 +29,7 @@ from recipes.failures import of_the_system
 from recipes.machine import LIBRARIES, environment, processor
 from recipes.planning import Step, chain, estimates, run_folder
 from recipes.preflight import VERSION, check_model, check_room, check_texts
-from recipes.schema import BenchmarkConfig, Recipe, Stages, available_cores
+from recipes.schema import Recipe, Stages, available_cores, short_benchmark
 from recipes.source import NOTHING, Source, resolve
 from recipes.store import Artifact, Store, StoreError, versions
 
@@ -235,8 +235,7 @@ class _Engine:
         return found
 
     def _footprint(self, subject: _Subject) -> Artifact:
-        short = BenchmarkConfig(prompt=min(128, self.recipe.evaluate.window // 2))  # leaves room for what is decoded
-        benchmark = self.recipe.benchmark or short
+        benchmark = self.recipe.benchmark or short_benchmark(self.recipe.evaluate)
         identity = {
             "version": self.meter.version,
             "artifact": subject.key,

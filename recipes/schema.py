@@ -111,6 +111,11 @@ class BenchmarkConfig(Section):
     """CPU threads of both; default: every core that is available."""
 
 
+def short_benchmark(evaluate: EvaluateConfig) -> BenchmarkConfig:
+    """What peak memory is taken with where no benchmark is asked for: a prompt that leaves room for what is decoded."""
+    return BenchmarkConfig(prompt=max(1, min(128, evaluate.window // 2)))
+
+
 class PlannedStage(Section):
     """A stage of a recipe: its kind and its knobs."""
 

@@ -1,13 +1,14 @@
 """int8 checkpoints: bitsandbytes' own numbers, nothing skipped, codes that carry over bit for bit."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from compress import QuantizeConfig, StageInput, inspect_checkpoint
+from compress import CheckpointError, QuantizeConfig, StageInput, inspect_checkpoint
 from compress.checkpoint import load_float_model, load_model
 from compress.int8 import EMBEDDINGS_FILE, quantize_rows, read_int8_matrices
 from compress.linears import block_linears
@@ -84,10 +85,8 @@ def test_embedding_codes_are_written_beside_and_counted(gpt2: Path, tmp_path: Pa
     assert dense.weight_bytes == 4 * dense.parameters
 
 
-def test_a_zero_row_stays_zero(make_checkpoint: object, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    source = make_checkpoint("gpt2", seed=5)  # type: ignore[operator]  # a fixture that is a function
+def test_a_zero_row_stays_zero(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_checkpoint("gpt2", seed=5)
     file = source / "model.safetensors"
     tensors = load_file(file)
     tensors["transformer.h.0.mlp.c_fc.weight"][:, 3] = 0
@@ -95,3 +94,14 @@ def test_a_zero_row_stays_zero(make_checkpoint: object, tmp_path: Path) -> None:
     matrix = read_int8_matrices(quantized(source, tmp_path))["transformer.h.0.mlp.c_fc"]
     assert not matrix.dequantize()[3].any()
     assert np.isfinite(matrix.dequantize()).all()
+
+
+def test_a_checkpoint_with_a_missing_tensor_is_refused(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """transformers would invent the tensor, and random numbers would be quantized."""
+    source = make_checkpoint("gpt2", seed=6)
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"missing: transformer\.h\.1\.mlp\.c_fc\.weight"):
+        quantized(source, tmp_path)

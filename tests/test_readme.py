@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from recipes import load_recipe
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = ["distill.tokens=4096", "evaluate.windows=16", "benchmark.blocks=3", "benchmark.tokens=4", "gate=null"]
-LONG = {"demitasse run teacher", "demitasse run smollm2-135m"}
-"""Commands that need an hour, or a model that is not in the repository: parsed, not run."""
+LONG = ("demitasse run teacher", "demitasse run smollm2-135m")
+"""Commands that need an hour, or a model that is not in the repository: the recipe and the overrides are loaded."""
 
 
 def blocks(language: str) -> list[str]:
@@ -46,6 +48,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def load_as_typed(line: str, folder: Path) -> None:
+    """Load the recipe that a command names with the overrides it gives, its placeholders replaced by what exists."""
+    (folder / "text.txt").write_text("Some text of a user's own.\n")
+    bundle = str(ROOT / "recipes" / "models" / "novels-gpt2")
+    words = [word.replace("FOLDER", bundle).replace("FILE", str(folder / "text.txt")) for word in shlex.split(line)]
+    changes = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
+    assert load_recipe(words[2], changes).gate
+
+
 def test_every_make_target_exists() -> None:
     named = {line.split()[1] for line in commands() if line.startswith("make ")}
     assert {"quickstart", "test"} <= named
@@ -58,7 +69,10 @@ def test_every_command_runs(folder: Path) -> None:
     ours = [line for line in lines if line.startswith("demitasse ")]
     assert len(ours) >= 8
     for line in ours:
-        if any(line.startswith(long) for long in LONG) or line.startswith("demitasse run quickstart"):
+        if line == "demitasse run quickstart":
+            continue  # the fixture has run it, smaller
+        if line.startswith(LONG):
+            load_as_typed(line, folder)
             continue
         finished = demitasse(shlex.split(line)[1:], folder)
         assert finished.returncode == 0, f"{line}\n{finished.stdout}{finished.stderr}"
@@ -76,6 +90,10 @@ def test_the_python_example_runs(folder: Path) -> None:
             [sys.executable, "-c", small], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         assert answer.returncode == 0, answer.stderr
+
+
+def test_the_recipe_shown_is_the_recipe_run() -> None:
+    assert (ROOT / "recipes" / "quickstart.yaml").read_text() in blocks("yaml")
 
 
 def test_every_link_leads_somewhere() -> None:

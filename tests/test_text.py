@@ -65,6 +65,14 @@ def test_an_unclear_source_is_refused(fields: dict[str, str], message: str) -> N
         TextSource(**fields)
 
 
+def test_a_null_is_no_text_and_a_number_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": "one\u2028line"}\n')
+    assert read_documents(TextSource(file=tmp_path / "a.jsonl")) == ["one\u2028line"]
+    (tmp_path / "a.jsonl").write_text('{"text": 7}\n')
+    with pytest.raises(TextError, match=r"a\.jsonl:1: expected a JSON object"):
+        read_documents(TextSource(file=tmp_path / "a.jsonl"))
+
+
 def test_digest_follows_the_content(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.txt").write_text("one")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,6 +92,32 @@ def test_fine_tuning_starts_from_the_source(gpt2: Path, text_file: Path, tmp_pat
     before, after = load_model(gpt2), load_model(stage.out)
     for name, tensor in before.state_dict().items():
         torch.testing.assert_close(after.state_dict()[name], tensor, rtol=0, atol=1e-7)
+    assert after.config.to_diff_dict() | {"_name_or_path": ""} == before.config.to_diff_dict() | {"_name_or_path": ""}
+
+
+def test_bf16_is_what_the_loss_is_computed_in(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
+    """Also where a loss calls parts of the model rather than the model itself."""
+    from compress.training import fit
+
+    model, seen = load_model(gpt2), []
+
+    def loss(trained: Any, ids_BT: torch.Tensor) -> torch.Tensor:
+        hidden_BTD = trained.base_model(input_ids=ids_BT).last_hidden_state
+        logits_BTV = trained.get_output_embeddings()(hidden_BTD)
+        seen.append(logits_BTV.dtype)
+        return logits_BTV.float().square().mean()
+
+    schedule = TrainConfig(tokens=64, length=32, batch=1, precision="bf16", checkpoints=0).schedule()
+    rows_NT = np.arange(64, dtype=np.int64).reshape(2, 32)
+    fit(model, rows_NT, schedule, loss=loss, scratch=tmp_path, seed=0, progress=Silent(), label="train")
+    assert seen == [torch.bfloat16] * 2
+
+
+def test_a_device_that_is_not_there_is_an_error(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(StageError, match="PyTorch sees no CUDA device here"):
+        run(TrainConfig(**KNOBS | {"device": "cuda"}), given(tmp_path, text_file))
 
 
 def test_tokenizer_gives_back_any_text(text_file: Path) -> None:
