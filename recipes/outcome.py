@@ -157,7 +157,30 @@ def show_bundle(console: Console, summary: "BundleSummary") -> None:
     size = format_value("disk_bytes", summary.size)
     console.print(f"[bold green]whole[/]  {escape(shown_path(summary.folder))}", soft_wrap=True)
     lines = {"files": f"{summary.files}, {size}", "provider": summary.provider, "made with": versions}
-    console.print(facts_table({**lines, **summary.coverage, **summary.parity}))
+    console.print(facts_table({**lines, **_coverage_lines(summary.coverage), **_parity_lines(summary.parity)}))
+
+
+def _coverage_lines(coverage: Mapping[str, Any]) -> dict[str, str]:
+    """How much is int8, and which matrices are not."""
+    held = {name: format_value("weight_bytes", coverage[f"{name}_bytes"]) for name in ("int8", "scale", "float")}
+    int8 = f"{len(coverage['int8'])} matrices, {held['int8']} and {held['scale']} of scales"
+    rest = ", ".join(coverage["float"]) if coverage["float"] else "only norms, biases and positions"
+    return {"int8": int8, "float": f"{held['float']}: {rest}"}
+
+
+def _parity_lines(parity: Mapping[str, Any]) -> dict[str, str]:
+    """The worst figure of each arithmetic beside its tolerance."""
+    lines = {}
+    for arithmetic, checks in parity.items():
+        if isinstance(checks, dict):
+            allowed = checks["tolerance"]
+            worst = {
+                figure: max(check[figure] for name, check in checks.items() if name != "tolerance")
+                for figure in allowed
+            }
+            figures = (f"{name.replace('_', ' ')} within {worst[name]:g} (at most {allowed[name]:g})" for name in worst)
+            lines[f"parity, {arithmetic}"] = ", ".join(figures)
+    return lines
 
 
 def show_list(console: Console, heading: str, entries: Sequence[tuple[str, str]]) -> None:
