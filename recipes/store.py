@@ -172,7 +172,7 @@ class Store:
                 "key": key,
                 "kind": kind,
                 "identity": dict(identity),
-                "files": _flush(new / "files"),
+                "files": _hash_and_flush(new / "files"),
                 "facts": facts,
                 "seconds": round(time.monotonic() - start, 3),
             }
@@ -182,10 +182,10 @@ class Store:
             if not any(scratch.iterdir()):  # nothing to go on from
                 shutil.rmtree(work, ignore_errors=True)
             raise
-        _sync_folder(new)
+        flush(new)
         shutil.rmtree(place, ignore_errors=True)  # a leftover without artifact.json, which is no result
         new.rename(place)
-        _sync_folder(self.root)
+        flush(self.root)
 
 
 def _artifact(folder: Path, record: Mapping[str, Any], *, reused: bool) -> Artifact:
@@ -241,27 +241,24 @@ def _broken(file: Path, what: str) -> IntegrityError:
     return IntegrityError(f"{file}: {what} since it was stored; remove {folder} and run again to make it anew")
 
 
-def _flush(folder: Path) -> dict[str, dict[str, Any]]:
+def _hash_and_flush(folder: Path) -> dict[str, dict[str, Any]]:
     """Hash every file and force it, and every folder, onto the disk."""
     entries: dict[str, dict[str, Any]] = {}
     for file in sorted(folder.rglob("*")):
         if file.is_symlink():
             raise StoreError(f"{file}: a stage left a link, which a stored result may not hold")
         if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            flush(file)
             entries[file.relative_to(folder).as_posix()] = {"sha256": digest_file(file), "bytes": file.stat().st_size}
         else:
-            _sync_folder(file)
-    _sync_folder(folder)
+            flush(file)
+    flush(folder)
     return entries
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Write a file or a folder's list of names through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -8,7 +8,6 @@ its scratch folder, another order starts afresh. The model is never written to.
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 
 from compress.stage import Facts, Form, Progress, Stage, StageConfig, StageInput
 from compress.text import TextSource
+from recipes.store import flush
 
 TEXT_OPTIONS = {"train_text": "--train-text", "calibration_text": "--calibration-text"}
 MANIFEST = "manifest.json"
@@ -198,15 +198,7 @@ def _start_afresh_unless(work: Path, identity: str) -> None:
 def publish(finished: Path, out: Path) -> None:
     """Write a folder through to the disk and give it its name; both are on one file system."""
     for file in (path for path in finished.rglob("*") if path.is_file()):
-        _sync(file)
-    _sync(finished)
+        flush(file)
+    flush(finished)
     finished.replace(out)
-    _sync(out.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(out.parent)
