@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
+LONGEST_FACT = 160
+"""Characters of a fact that is shown whole."""
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
@@ -133,4 +135,25 @@ def _plain(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= LONGEST_FACT else _in_short(value)
+
+
+def _in_short(value: Any) -> str:
+    """What a long fact comes to; the whole of it stands in report.json."""
+    if isinstance(value, dict) and all(isinstance(number, int | float) for number in value.values()):
+        return f"{len(value)} values from {_plain(min(value.values()))} to {_plain(max(value.values()))}"
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_plain(inner)}" for name, inner in value.items())
+    if all(isinstance(entry, dict) for entry in value):
+        return _course(value)
+    return f"{len(value)}, from {_plain(value[0])} to {_plain(value[-1])}"
+
+
+def _course(entries: list[dict[str, Any]]) -> str:
+    """First and last of every figure that a series of entries holds."""
+    courses = []
+    for name in dict.fromkeys(name for entry in entries for name in entry):
+        found = [entry[name] for entry in entries if name in entry]
+        courses.append(f"{name.replace('_', ' ')} {_plain(found[0])} to {_plain(found[-1])}")
+    return f"{len(entries)} entries: {', '.join(courses)}"

@@ -316,3 +316,20 @@ def test_importing_it_loads_nothing_heavy() -> None:
     code = f"import sys, evaluation; sys.exit(' '.join(set('{heavy}'.split()) & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_long_facts_are_told_in_short() -> None:
+    history = [{"step": step, "loss": 5.0 - step / 100, "tokens": step * 4096} for step in range(50)]
+    tensors = {f"transformer.h.{layer}.mlp.c_fc": 0.29 + layer / 1000 for layer in range(20)}
+    facts = {
+        "history": history,
+        "sparsity": tensors,
+        "names": sorted(tensors),
+        "coverage": {"int8": sorted(tensors), "bytes": 7},
+    }
+    rows = [row.model_copy(update={"facts": facts}) for row in REPORTS["PASS"].rows]
+    page = render_markdown(REPORTS["PASS"].model_copy(update={"rows": rows}))
+    assert "- history: 50 entries: step 0 to 49, loss 5 to 4.51, tokens 0 to 200,704\n" in page
+    assert "- sparsity: 20 values from 0.29 to 0.309\n" in page
+    assert "- names: 20, from transformer.h.0.mlp.c_fc to transformer.h.9.mlp.c_fc\n" in page
+    assert "- coverage: int8: 20, from transformer.h.0.mlp.c_fc to transformer.h.9.mlp.c_fc; bytes: 7\n" in page
