@@ -1,7 +1,7 @@
 """One training loop for every stage that trains: transformers' Trainer with a fixed order of data and exact resumption.
 
-    rows_NT (token ids, N sequences of T)  --shuffled once per pass by the seed-->  steps of `batch` rows  -->  AdamW,
-                cosine with warm-up
+    rows_NT (N sequences of T token ids)  --shuffled by the seed, once per pass-->  steps of `batch` rows
+    learning rate  rises over the warm-up, falls along a cosine to 0        optimizer  AdamW (arXiv 1711.05101)
 
 The order of rows is computed ahead of the run, so a resumed run continues in the same order. A checkpoint counts when
 its trainer_state.json, which the Trainer writes last, can be read; half-written ones are removed. On a CPU a killed

@@ -1,5 +1,4 @@
-"""How an artifact of any form is measured: the link between checkpoints and bundles on one side and `evaluation` on the
-other.
+"""How an artifact of any form is measured: the link from checkpoints and bundles to `evaluation`.
 
     quality     log-probabilities on the test text, through the runtime that the form is for: PyTorch (float32),
                 bitsandbytes, or ONNX Runtime
