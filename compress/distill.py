@@ -61,7 +61,8 @@ def run(config: DistillConfig, given: StageInput) -> Facts:
         raise StageError("distill: expected a teacher (the recipe's source) and a training text (data.train)")
     source, tokenizer = load_model(given.source), load_tokenizer(given.source)
     teacher = load_model(given.teacher).requires_grad_(False)
-    _check_vocabulary(source, teacher)
+    if load_tokenizer(given.teacher).get_vocab() != tokenizer.get_vocab():
+        raise StageError(f"distill: {given.source} and its teacher {given.teacher} must share one vocabulary")
     kept = _kept(config, source.config.num_hidden_layers)
     student = with_layers(source, kept)
     rows_NT = pack(tokenize(read_documents(given.train_text), tokenizer), config.length, end_of_text(tokenizer))
@@ -83,14 +84,6 @@ def run(config: DistillConfig, given: StageInput) -> Facts:
     )
     save_checkpoint(student, tokenizer, given.out, dtype=config.save_dtype)
     return {"kept_layers": kept, "sparsity": sparsity(student), "text_tokens": int(rows_NT.size), "history": history}
-
-
-def _check_vocabulary(source: "PreTrainedModel", teacher: "PreTrainedModel") -> None:
-    if source.config.vocab_size != teacher.config.vocab_size:
-        raise StageError(
-            "distill: student and teacher must share a vocabulary, "
-            f"got {source.config.vocab_size} and {teacher.config.vocab_size} tokens"
-        )
 
 
 def _kept(config: DistillConfig, depth: int) -> list[int]:

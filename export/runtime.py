@@ -233,7 +233,6 @@ class Batch:
         self._vocabulary = int(session.get_outputs()[0].shape[-1])
         self._half = session.get_outputs()[0].type == "tensor(float16)"
         self._step_logits = self._logits(1)
-        self._bound: list[Any] = []
         self.cache = dict(self._bind_cache(device))
 
     @property

@@ -90,7 +90,7 @@ def _check(draft: Draft, file: Path, stages: Stages) -> Recipe:
         name=file.stem,
         model=model,
         data=data,
-        stages=tuple(_resolve_knobs(draft, index, stage, file.parent) for index, stage in enumerate(planned) if stage),
+        stages=tuple(stage for stage in planned if stage),
         evaluate=evaluate,
         benchmark=benchmark,
         gate=gate,
@@ -286,12 +286,3 @@ def _resolve_texts(draft: Draft, data: DataConfig | None, folder: Path) -> DataC
             file = _absolute(draft, ("data", key), source.file, folder)
             resolved[key] = source.model_copy(update={"file": file})
     return data.model_copy(update=resolved)
-
-
-def _resolve_knobs(draft: Draft, index: int, stage: PlannedStage, folder: Path) -> PlannedStage:
-    """Knobs that are paths, made absolute."""
-    paths = {name: value for name, value in stage.config if isinstance(value, Path)}
-    if not paths:
-        return stage
-    knobs = {name: _absolute(draft, ("stages", index, stage.kind, name), path, folder) for name, path in paths.items()}
-    return stage.model_copy(update={"config": stage.config.model_copy(update=knobs)})

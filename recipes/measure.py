@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,5 +256,8 @@ def _torch_arm(model: "PreTrainedModel", prompt_1T: NDArray[np.int64]) -> Arm:
         return int(state["next"])
 
     prompt = torch.from_numpy(prompt_1T)
-    step: Callable[[], int] = lambda: forward(state["next"], state["cache"])  # noqa: E731 (two closures over one state)
+
+    def step() -> int:
+        return forward(state["next"], state["cache"])
+
     return Arm(prefill=lambda: forward(prompt, None), decode=step)

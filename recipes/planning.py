@@ -13,8 +13,8 @@ from typing import Any
 from compress import Form, Stage, StageConfig
 from recipes.loader import TEXTS
 from recipes.schema import Recipe, Stages, available_cores
-from recipes.source import Source, digest_folder, resolve
-from recipes.store import Store, digest_file, digest_of, versions
+from recipes.source import Source, resolve
+from recipes.store import Store, digest_of, versions
 
 FLOAT = 4
 LIBRARIES_MEMORY = 600 * 2**20
@@ -151,7 +151,7 @@ def chain(recipe: Recipe, source: Source, stages: Stages | None = None) -> Itera
         identity = {
             "kind": stage.kind,
             "version": stage.version,
-            "knobs": _knobs(planned.config),
+            "knobs": planned.config.model_dump(mode="json"),
             "parent": parent,
             "materials": digests,
             "seed": recipe.seed,
@@ -165,15 +165,6 @@ def chain(recipe: Recipe, source: Source, stages: Stages | None = None) -> Itera
         teacher = (
             teacher or step.key
         )  # a recipe that starts from nothing: its first artifact is what the rest is held to
-
-
-def _knobs(config: StageConfig) -> dict[str, Any]:
-    """A config's values; a path is known by the content it leads to."""
-    knobs = config.model_dump(mode="json")
-    for name, value in config:
-        if isinstance(value, Path) and value.exists():
-            knobs[name] = digest_folder(value) if value.is_dir() else digest_file(value)
-    return knobs
 
 
 def estimates(steps: tuple[Step, ...], source: Source) -> list[Estimate]:

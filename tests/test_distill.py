@@ -1,5 +1,8 @@
 """Distillation: losses against autograd and closed forms, students cut from their teacher."""
 
+import dataclasses
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,3 +137,18 @@ def test_more_layers_than_there_are_is_an_error(
 ) -> None:
     with pytest.raises(StageError, match=message):
         run(DistillConfig(**knobs), given(gpt2, tmp_path, text_file))
+
+
+def test_a_teacher_with_another_vocabulary_of_the_same_size_is_refused(
+    gpt2: Path, text_file: Path, tmp_path: Path
+) -> None:
+    teacher = Path(shutil.copytree(gpt2, tmp_path / "teacher"))
+    tokenizer = json.loads((teacher / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = [token for token, number in vocabulary.items() if number in {300, 301}]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(StageError, match="must share one vocabulary"):
+        run(
+            DistillConfig(layers=2, tokens=1024), dataclasses.replace(given(gpt2, tmp_path, text_file), teacher=teacher)
+        )

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib import image
 
 import evaluation
 from evaluation.charts import INKS, latency_chart, size_chart
@@ -19,6 +21,8 @@ from evaluation.render import render_html, render_markdown, ruler, write_report
 from evaluation.report import FILES, HEADLINES, Report, ReportError, Row, headline, read_report
 from evaluation.table import COLUMNS, NAMES, describe_limit, table_columns, table_rows, what_it_bought
 from evaluation.units import format_duration, format_interval, format_ratio, format_value
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def sampled(metric: str, value: float, ratio: float | None = None) -> Measurement:
@@ -333,3 +337,23 @@ def test_long_facts_are_told_in_short() -> None:
     assert "- sparsity: 20 values from 0.29 to 0.309\n" in page
     assert "- names: 20, from transformer.h.0.mlp.c_fc to transformer.h.9.mlp.c_fc\n" in page
     assert "- coverage: int8: 20, from transformer.h.0.mlp.c_fc to transformer.h.9.mlp.c_fc; bytes: 7\n" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: no browser to open the page in")
+def test_the_page_opens_in_a_browser_and_shows_its_verdict_and_charts(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(render_html(REPORTS["PASS"]), encoding="utf-8")
+    assert CHROMIUM is not None
+    quiet = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--window-size=1000,1400",
+    )
+    picture, profile = tmp_path / "page.png", f"--user-data-dir={tmp_path / 'profile'}"
+    command = [CHROMIUM, *quiet, profile, f"--screenshot={picture}", (tmp_path / "report.html").as_uri()]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    pixels = image.imread(picture)
+    assert pixels.shape[:2] == (1400, 1000)
+    shades = {tuple((color * 255).astype(int)) for color in pixels[::7, ::7, :3].reshape(-1, 3)}
+    assert len(shades) > 20, "expected a page with text, colors and charts, got a blank one"
