@@ -1,7 +1,7 @@
 """Checkpoint folders: what one must hold, what its headers tell, and how its model and tokenizer are opened.
 
   dense   a plain Hugging Face folder: config.json, *.safetensors, tokenizer files
-  int8    the same in bitsandbytes' 8-bit format (see `int8.py`)
+  int8    the same in bitsandbytes' 8-bit format (see `int8.py`), or in compressed-tensors' (see `packed.py`)
 
 Only safetensors is ever read: a pickle runs code when it is opened. Code that a checkpoint brings along is never run.
 A tensor that is missing or left over is an error here, where transformers would warn and go on with random numbers.
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from compress.int8 import EMBEDDINGS_FILE, read_int8_matrices
+from compress.int8 import EMBEDDINGS_FILE, ENTRIES, read_int8_matrices
+from compress.int8 import CheckpointError as CheckpointError  # everything else about checkpoints is here
+from compress.packed import CODES, SCALES, SHAPE, ZERO, packed_faults
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +27,6 @@ if TYPE_CHECKING:
 
 DType = Literal["float32", "float16", "bfloat16"]
 BYTES_PER_FLOAT = 4
-
-
-class CheckpointError(Exception):
-    """A folder is not a checkpoint that can be used; the message names the file, what was expected and the way out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +93,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "model_type" not in config:
         raise CheckpointError(f"{folder / 'config.json'}: expected the key `model_type`, which names the architecture")
     _check_architecture(folder, config)
+    _check_quantization(folder, config)
     return config
+
+
+def _check_quantization(folder: Path, config: dict[str, Any]) -> None:
+    settings = config.get("quantization_config")
+    if settings is None:
+        return
+    method = settings.get("quant_method")
+    if method == "compressed-tensors":
+        faults = packed_faults(settings)
+    elif method == "bitsandbytes":
+        faults = [] if settings.get("load_in_8bit") else ["`load_in_8bit`: expected true"]
+    else:
+        faults = [f"`quant_method`: expected 'bitsandbytes' or 'compressed-tensors', got {method!r}"]
+    if faults:
+        raise CheckpointError(
+            f"{folder}: quantized in a way that is not covered: {'; '.join(faults)}; start from the float checkpoint"
+        )
 
 
 def _check_architecture(folder: Path, config: dict[str, Any]) -> None:
@@ -140,18 +156,20 @@ def _shards(index: Path) -> list[str]:
 
 
 def _headers(file: Path) -> Iterator[tuple[str, str, int]]:
-    """(name, dtype, number of elements) of each tensor in a file."""
+    """(name, dtype, number of elements) of each tensor in a file; of packed codes, what is packed."""
     try:
         with safe_open(file, framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
                 header = tensors.get_slice(name)
-                yield name, header.get_dtype(), math.prod(header.get_shape())
+                dtype, count = header.get_dtype(), math.prod(header.get_shape())
+                yield (name, "I8", 4 * count) if name.endswith(CODES) else (name, dtype, count)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: corrupt weights ({error}); download or save the checkpoint again") from error
 
 
 def _is_parameter(name: str) -> bool:
-    return not name.endswith((".weight_format", ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
+    buffers = (".weight_format", SHAPE, ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+    return not name.endswith(buffers)
 
 
 def count_nonzero(folder: Path) -> int:
@@ -160,12 +178,13 @@ def count_nonzero(folder: Path) -> int:
 
 
 def _counts(name: str) -> bool:
-    return _is_parameter(name) and not name.endswith(".SCB")
+    return _is_parameter(name) and not name.endswith((".SCB", SCALES))
 
 
 def _nonzero(file: Path, name: str) -> int:
     with safe_open(file, framework="pt") as tensors:  # numpy has no bfloat16
-        return int(tensors.get_tensor(name).count_nonzero())
+        tensor = tensors.get_tensor(name)
+        return int((tensor.numpy().view("u1") != ZERO).sum() if name.endswith(CODES) else tensor.count_nonzero())
 
 
 def _int8_embeddings(folder: Path) -> int:
@@ -231,12 +250,20 @@ def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def load_model(folder: Path, *, dtype: DType = "float32") -> "PreTrainedModel":
-    """The checkpoint's model in evaluation mode on the CPU; an int8 one runs through bitsandbytes.
+    """The checkpoint's model in evaluation mode on the CPU. An int8 one runs through bitsandbytes in its format, and
+    multiplied out in compressed-tensors'.
 
     Raises:
         CheckpointError: the weights do not fit the architecture: some missing, some left over, or of another shape.
     """
-    return load_pretrained(folder, dtype=dtype)
+    settings = read_config(folder).get("quantization_config") or {}
+    if settings.get("quant_method") != "compressed-tensors":
+        return load_pretrained(folder, dtype=dtype)
+    import torch
+
+    model = load_float_model(folder)
+    model.to(getattr(torch, dtype))
+    return model
 
 
 def load_pretrained(folder: Path, *, dtype: DType, **settings: Any) -> "PreTrainedModel":
@@ -278,33 +305,51 @@ def load_float_model(folder: Path) -> "PreTrainedModel":
         return load_model(folder)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     shape = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     del shape.quantization_config
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
-    missing, unexpected = model.load_state_dict(_float_state(folder, model), strict=False)
-    tied = set(model.all_tied_weights_keys)
-    _check_loading(folder, {"missing_keys": set(missing) - tied, "unexpected_keys": unexpected})
+    with no_init_weights():  # memory that nobody has written to is not there yet
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     model.tie_weights()
+    held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    missing, unexpected, mismatched = set(dict(model.named_parameters())), set[str](), set[str]()
+    with torch.no_grad():
+        for name, tensor in _float_tensors(folder, model):
+            if name not in held:
+                unexpected.add(name)
+            elif held[name].shape != tensor.shape:
+                mismatched.add(name)
+            else:
+                held[name].copy_(tensor)
+            missing.discard(name)
+    missing -= set(model.all_tied_weights_keys)
+    _check_loading(folder, {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": mismatched})
     model.eval()
     return model
 
 
-def _float_state(folder: Path, model: "PreTrainedModel") -> "dict[str, torch.Tensor]":
-    """Tensors by name as a float model of the same architecture holds them."""
+def _float_tensors(folder: Path, model: "PreTrainedModel") -> "Iterator[tuple[str, torch.Tensor]]":
+    """Tensors by name as a float model of the same architecture holds them, one after the other."""
     import torch
-    from safetensors.torch import load_file
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, apply_renamings
     from transformers.pytorch_utils import Conv1D
 
-    stored: dict[str, torch.Tensor] = {}
+    # what transformers renames as it loads: GPT-NeoX's head is stored as `embed_out`
+    renamings = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
+    matrices = read_int8_matrices(folder)
+    skip = {f"{name}.weight" for name in matrices}
     for file in weight_files(folder):
-        stored |= load_file(file)
-    state = {name: tensor.float() for name, tensor in stored.items() if not name.endswith((".SCB", ".weight_format"))}
-    for name, matrix in read_int8_matrices(folder).items():
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
+                if name not in skip and not name.endswith(ENTRIES):
+                    yield apply_renamings(name, renamings), tensors.get_tensor(name)
+    while matrices:
+        name = next(iter(matrices))
+        matrix = matrices.pop(name)
         weight_OI = torch.from_numpy(matrix.dequantize())
-        transposed = isinstance(model.get_submodule(name), Conv1D)
-        state[f"{name}.weight"] = weight_OI.T.contiguous() if transposed else weight_OI
-    return state
+        yield f"{name}.weight", weight_OI.T if isinstance(model.get_submodule(name), Conv1D) else weight_OI
 
 
 def _check_loading(folder: Path, report: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from pydantic import Field
 
 from compress.checkpoint import CheckpointError, load_pretrained, load_tokenizer, no_bars, read_config
-from compress.int8 import EMBEDDINGS_FILE, quantize_rows, read_int8_matrices
+from compress.int8 import EMBEDDINGS_FILE, Int8Matrix, quantize_rows, read_int8_matrices
 from compress.stage import Facts, Stage, StageConfig, StageError, StageInput
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ def _round_embeddings(model: "PreTrainedModel", out: Path) -> str:
 
     table = cast(nn.Embedding, model.get_input_embeddings()).weight
     name = next(name for name, parameter in model.named_parameters() if parameter is table).removesuffix(".weight")
-    matrix = quantize_rows(table.detach().float().numpy())
+    codes_OI, scale_O = quantize_rows(table.detach().float().numpy())
     with torch.no_grad():
-        table.copy_(torch.from_numpy(matrix.dequantize()))
-    save_file({f"{name}.weight": matrix.codes_OI, f"{name}.SCB": matrix.scale_O}, out / EMBEDDINGS_FILE)
+        table.copy_(torch.from_numpy(Int8Matrix.from_rows(codes_OI, scale_O).dequantize()))
+    save_file({f"{name}.weight": codes_OI, f"{name}.SCB": scale_O}, out / EMBEDDINGS_FILE)
     return name
 
 

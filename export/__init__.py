@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.bundle import BundleError, BundleIntegrityError, BundleSummary, verify_bundle
 from export.stage import EXPORT, ExportConfig
+from export.triton import bundle_folder
 
 if TYPE_CHECKING:
     from export.runtime import OnnxCausalLM, PromptError
@@ -20,6 +21,7 @@ __all__ = [
     "PromptError",
     "ProviderError",
     "Sampling",
+    "bundle_folder",
     "verify_bundle",
 ]
 

@@ -15,11 +15,13 @@ from typing import Any
 from export.coverage import coverage
 from export.external_data import GRAPH, MANIFEST, BundleError, BundleIntegrityError, external_files, read_graph
 from export.genai import write_json
+from export.session import Provider
+from export.triton import bundle_folder
 
 __all__ = ["BundleError", "BundleIntegrityError", "BundleSummary", "verify_bundle", "write_manifest"]
 
 DATA = "model.onnx.data"
-FORMAT = 1
+FORMAT = 2
 OUTSIDE = {MANIFEST, "artifact.json"}
 """Files that no manifest lists: itself, and the run store's own."""
 
@@ -29,7 +31,7 @@ class BundleSummary:
     """What a verified bundle is."""
 
     folder: Path
-    provider: str
+    provider: Provider
     files: int
     size: int
     """Bytes of all files."""
@@ -53,6 +55,7 @@ def verify_bundle(folder: Path) -> BundleSummary:
         BundleError: the folder is no bundle.
         BundleIntegrityError: it is one, and something in it changed.
     """
+    folder = bundle_folder(folder)
     manifest = _read_manifest(folder)
     _check_files(folder, manifest["files"])
     model = read_graph(folder)
@@ -85,6 +88,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         entries = all({"bytes", "sha256"} <= set(entry) for entry in manifest["files"].values())
         missing = {"provider", "coverage", "parity", "libraries"} - set(manifest)
+        missing |= {"replay"} - set(manifest.get("parity", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleIntegrityError(f"{file}: expected a manifest ({error!r}); export the bundle again") from error
     if manifest.get("format") != FORMAT or missing or not entries:

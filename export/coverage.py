@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.int8 import LEVELS, Int8Matrix
-from export.external_data import BundleIntegrityError, read_graph, tensor_bytes
+from compress.int8 import Int8Matrix
+from export.external_data import read_graph, tensor_bytes
+from export.stored import StoredValues
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, TensorProto
+    from onnx import ModelProto, NodeProto
 
 CODES, SCALES = ".codes", ".scales"
 TABLES = ("cos_cache", "sin_cache")
@@ -30,8 +31,9 @@ class CoverageError(Exception):
 def coverage(model: "ModelProto") -> dict[str, Any]:
     """What the graph holds, as plain data: the names of int8 and of float matrices, and the bytes of each kind."""
     held = {tensor.name: tensor for tensor in model.graph.initializer}
-    codes = {name for node in model.graph.node if node.op_type == "MatMulNBits" for name in node.input[1:2]}
-    codes |= {node.input[0] for node in model.graph.node if node.op_type == "Gather" and node.input[0].endswith(CODES)}
+    products = {node.input[1] for node in model.graph.node if node.op_type == "MatMulNBits"}
+    tables = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    codes = products | {name for name in tables if name.endswith(CODES)}
     scales = {name.removesuffix(CODES) + SCALES for name in codes}
     floats = [tensor for name, tensor in held.items() if name not in codes | scales]
     return {
@@ -40,7 +42,7 @@ def coverage(model: "ModelProto") -> dict[str, Any]:
         "int8_bytes": sum(tensor_bytes(held[name]) for name in codes),
         "scale_bytes": sum(tensor_bytes(held[name]) for name in scales),
         "float_bytes": sum(tensor_bytes(tensor) for tensor in floats),
-        "shared_table": any(node.op_type == "Gather" and node.input[0] in codes for node in model.graph.node),
+        "shared_table": bool(tables & products),
     }
 
 
@@ -53,18 +55,31 @@ def check_carried(folder: Path, matrices: dict[str, Int8Matrix], placed: Iterabl
         CoverageError: a matrix of the checkpoint is not in the bundle as int8, or differs.
     """
     model = read_graph(folder)
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
     missing = sorted(set(matrices) - set(coverage(model)["int8"]))
     if missing:
         raise CoverageError(f"these weights are int8 in the checkpoint, but not in the bundle: {', '.join(missing)}")
+    stored = StoredValues(model, folder)
+    products = {node.input[1]: node for node in model.graph.node if node.op_type == "MatMulNBits"}
     for name, matrix in placed:
-        codes_NK = _read(held[name + CODES], folder).reshape(len(matrix.scale_O), -1)
-        scales_NB = _read(held[name + SCALES], folder)
-        _compare(name, matrix, codes_NK, scales_NB)
+        _compare_codes(name, matrix, stored[name + CODES])
+        _compare_scales(name, matrix, stored[name + SCALES])
+        if name + CODES in products:
+            _compare_scales(name, matrix, _scales_of(products[name + CODES], stored))
 
 
-def _compare(name: str, matrix: Int8Matrix, codes_NK: NDArray[Any], scales_NB: NDArray[Any]) -> None:
-    columns = matrix.codes_OI.shape[1]
+def _scales_of(product: "NodeProto", stored: StoredValues) -> NDArray[Any]:
+    """What the graph makes of stored scales on their way to a product."""
+    try:
+        return stored[product.input[2]]
+    except KeyError:
+        raise CoverageError(
+            f"{product.input[2]}: expected scales that are stored, or spread from stored ones, in {stored.folder}"
+        ) from None
+
+
+def _compare_codes(name: str, matrix: Int8Matrix, codes_NBC: NDArray[Any]) -> None:
+    rows, columns = matrix.codes_OI.shape
+    codes_NK = codes_NBC.reshape(rows, -1)
     if (
         not np.array_equal((codes_NK[:, :columns] ^ np.uint8(128)).view(np.int8), matrix.codes_OI)
         or (codes_NK[:, columns:] != 128).any()
@@ -72,23 +87,13 @@ def _compare(name: str, matrix: Int8Matrix, codes_NK: NDArray[Any], scales_NB: N
         raise CoverageError(
             f"{name}: the bundle's int8 values are not the checkpoint's; this is a defect of the export"
         )
-    step_N = (matrix.scale_O / np.float32(LEVELS)).astype(scales_NB.dtype)
-    if not (scales_NB == step_N[:, None]).all():
+
+
+def _compare_scales(name: str, matrix: Int8Matrix, scales_NB: NDArray[Any]) -> None:
+    """Scales of a group each, or of the blocks of a group."""
+    step_NG = matrix.step_OG.astype(scales_NB.dtype)
+    repeats, rest = divmod(scales_NB.shape[1], step_NG.shape[1])
+    if rest or not np.array_equal(scales_NB, np.repeat(step_NG, repeats, axis=1)):
         raise CoverageError(
             f"{name}: the bundle's int8 scales are not the checkpoint's; this is a defect of the export"
         )
-
-
-def _read(tensor: "TensorProto", folder: Path) -> NDArray[Any]:
-    """The values of an initializer; external ones mapped, not loaded. `read_graph` has checked where they lie."""
-    from onnx import TensorProto, numpy_helper
-    from onnx.helper import tensor_dtype_to_np_dtype
-
-    if tensor.data_location != TensorProto.EXTERNAL:
-        return numpy_helper.to_array(tensor)
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    dtype, shape = tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)
-    try:
-        return np.memmap(folder / entries["location"], dtype, "r", int(entries.get("offset", "0")), shape)
-    except (OSError, ValueError) as error:
-        raise BundleIntegrityError(f"{folder}: the weight {tensor.name!r} cannot be read ({error})") from error

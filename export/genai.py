@@ -55,7 +55,9 @@ def genai_config(
     """The content of genai_config.json for the graph `model` of the checkpoint in `source`."""
     special = _special_ids(source, architecture.vocab_size)
     inputs = {
-        value.name: value.name for value in model.graph.inputs if not (value.name or "").startswith("past_key_values.")
+        value.name: value.name
+        for value in model.graph.inputs
+        if not (value.name or "").startswith("past_key_values.") and value.name not in model.graph.initializers
     }
     decoder = {
         "session_options": {

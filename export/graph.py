@@ -2,26 +2,33 @@
 our passes.
 
 The graph is built without weights (seconds, and no memory to speak of), so that no float copy of an int8 matrix is
-ever made; floats stay in the checkpoint's mapped files until the bundle is written.
+ever made; floats stay in the checkpoint's mapped files until the bundle is written. What of a config is refused or
+corrected stands in `families.py`; a graph that could not run with the cache written in place is refused here.
 """
 
-import json
-import tempfile
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.checkpoint import read_config, weight_files
 from compress.stage import StageError
+from export.families import check_settings, corrections, graph_type, refusal
+from export.layers import describe
 from export.weights import GraphWeights, WeightError, read_weights
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from transformers import PreTrainedModel
 
 Provider = Literal["cpu", "cuda"]
-DTYPES: dict[Provider, str] = {"cpu": "f32", "cuda": "f16"}
+DTYPES: dict[Provider, str] = {"cpu": "FLOAT", "cuda": "FLOAT16"}
 HEAD_MULTIPLE = 8
 """GroupQueryAttention's head width must be a multiple of this."""
+TASK = "text-generation"
+"""mobius's name for a decoder that keeps keys and values of each layer, and nothing else."""
+EXPERTS = 3
+"""Dimensions of the weights of a mixture's experts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,37 +45,84 @@ def build_decoder(folder: Path, provider: Provider) -> Decoder:
     """Build the graph of the checkpoint in `folder` and open its weights.
 
     Raises:
-        StageError: mobius-onnx does not know the architecture, or its graph cannot take the weights.
+        StageError: there is no right graph of this model, or the graph cannot take its weights.
     """
-    import mobius
-
     config = read_config(folder)
-    try:
-        package = _build(config, provider)
-    except (KeyError, ValueError, NotImplementedError) as error:
-        raise StageError(f"{folder}: model type {config['model_type']!r} cannot be exported ({error})") from error
-    if list(package) != ["model"]:
-        raise StageError(f"{folder}: expected a decoder in one graph, got the parts {', '.join(package)}")
-    architecture = package.config
+    settings = _read_settings(folder, config)
+    check_settings(folder, settings)
+    empty = _without_memory(folder, settings)
+    if "quantization_config" in config:
+        _check_experts(folder, empty)
+    module, package = _build(folder, settings, provider)
+    model, architecture = package["model"], package.config
     _check_architecture(folder, architecture)
-    module = mobius.registry.get(config["model_type"])(architecture)
+    _check_graph(folder, settings.model_type, model.graph)
+    model.meta.update(describe(empty))
+    weights = _open_weights(folder, module, empty, tied=bool(architecture.tie_word_embeddings))
+    _check_shapes(folder, settings.model_type, model.graph, weights)
+    return Decoder(model, weights, architecture)
+
+
+def _read_settings(folder: Path, config: dict[str, Any]) -> Any:
+    """transformers' reading of a config, as if nothing had been quantized."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if config["model_type"] not in CONFIG_MAPPING:
+        raise refusal(folder, config["model_type"], "transformers has no such type")
+    plain = {key: value for key, value in config.items() if key not in {"quantization_config", "model_type"}}
     try:
-        weights = read_weights(
-            folder, weight_files(folder), module, _conv1d_modules(config), tied=bool(architecture.tie_word_embeddings)
-        )
-    except WeightError as error:
-        raise StageError(f"{folder}: {error}") from error
-    return Decoder(package["model"], weights, architecture)
+        return AutoConfig.for_model(config["model_type"], **plain)
+    except Exception as error:  # config classes check themselves, each with errors of its own
+        reason = f"transformers does not take its config ({_first_line(error)})"
+        raise refusal(folder, config["model_type"], reason) from error
 
 
-def _build(config: dict[str, Any], provider: Provider) -> Any:
-    """mobius reads a folder; it gets one that holds the config alone, as if nothing had been quantized."""
+def _without_memory(folder: Path, settings: Any) -> "PreTrainedModel":
+    """The model in transformers, its tensors without memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(settings)
+    except ValueError as error:
+        reason = "transformers has no causal language model of this type"
+        raise refusal(folder, settings.model_type, reason) from error
+    return model
+
+
+def _build(folder: Path, settings: Any, provider: Provider) -> tuple[Any, Any]:
+    """mobius's module, and the package with the graph that it built."""
     import mobius
+    import onnx_ir as ir
 
-    plain = {key: value for key, value in config.items() if key != "quantization_config"}
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(plain), encoding="utf-8")
-        return mobius.build(folder, execution_provider=provider, dtype=DTYPES[provider], load_weights=False)
+    kind = graph_type(settings)
+    if kind not in mobius.registry:
+        raise refusal(folder, kind, "mobius-onnx has no graph of it")
+    maker = mobius.registry.get(kind)
+    task = mobius.registry.get_task(kind) or getattr(maker, "default_task", TASK)
+    if task != TASK:
+        raise refusal(folder, kind, f"expected a graph for {TASK!r}, mobius-onnx has one for {task!r}")
+    try:
+        reader = mobius.registry.get_config_class(kind) or getattr(maker, "config_class", mobius.ArchitectureConfig)
+        architecture = reader.from_transformers(settings, parent_config=settings)
+        changes = {"dtype": ir.DataType[DTYPES[provider]], **corrections(settings)}
+        architecture = dataclasses.replace(architecture, **changes)
+        module = maker(architecture)
+        return module, mobius.build_from_module(module, architecture, task, execution_provider=provider)
+    except Exception as error:  # mobius trips over what it does not know, in ways of its own
+        raise refusal(folder, kind, f"mobius-onnx cannot build its graph ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _check_experts(folder: Path, empty: "PreTrainedModel") -> None:
+    names = [name for name, parameter in empty.named_parameters() if parameter.ndim == EXPERTS]
+    if names:
+        reason = f"its experts are not int8, which `quantize` makes of two-dimensional weights only: {names[0]} ..."
+        raise refusal(folder, empty.config.model_type, reason)
 
 
 def _check_architecture(folder: Path, architecture: Any) -> None:
@@ -77,15 +131,39 @@ def _check_architecture(folder: Path, architecture: Any) -> None:
             f"{folder}: expected a head width that is a multiple of {HEAD_MULTIPLE}, which ONNX Runtime's "
             f"GroupQueryAttention needs, got {architecture.head_dim}; choose another number of heads"
         )
+    if architecture.max_position_embeddings <= 0:
+        reason = "its config does not say how long its context is (`max_position_embeddings`)"
+        raise refusal(folder, architecture.model_type, reason)
 
 
-def _conv1d_modules(config: dict[str, Any]) -> frozenset[str]:
-    """Names of the modules that hold their matrix as [in, out], found on a model without memory."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _check_graph(folder: Path, kind: str, graph: "ir.Graph") -> None:
+    """Each layer's caches must be read by its GroupQueryAttention alone, which writes them in place."""
+    caches = [value for value in graph.inputs if (value.name or "").startswith("past_key_values.")]
+    if not caches or "logits" not in {value.name for value in graph.outputs}:
+        raise refusal(folder, kind, "its graph has no key-value cache, or gives no logits")
+    for cache in caches:
+        readers = [node.op_type for node, _ in cache.uses()]
+        if readers != ["GroupQueryAttention"]:
+            found = ", ".join(readers) or "nothing"
+            raise refusal(folder, kind, f"expected GroupQueryAttention to read {cache.name}, got {found}")
+
+
+def _open_weights(folder: Path, module: Any, empty: "PreTrainedModel", *, tied: bool) -> GraphWeights:
     from transformers.pytorch_utils import Conv1D
 
-    plain = {key: value for key, value in config.items() if key not in {"quantization_config", "model_type"}}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **plain))
-    return frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D))
+    conv1d = frozenset(name for name, part in empty.named_modules() if isinstance(part, Conv1D))
+    try:
+        return read_weights(folder, weight_files(folder), module, conv1d, tied=tied)
+    except WeightError as error:
+        raise StageError(f"{folder}: {error}") from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # from mobius's renaming
+        reason = f"mobius-onnx cannot place its weights ({_first_line(error)})"
+        raise refusal(folder, empty.config.model_type, reason) from error
+
+
+def _check_shapes(folder: Path, kind: str, graph: "ir.Graph", weights: GraphWeights) -> None:
+    for name, tensor in weights.floats.items():
+        place = graph.initializers.get(name)
+        if place is not None and place.shape is not None and list(place.shape) != list(tensor.shape):
+            reason = f"{name}: the graph expects {list(place.shape)}, the checkpoint has {list(tensor.shape)}"
+            raise refusal(folder, kind, reason)

@@ -1,46 +1,46 @@
 """Parity: the bundle computes what the checkpoint computes, on real text, or it is refused.
 
-    prefill        whole rows at once
+    prefill        each row at once
     decode         one row token by token on a warm cache, the text's own tokens fed
     batch          rows of unequal length, padded on the right, then decoded together
     independence   each of those rows alone gives what it gave among its batch-mates
+    context        a row up to the last token that the context holds, its end decoded token by token
 
 Two figures are compared with PyTorch in float32: the largest difference of any log-probability, and the mean
 KL(checkpoint || bundle).
 
 With accuracy_level 4, MatMulNBits rounds activations to 8 bits, and its result cannot be near PyTorch's to six
-digits. So an int8 bundle is checked twice: the same graph over the same weights with accuracy_level 0, tightly,
-against the dequantized checkpoint, which proves graph and weights; and the graph as it ships, by KL, which bounds
-what the rounding costs. What it costs on a test text is the evaluation's to say.
+digits. So an int8 bundle is checked twice: the same graph over the same weights, each MatMulNBits written out as what
+it stands for (`export.exact`), tightly, against the dequantized checkpoint, which proves graph and weights; and the
+graph as it ships, by KL, which bounds what the rounding costs. What it costs on a test text is the evaluation's to say.
 
-    B rows    T tokens    V vocabulary
+    B rows    T tokens    V vocabulary    S steps
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from export.batch import Floats, Ids
+from export.exact import rounds_activations, write_exact
 from export.external_data import read_graph
+from export.reference import LIMIT_STEPS, Reference, lengths
 from export.runtime import OnnxCausalLM, log_softmax
 from export.session import Provider
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
     from transformers import PreTrainedModel
 
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float32]
 Arithmetic = Literal["float32", "float16", "int8 activations"]
 ROWS = 4
-STEPS = 64
-"""Tokens decoded on a warm cache, where the rows are that long."""
-EXACT_STEPS = 8
-"""The same for accuracy_level 0 in place of 4: it multiplies the whole matrix out at every step, 80 times slower."""
+STEPS_ALONE = 16
+"""Steps of the rows that are only compared with themselves."""
 
 
 class ParityError(Exception):
@@ -62,49 +62,48 @@ TOLERANCES: dict[Arithmetic, Figures] = {
     "float16": Figures(log_probability=0.25, kl=2e-3),
     "int8 activations": Figures(log_probability=math.inf, kl=5e-2),
 }
+AT_ONCE = 32
+"""Positions that are compared at once: a vocabulary is large."""
 NOISE = 1 / 20
 """Figures below this share of a tolerance are the arithmetic's own noise, which differs from run to run, and are
 stated as this bound.
 """
 
 
-def check_parity(bundle: Path, reference: "PreTrainedModel", ids_BT: Ids, provider: Provider = "cpu") -> dict[str, Any]:
-    """Compare the bundle with `reference` on rows of real text; the figures, as plain data for the manifest.
+def check_parity(bundle: Path, reference: Reference, provider: Provider = "cpu") -> dict[str, Any]:
+    """Compare the bundle with PyTorch's `reference`; the figures, as plain data for the manifest.
 
     Raises:
         ParityError: a figure is outside its tolerance.
     """
-    reference_BTV = reference_scores(reference, ids_BT)
-    figures: dict[str, Any] = {"rows": ids_BT.shape[0], "tokens": ids_BT.shape[1]}
+    rows, tokens = reference.ids_BT.shape
+    figures: dict[str, Any] = {"rows": rows, "tokens": tokens, "context": len(reference.long_C)}
     graph = read_graph(bundle)
-    exact = with_accuracy_level(graph, 0)
     base: Arithmetic = "float32" if provider == "cpu" else "float16"
-    for arithmetic, variant in ((base, exact), ("int8 activations", graph)) if _rounds(graph) else ((base, graph),):
-        model = OnnxCausalLM.open(bundle, provider=provider, graph=variant)
-        steps = EXACT_STEPS if variant is exact and _rounds(graph) else STEPS
-        figures[arithmetic] = _check_graph(model, reference, (ids_BT, reference_BTV), arithmetic, steps)
+    shipped: Arithmetic = base
+    if rounds_activations(graph):
+        shipped = "int8 activations"
+        with TemporaryDirectory(dir=reference.folder) as scratch:
+            write_exact(bundle, Path(scratch))
+            model = OnnxCausalLM.open(Path(scratch), provider=provider, prepack=False)
+            figures[base] = _check_graph(Runs(model, reference), base)
+            del model
+    figures[shipped] = _check_graph(Runs(OnnxCausalLM.open(bundle, provider=provider), reference), shipped)
     return figures
 
 
-def _check_graph(
-    model: OnnxCausalLM,
-    reference: "PreTrainedModel",
-    rows: tuple[Ids, Floats],
-    arithmetic: Arithmetic,
-    steps: int,
-) -> dict[str, Any]:
-    ids_BT, reference_BTV = rows
+def _check_graph(runs: "Runs", arithmetic: Arithmetic) -> dict[str, Any]:
     tolerance = TOLERANCES[arithmetic]
     found: dict[str, Any] = {
         "tolerance": {key: value for key, value in asdict(tolerance).items() if math.isfinite(value)}
     }
     for name, check in CHECKS.items():
-        figures = check(model, ids_BT, reference_BTV, steps)
+        figures = check(runs)
         if not (figures.log_probability <= tolerance.log_probability and figures.kl <= tolerance.kl):
             raise ParityError(
                 f"parity on {name} ({arithmetic}): expected log-probabilities within {tolerance.log_probability:g} and "
                 f"a KL of at most {tolerance.kl:g}, got {figures.log_probability:.3g} and {figures.kl:.3g}; "
-                + first_parting_layer(model, reference, ids_BT)
+                + first_parting_layer(runs.model, runs.reference.load(), runs.reference.ids_BT)
             )
         found[name] = _stated(figures, tolerance)
     return found
@@ -120,105 +119,117 @@ def _stated(figures: Figures, tolerance: Figures) -> dict[str, float]:
     }
 
 
-def reference_scores(reference: "PreTrainedModel", ids_BT: Ids) -> Floats:
-    """PyTorch's log-probabilities, float32 (B, T, V), row by row."""
-    import torch
-
-    with torch.no_grad():
-        rows = [reference(torch.from_numpy(row[None])).logits[0].float().numpy() for row in ids_BT]
-    scores = np.stack(rows)
-    for row in scores:
-        log_softmax(row)
-    return scores
-
-
-def compare(reference_NV: Floats, ours_NV: Floats) -> Figures:
-    """Figures over positions N of any shape; NaN where anything is."""
-    difference = reference_NV - ours_NV
-    kl = float((np.exp(reference_NV) * difference).sum(axis=-1, dtype=np.float64).mean())
-    return Figures(log_probability=float(np.abs(difference).max()), kl=max(kl, 0.0) if not math.isnan(kl) else math.nan)
+def compare(pairs: Iterable[tuple[Floats, Floats]]) -> Figures:
+    """Figures over pairs of (reference, ours), each (N, V); NaN where anything is."""
+    largest, kl, positions = [0.0], 0.0, 0
+    for reference_NV, ours_NV in pairs:
+        for start in range(0, len(reference_NV), AT_ONCE):
+            expected_NV = reference_NV[start : start + AT_ONCE]
+            difference_NV = expected_NV - ours_NV[start : start + AT_ONCE]
+            largest.append(float(np.abs(difference_NV).max()))
+            kl += float(np.einsum("nv,nv->", np.exp(expected_NV), difference_NV, dtype=np.float64))
+        positions += len(reference_NV)
+    kl /= positions
+    return Figures(log_probability=float(np.max(largest)), kl=kl if math.isnan(kl) else max(kl, 0.0))
 
 
-def check_prefill(model: OnnxCausalLM, ids_BT: Ids, reference_BTV: Floats, steps: int) -> Figures:
-    """All rows at once."""
-    return compare(reference_BTV, model.score(ids_BT))
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """A graph's decoding of the reference's rows; each run is made once and serves several checks."""
+
+    model: OnnxCausalLM
+    reference: Reference
+
+    @cached_property
+    def _lengths(self) -> tuple[Ids, int]:
+        return lengths(self.reference.ids_BT)
+
+    @property
+    def count_B(self) -> Ids:
+        """How much of each row is read at once."""
+        return self._lengths[0]
+
+    @property
+    def steps(self) -> int:
+        """How many more tokens of each row are decoded."""
+        return self._lengths[1]
+
+    @cached_property
+    def together_BSV(self) -> Floats:
+        return run_forced(self.model, self.reference.ids_BT, self.count_B, self.steps)
+
+    @cached_property
+    def first_alone_SV(self) -> Floats:
+        return self.alone(0, self.steps)
+
+    def alone(self, row: int, steps: int) -> Floats:
+        """One row without its batch-mates: (steps + 1, V)."""
+        one = slice(row, row + 1)
+        return np.squeeze(run_forced(self.model, self.reference.ids_BT[one], self.count_B[one], steps), axis=0)
+
+    def expected(self, row: int) -> Floats:
+        """PyTorch's log-probabilities where `together` has them: (S + 1, V)."""
+        first = int(self.count_B[row]) - 1
+        return self.reference.row(row)[first : first + self.steps + 1]
 
 
-def check_decode(model: OnnxCausalLM, ids_BT: Ids, reference_BTV: Floats, steps: int) -> Figures:
-    """The first row: half of it read, up to `steps` more tokens fed one by one."""
-    half = max(1, ids_BT.shape[1] // 2)
-    steps = min(steps, ids_BT.shape[1] - half)
-    ours_SV = run_forced(model, ids_BT[:1], np.asarray([half]), steps)[0]
-    return compare(reference_BTV[0, half - 1 : half + steps], ours_SV)
+def check_prefill(runs: Runs) -> Figures:
+    """Each row at once, every position."""
+    ids_BT = runs.reference.ids_BT
+    return compare((runs.reference.row(row), runs.model.score(ids_BT[row : row + 1])[0]) for row in range(len(ids_BT)))
 
 
-def check_batch(model: OnnxCausalLM, ids_BT: Ids, reference_BTV: Floats, steps: int) -> Figures:
+def check_decode(runs: Runs) -> Figures:
+    """The first row, token by token on a warm cache."""
+    return compare([(runs.expected(0), runs.first_alone_SV)])
+
+
+def check_batch(runs: Runs) -> Figures:
     """Rows of unequal length read together, then decoded together."""
-    count_B, room = _unequal(ids_BT)
-    steps = min(steps, room)
-    ours_BSV = run_forced(model, ids_BT, count_B, steps)
+    return compare((runs.expected(row), ours_SV) for row, ours_SV in enumerate(runs.together_BSV))
+
+
+def check_independence(runs: Runs) -> Figures:
+    """The same rows, each alone, against themselves among batch-mates."""
+    steps = min(STEPS_ALONE, runs.steps)
+    others = range(1, len(runs.reference.ids_BT))
     return compare(
-        np.stack([row[count - 1 : count + steps] for row, count in zip(reference_BTV, count_B, strict=True)]), ours_BSV
+        [
+            (runs.first_alone_SV, runs.together_BSV[0]),
+            *((runs.alone(row, steps), runs.together_BSV[row, : steps + 1]) for row in others),
+        ]
     )
 
 
-def check_independence(model: OnnxCausalLM, ids_BT: Ids, reference_BTV: Floats, steps: int) -> Figures:
-    """The same rows, each alone, against themselves among batch-mates."""
-    count_B, room = _unequal(ids_BT)
-    steps = min(steps, room)
-    together_BSV = run_forced(model, ids_BT, count_B, steps)
-    alone = [run_forced(model, ids_BT[row : row + 1], count_B[row : row + 1], steps)[0] for row in range(len(ids_BT))]
-    return compare(np.stack(alone), together_BSV)
+def check_context(runs: Runs) -> Figures:
+    """One row up to the context's last token."""
+    long_C = runs.reference.long_C
+    steps = min(LIMIT_STEPS, len(long_C) - 1)
+    ours_BSV = run_forced(runs.model, long_C[None], np.asarray([len(long_C) - steps]), steps)
+    return compare([(runs.reference.limit(), ours_BSV[0])])
 
 
-CHECKS: dict[str, Callable[[OnnxCausalLM, Ids, Floats, int], Figures]] = {
+CHECKS: dict[str, Callable[[Runs], Figures]] = {
     "prefill": check_prefill,
     "decode": check_decode,
     "batch": check_batch,
     "independence": check_independence,
+    "context": check_context,
 }
-
-
-def _unequal(ids_BT: Ids) -> tuple[Ids, int]:
-    """A length for each row, all different where there is room, and the steps that fit after the longest."""
-    rows, tokens = ids_BT.shape
-    longest = max(1, tokens * 3 // 4)
-    return np.maximum(1, longest - np.arange(rows) * max(1, longest // (rows + 1))), tokens - longest
 
 
 def run_forced(model: OnnxCausalLM, ids_BT: Ids, count_B: Ids, steps: int) -> Floats:
     """Read `count_B` tokens of each row, then feed `steps` more of its own: log-probabilities (B, steps + 1, V)."""
     rows = np.arange(len(ids_BT))
-    longest = int(count_B.max())
+    longest, first = int(count_B.max()), int(count_B.min()) - 1
     batch = model.new_batch(len(rows), longest + steps)
-    found = [batch.feed(ids_BT[:, :longest], count_B)[rows, count_B - 1]]
+    logits_BTV = batch.feed(ids_BT[:, :longest], count_B, logits_from=first)
+    found = [logits_BTV[rows, count_B - 1 - first]]
     found.extend(batch.step(ids_BT[rows, count_B + step]).copy() for step in range(steps))
     ours_BSV = np.stack(found, axis=1)
     for row in ours_BSV:
         log_softmax(row)
     return ours_BSV
-
-
-def with_accuracy_level(graph: "ModelProto", level: int) -> "ModelProto":
-    """The same graph over the same weights, its MatMulNBits at another accuracy level."""
-    from onnx import ModelProto
-
-    copy = ModelProto()
-    copy.CopyFrom(graph)
-    for node in copy.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
-                attribute.i = level
-    return copy
-
-
-def _rounds(graph: "ModelProto") -> bool:
-    return any(
-        attribute.i == 4
-        for node in graph.graph.node
-        for attribute in node.attribute
-        if attribute.name == "accuracy_level"
-    )
 
 
 def first_parting_layer(model: OnnxCausalLM, reference: "PreTrainedModel", ids_BT: Ids, limit: float = 1e-2) -> str:
@@ -234,7 +245,8 @@ def first_parting_layer(model: OnnxCausalLM, reference: "PreTrainedModel", ids_B
     for index, layer in enumerate(layers):
         for side, expected in (("key", layer.keys), ("value", layer.values)):
             ours, theirs = batch.cache[f"present.{index}.{side}"].numpy().astype(np.float32), expected.float().numpy()
-            apart = float(np.abs(ours - theirs).max() / max(float(np.abs(theirs).max()), 1e-9))
+            kept = theirs.shape[2]  # a sliding window keeps its last tokens only
+            apart = float(np.abs(ours[:, :, tokens - kept :] - theirs).max() / max(float(np.abs(theirs).max()), 1e-9))
             if not apart <= limit:
                 return f"they part first in layer {index}, at its attention's {side}s (relative difference {apart:.2g})"
     return (

@@ -8,11 +8,14 @@ Temperature 0 is greedy. Every row draws from a generator of its own, so that it
 mates.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+FIRST_LOOK = 256
+"""How many of the likeliest tokens are looked at first for top-p."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,33 +38,45 @@ class Sampling:
             )
 
 
-def choose(logits_V: NDArray[np.float32], seen: Sequence[int], how: Sampling, random: np.random.Generator) -> int:
-    """The next token's id."""
-    if how.repetition_penalty != 1.0 and seen:
-        logits_V = penalize(logits_V, seen, how.repetition_penalty)
+def choose(logits_V: Floats, seen_V: NDArray[np.bool_], how: Sampling, random: np.random.Generator) -> int:
+    """The next token's id; `seen_V` marks the tokens that the repetition penalty is for."""
+    if how.repetition_penalty != 1.0:
+        logits_V = penalize(logits_V, seen_V, how.repetition_penalty)
     if how.temperature == 0:
         return int(logits_V.argmax())
     scaled_V = logits_V.astype(np.float64) / how.temperature
     kept = nucleus(scaled_V, how.top_k, how.top_p)
-    weights = np.exp(scaled_V[kept] - scaled_V[kept[0]])
+    weights = np.exp(scaled_V[kept] - scaled_V.max())
     return int(random.choice(kept, p=weights / weights.sum()))
 
 
-def penalize(logits_V: NDArray[np.float32], seen: Sequence[int], penalty: float) -> NDArray[np.float32]:
+def penalize(logits_V: Floats, seen_V: NDArray[np.bool_], penalty: float) -> Floats:
     """A copy of the logits in which every seen token is less likely."""
-    ids = np.unique(np.asarray(seen, dtype=np.int64))
-    result = logits_V.copy()
-    result[ids] = np.where(result[ids] > 0, result[ids] / penalty, result[ids] * penalty)
-    return result
+    penalized_V = np.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
+    return np.where(seen_V, penalized_V, logits_V)
 
 
 def nucleus(scaled_V: NDArray[np.float64], top_k: int, top_p: float) -> NDArray[np.int64]:
-    """Ids that may be drawn, the likeliest first."""
-    order = np.argsort(-scaled_V, kind="stable")
-    if top_k:
-        order = order[:top_k]
-    if top_p < 1:
-        weights = np.exp(scaled_V[order] - scaled_V[order[0]])
-        before = np.cumsum(weights) - weights
-        order = order[before < top_p * weights.sum()]
-    return order
+    """Ids that may be drawn: all, in their order, or the likeliest first.
+
+    Only as many as are needed are sorted: a whole vocabulary would take longer than a step of a small model.
+    """
+    count = min(top_k or len(scaled_V), len(scaled_V))
+    if top_p == 1 and count == len(scaled_V):
+        return np.arange(count)
+    weights_V = np.exp(scaled_V - scaled_V.max())
+    whole = weights_V.sum() if count == len(scaled_V) else weights_V[_largest(scaled_V, count)].sum()
+    found = min(FIRST_LOOK, count)
+    while True:
+        order = _largest(scaled_V, found)
+        sums = np.cumsum(weights_V[order])
+        if found == count or sums[-1] >= top_p * whole:
+            return order[sums - weights_V[order] < top_p * whole] if top_p < 1 else order
+        found = count if top_p == 1 else min(found * 8, count)
+
+
+def _largest(scaled_V: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """The ids of the `count` largest, largest first; of equals the lower id first."""
+    threshold = np.partition(scaled_V, -count)[-count]
+    ids = np.flatnonzero(scaled_V >= threshold)
+    return ids[np.argsort(-scaled_V[ids], kind="stable")][:count]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"enable_cuda_graph": "1"}}
+"""Steps have fixed shapes and addresses (`export.batch`), so that CUDA can capture one and replay it."""
 ERRORS_ONLY = 3
 
 
@@ -28,9 +30,15 @@ def open_session(
     provider: Provider = "cpu",
     threads: int | None = None,
     graph: "ModelProto | None" = None,
+    prepack: bool = True,
     profile: Path | None = None,
 ) -> Any:
     """A session of the bundle in `folder`; of `graph` in its stead where one is given, with the bundle's weights.
+
+    Args:
+        threads: of one product; None: as many as there are cores.
+        prepack: keep the weights in the order in which the kernels like to read them, in a copy if they are float.
+        profile: where ONNX Runtime writes its profile, as the beginning of a file's name.
 
     Raises:
         ProviderError: the provider is not available or did not load.
@@ -46,7 +54,8 @@ def open_session(
         )
     model = graph if graph is not None else read_graph(folder)
     options = _options(onnxruntime, folder, threads, profile)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[name])
+    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[(name, SETTINGS[provider])])
     if session.get_providers()[0] != name:
         raise ProviderError(
             f"{provider}: {name} did not load, and ONNX Runtime fell back to the CPU; run `demitasse doctor`"

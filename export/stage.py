@@ -8,6 +8,7 @@ seal       manifest.json                                                 bundle.
 """
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -15,14 +16,16 @@ from pydantic import Field
 from compress.stage import Facts, Stage, StageConfig, StageError, StageInput, Task
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from export.batch import Ids
     from export.graph import Decoder
-    from export.parity import Ids
     from export.passes import PassContext
 
 LIBRARIES = ("mobius-onnx", "onnx-ir", "onnxscript", "onnx", "onnxruntime-gpu", "onnxruntime", "transformers", "torch")
+MODEL = "model"
+"""The name under which Triton serves a bundle."""
 STEPS = 6
+CHARACTERS_PER_TOKEN = 20
+"""No text has more, in any tokenizer that is worth the name."""
 
 
 class UnprovenError(StageError):
@@ -32,6 +35,8 @@ class UnprovenError(StageError):
 class ExportConfig(StageConfig):
     """The knobs of `export`."""
 
+    layout: Literal["bundle", "triton"] = "bundle"
+    """bundle: the folder itself; triton: a model repository of NVIDIA Triton with the bundle inside."""
     provider: Literal["cpu", "cuda"] = "cpu"
     """Where the bundle will run: cpu (float32 activations) or cuda (float16)."""
     block_size: Literal[16, 32, 64, 128, 256] = 64
@@ -42,9 +47,13 @@ class ExportConfig(StageConfig):
     """4: activations are rounded to 8 bits per block, for speed; 0: they are not, which is far slower on the cpu.
     Without it: 4 on the cpu, 0 on cuda.
     """
-    parity_tokens: int = Field(default=128, ge=8, le=4096)
+    parity_tokens: int = Field(default=192, ge=8, le=4096)
     """Tokens in each of the rows of calibration text on which parity is checked; the model's context if that is
     shorter.
+    """
+    parity_context: int = Field(default=4096, ge=8)
+    """Tokens to which one row is filled for the same; the model's context if that is shorter. A longer context is
+    checked up to here only, and the manifest says so.
     """
 
     @property
@@ -76,16 +85,23 @@ def run(config: ExportConfig, given: StageInput) -> Facts:
         raise StageError(f"{given.source}: cannot be exported: {error}") from error
     except (CoverageError, ParityError, ProviderError) as error:
         raise UnprovenError(f"{given.source}: the bundle is refused: {error}") from error
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise UnprovenError(f"{given.source}: the bundle is refused: ONNX Runtime does not run it ({error})") from error
 
 
-def _export(config: ExportConfig, given: StageInput, source: "Path", task: Task) -> Facts:
+def _export(config: ExportConfig, given: StageInput, source: Path, task: Task) -> Facts:
     from compress.checkpoint import count_nonzero, inspect_checkpoint
     from export.bundle import write_manifest
     from export.external_data import read_graph
     from export.graph import build_decoder
     from export.passes import PassContext, apply_passes
     from export.provider import prove_provider
+    from export.triton import bundle_place, write_config
 
+    bundle = given.out if config.layout == "bundle" else bundle_place(given.out, MODEL)
+    bundle.mkdir(parents=True, exist_ok=True)
     decoder = build_decoder(source, config.provider)
     task.advance(note="graph built")
     context = PassContext(
@@ -93,11 +109,11 @@ def _export(config: ExportConfig, given: StageInput, source: "Path", task: Task)
     )
     passes = apply_passes(decoder.model, context)
     task.advance(note="weights placed")
-    covered = _write(decoder, context, source, given.out)
+    covered = _write(decoder, context, source, bundle)
     task.advance(note="written")
-    proof = prove_provider(given.out, config.provider)
+    proof = prove_provider(bundle, config.provider)
     task.advance(note="provider proven")
-    parity = _check_parity(config, given, source, decoder.architecture.max_position_embeddings)
+    parity = _check_parity(config, given, bundle, decoder.architecture.max_position_embeddings)
     task.advance(note="parity holds")
     about = {
         "parameters": inspect_checkpoint(source).parameters,
@@ -111,14 +127,16 @@ def _export(config: ExportConfig, given: StageInput, source: "Path", task: Task)
         "proof_of_provider": proof,
         "libraries": _versions(),
     }
-    write_manifest(given.out, about)
-    read_graph(given.out)
+    write_manifest(bundle, about)
+    read_graph(bundle)
+    if config.layout == "triton":
+        write_config(given.out, MODEL)
     task.advance(note="sealed")
-    sizes = {file.name: file.stat().st_size for file in sorted(given.out.iterdir())}
+    sizes = {file.name: file.stat().st_size for file in sorted(bundle.iterdir())}
     return {key: about[key] for key in ("passes", "coverage", "parity", "proof_of_provider")} | {"bytes": sizes}
 
 
-def _write(decoder: "Decoder", context: "PassContext", source: "Path", out: "Path") -> dict[str, Any]:
+def _write(decoder: "Decoder", context: "PassContext", source: Path, out: Path) -> dict[str, Any]:
     """Write the graph, its data, the tokenizer and genai_config.json; the coverage of what was written."""
     import onnx_ir
 
@@ -136,29 +154,43 @@ def _write(decoder: "Decoder", context: "PassContext", source: "Path", out: "Pat
     return coverage(read_graph(out))
 
 
-def _check_parity(config: ExportConfig, given: StageInput, source: "Path", longest: int) -> dict[str, Any]:
+def _check_parity(config: ExportConfig, given: StageInput, bundle: Path, longest: int) -> dict[str, Any]:
+    from tempfile import TemporaryDirectory
+
     from compress.checkpoint import load_float_model
-    from export.parity import check_parity
+    from export.parity import ROWS, check_parity
+    from export.reference import take_reference
+    from export.replay import replay, write_probe
 
-    ids_BT = _parity_rows(given, source, min(config.parity_tokens, longest))
-    return check_parity(given.out, load_float_model(source), ids_BT, config.provider)
+    source = given.source
+    assert source is not None
+    tokens, context = min(config.parity_tokens, longest), min(config.parity_context, longest)
+    ids = _parity_ids(given, source, max(tokens * ROWS, context))
+    with TemporaryDirectory(dir=given.scratch) as scratch:
+        reference = take_reference(
+            lambda: load_float_model(source), ids[: tokens * ROWS].reshape(ROWS, tokens), ids[-context:], Path(scratch)
+        )
+        figures = check_parity(bundle, reference, config.provider) | {"longest": longest}
+        write_probe(bundle, reference)
+    return figures | {"replay": replay(bundle, config.provider)}
 
 
-def _parity_rows(given: StageInput, source: "Path", tokens: int) -> "Ids":
-    """Rows from the start of the calibration text; a text that is too short is repeated."""
+def _parity_ids(given: StageInput, source: Path, count: int) -> "Ids":
+    """Tokens from the start of the calibration text; a text that is too short is repeated."""
     import numpy as np
 
     from compress.checkpoint import load_tokenizer
     from compress.text import read_documents, tokenize
-    from export.parity import ROWS
 
     if given.calibration_text is None:
         raise StageError("export checks its bundle on real text: give `data.calibration` (--calibration-text)")
-    documents = read_documents(given.calibration_text)
-    ids = np.concatenate(
-        tokenize([text[: tokens * ROWS * 20] for text in documents[: ROWS * 8]], load_tokenizer(source))
-    )
-    return np.resize(ids, (ROWS, tokens)).astype(np.int64)
+    texts, characters = [], 0
+    for text in read_documents(given.calibration_text):
+        texts.append(text[: count * CHARACTERS_PER_TOKEN])
+        characters += len(texts[-1])
+        if characters >= count * CHARACTERS_PER_TOKEN:
+            break
+    return np.resize(np.concatenate(tokenize(texts, load_tokenizer(source))), count).astype(np.int64)
 
 
 def _versions() -> dict[str, str]:
@@ -176,7 +208,7 @@ def _versions() -> dict[str, str]:
 EXPORT: Stage[ExportConfig] = Stage(
     kind="export",
     summary="write an ONNX bundle for ONNX Runtime, its int8 weights bit for bit the checkpoint's, parity proven",
-    version=1,
+    version=2,
     config=ExportConfig,
     takes=frozenset({"dense", "int8"}),
     leaves="onnx",

@@ -18,14 +18,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.int8 import Int8Matrix, read_int8_matrices
+from compress.int8 import ENTRIES, Int8Matrix, read_int8_matrices
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Rows = NDArray[np.int32]
-BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".rotary_emb.inv_freq", ".weight_format", ".SCB")
-"""Ends of names that hold no weight: constants that old checkpoints stored along, and bitsandbytes' own entries."""
+BUFFERS = (
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".rotary_emb.inv_freq",
+    *ENTRIES,
+)
+"""Ends of names that hold no weight: constants that old checkpoints stored along, and the storage of int8 matrices."""
 
 
 HEAD = "lm_head.weight"
@@ -47,7 +54,7 @@ class Int8Table:
 
     @classmethod
     def of(cls, matrices: dict[str, Int8Matrix]) -> "Int8Table":
-        ends = np.cumsum([0, *(len(matrix.scale_O) for matrix in matrices.values())])
+        ends = np.cumsum([0, *(len(matrix.codes_OI) for matrix in matrices.values())])
         return cls(matrices, {name: int(end) for name, end in zip(matrices, ends, strict=False)})
 
     def modules(self, rows: Rows) -> list[str]:
@@ -56,23 +63,34 @@ class Int8Table:
         owners = np.searchsorted(starts, rows, side="right") - 1
         return [names[owner] for owner in dict.fromkeys(owners.tolist())]
 
-    def matrix(self, rows: Rows) -> Int8Matrix:
-        """The rows' codes and scales; a view where they lie together in one matrix.
+    def shape(self, rows: Rows) -> tuple[int, int]:
+        """(columns, groups of columns) of the rows.
 
         Raises:
-            WeightError: the rows come from matrices of different widths.
+            WeightError: the rows come from matrices that differ in them.
         """
+        names = self.modules(rows)
+        shapes = {(self.matrices[name].codes_OI.shape[1], self.matrices[name].step_OG.shape[1]) for name in names}
+        if len(shapes) > 1:
+            raise WeightError(
+                f"{', '.join(names)}: expected int8 matrices of one width and group size, "
+                f"got (columns, groups) of {', '.join(map(str, sorted(shapes)))}"
+            )
+        return shapes.pop()
+
+    def matrix(self, rows: Rows) -> Int8Matrix:
+        """The rows' codes and steps; a view where they lie together in one matrix.
+
+        Raises:
+            WeightError: as `shape`.
+        """
+        self.shape(rows)
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         parts = [part for run in runs for part in self._parts(run)]
         if len(parts) == 1:
             return parts[0]
-        widths = {part.codes_OI.shape[1] for part in parts}
-        if len(widths) > 1:
-            raise WeightError(
-                f"{', '.join(self.modules(rows))}: expected int8 matrices of one width, got {sorted(widths)}"
-            )
         return Int8Matrix(
-            np.concatenate([part.codes_OI for part in parts]), np.concatenate([part.scale_O for part in parts])
+            np.concatenate([part.codes_OI for part in parts]), np.concatenate([part.step_OG for part in parts])
         )
 
     def _parts(self, run: Rows) -> list[Int8Matrix]:
@@ -80,8 +98,8 @@ class Int8Table:
         pieces = []
         for name in self.modules(run):
             matrix, first = self.matrices[name], self.first[name]
-            low, high = max(int(run[0]) - first, 0), min(int(run[-1]) + 1 - first, len(matrix.scale_O))
-            pieces.append(Int8Matrix(matrix.codes_OI[low:high], matrix.scale_O[low:high]))
+            low, high = max(int(run[0]) - first, 0), min(int(run[-1]) + 1 - first, len(matrix.codes_OI))
+            pieces.append(Int8Matrix(matrix.codes_OI[low:high], matrix.step_OG[low:high]))
         return pieces
 
 

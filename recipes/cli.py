@@ -20,6 +20,9 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as data.test=my.txt or prune.sparsity=0.5."),
 ]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that export left, or a run's folder.")]
+Replay = Annotated[
+    bool, typer.Option("--replay/--no-replay", help="Run the bundle on the rows that it carries, on its provider.")
+]
 
 HELP = """Compress a trained GPT, prove what that cost, and ship the result to ONNX Runtime.
 
@@ -118,10 +121,10 @@ def generate(
 ) -> None:
     """Stream text from a bundle, through ONNX Runtime."""
     with session(debug=debug) as terminal:
-        from recipes.generating import Wish, bundle_folder, generate_text
+        from recipes.generating import Wish, bundle_of, generate_text
 
         wish = Wish(
-            bundle=bundle_folder(bundle),
+            bundle=bundle_of(bundle),
             prompt=prompt,
             tokens=tokens,
             sampling={
@@ -139,14 +142,21 @@ def generate(
             terminal.chatter.out.flush()
 
 
-def verify(bundle: Bundle, debug: Debug = False) -> None:
-    """Check that a bundle is whole: every file's digest, and that nothing points outside of it."""
+def verify(bundle: Bundle, replay: Replay = True, debug: Debug = False) -> None:
+    """Check that a bundle is whole (files, graph, coverage), and that it computes here what its checkpoint did."""
     with session(debug=debug) as terminal:
         from export import verify_bundle
-        from recipes.generating import bundle_folder
-        from recipes.outcome import show_bundle
+        from recipes.generating import bundle_of
+        from recipes.outcome import show_bundle, show_replay
 
-        show_bundle(terminal.console, verify_bundle(bundle_folder(bundle)))
+        summary = verify_bundle(bundle_of(bundle))
+        show_bundle(terminal.console, summary)
+        if replay:
+            from export.replay import replay as run_again
+
+            with terminal.progress.task("parity", 1):
+                figures = run_again(summary.folder, summary.provider, stated=summary.parity["replay"]["kl"])
+            show_replay(terminal.console, figures)
 
 
 def schema(debug: Debug = False) -> None:

@@ -21,6 +21,7 @@ CODES: dict[str, int] = {
     "IntegrityError": INTEGRITY,
     "BundleIntegrityError": INTEGRITY,
     "MeasureError": INVALID,
+    "ParityError": INVALID,
     "UnprovenError": INVALID,
 }
 """Our error classes that are not bad input, by name; a class may also say so itself with `exit_code`."""

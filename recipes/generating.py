@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export import bundle_folder
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -63,10 +65,10 @@ def generate_text(wish: Wish) -> Iterator[str]:
     yield "\n"
 
 
-def bundle_folder(folder: Path) -> Path:
-    """The bundle that is meant: the folder itself, or what a run's folder holds as its last artifact."""
+def bundle_of(folder: Path) -> Path:
+    """The bundle that is meant: in the folder itself, or in what a run's folder holds as its last artifact."""
     final = folder / FINAL
-    return final if final.is_dir() and not (folder / TOKENIZER).exists() else folder
+    return bundle_folder(final if final.is_dir() and not (folder / TOKENIZER).exists() else folder)
 
 
 def open_tokenizer(bundle: Path) -> "Tokenizer":

@@ -27,6 +27,7 @@ from compress.text import read_documents, tokenize
 from evaluation.latency import Arm, latency_measurements, time_arms
 from evaluation.measurement import Measurement
 from evaluation.quality import Scorer, TokenScores, Windows, quality_measurements, score, windows_of
+from export import bundle_folder
 from recipes.probe import DECODED
 from recipes.schema import BenchmarkConfig, EvaluateConfig
 
@@ -152,8 +153,9 @@ def _counts(artifact: Path, form: Form) -> dict[str, float]:
             "weight_bytes": checkpoint.weight_bytes,
             "disk_bytes": checkpoint.disk_bytes,
         }
-    manifest = _manifest(artifact)
-    size = sum(file.stat().st_size for file in artifact.glob("model.onnx*"))
+    bundle = bundle_folder(artifact)
+    manifest = _manifest(bundle)
+    size = sum(file.stat().st_size for file in bundle.glob("model.onnx*"))
     stated = {metric: manifest[metric] for metric in ("parameters", "nonzero_parameters")}
     return stated | {"weight_bytes": size, "disk_bytes": size}
 
@@ -185,7 +187,7 @@ def measure_latency(
     progress: Progress,
 ) -> dict[str, list[Measurement]]:
     """Prefill and decode latency under "baseline" and "final", timed side by side."""
-    if form == "onnx" and _manifest(final)["provider"] != "cpu":
+    if form == "onnx" and _manifest(bundle_folder(final))["provider"] != "cpu":
         raise MeasureError(
             f"{final}: PyTorch is timed on the CPU, and a bundle for a GPU cannot be held against that; "
             "leave out `benchmark`"

@@ -172,7 +172,7 @@ def _parity_lines(parity: Mapping[str, Any]) -> dict[str, str]:
     """The worst figure of each arithmetic beside its tolerance."""
     lines = {}
     for arithmetic, checks in parity.items():
-        if isinstance(checks, dict):
+        if isinstance(checks, dict) and arithmetic != "replay":
             allowed = checks["tolerance"]
             worst = {
                 figure: max(check[figure] for name, check in checks.items() if name != "tolerance")
@@ -181,6 +181,12 @@ def _parity_lines(parity: Mapping[str, Any]) -> dict[str, str]:
             figures = (f"{name.replace('_', ' ')} within {worst[name]:g} (at most {allowed[name]:g})" for name in worst)
             lines[f"parity, {arithmetic}"] = ", ".join(figures)
     return lines
+
+
+def show_replay(console: Console, figures: Mapping[str, float]) -> None:
+    """What the bundle said on this machine about the rows that it carries."""
+    told = f"a KL of {figures['kl']:g} nats over {figures['positions']:,} positions (at most {figures['tolerance']:g})"
+    console.print(f"[bold green]parity holds here[/]  {told}", soft_wrap=True)
 
 
 def show_list(console: Console, heading: str, entries: Sequence[tuple[str, str]]) -> None:

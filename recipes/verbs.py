@@ -17,6 +17,7 @@ from typing import Any
 
 from compress.stage import Facts, Form, Progress, Stage, StageConfig, StageInput
 from compress.text import TextSource
+from export import bundle_folder
 from recipes.store import flush
 
 TEXT_OPTIONS = {"train_text": "--train-text", "calibration_text": "--calibration-text"}
@@ -79,7 +80,7 @@ def form_of(folder: Path) -> Form:
     """
     from compress.checkpoint import inspect_checkpoint
 
-    return "onnx" if (folder / MANIFEST).is_file() else inspect_checkpoint(folder).form
+    return "onnx" if (bundle_folder(folder) / MANIFEST).is_file() else inspect_checkpoint(folder).form
 
 
 def check(order: Order) -> None:

@@ -14,6 +14,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 320
 CONTEXT = 128
+SHORT = 64
+"""Context of every family but the first two."""
+PLAIN: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": SHORT,
+    "pad_token_id": None,
+}
+GROUPED: dict[str, Any] = {**PLAIN, "num_key_value_heads": 2}
+NAMED_LIKE_GPT2: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": SHORT}
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 2, "n_positions": CONTEXT},
     "llama": {
@@ -25,6 +37,81 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": CONTEXT,
         "tie_word_embeddings": True,
     },
+    "apertus": GROUPED,
+    "arcee": GROUPED,
+    "bert": {**PLAIN, "is_decoder": True, "pad_token_id": 0},
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "codegen": {**NAMED_LIKE_GPT2, "n_embd": 128, "n_head": 4, "rotary_dim": 16},
+    "cohere": {**GROUPED, "logit_scale": 0.3},
+    "cohere2": {**GROUPED, "head_dim": 16, "logit_scale": 0.3},
+    "cwm": GROUPED,
+    "ernie4_5": {**GROUPED, "head_dim": 16},
+    "exaone4": GROUPED,
+    "falcon": {key: value for key, value in PLAIN.items() if key != "intermediate_size"},
+    "gemma": {**GROUPED, "head_dim": 16},
+    "gemma2": {**GROUPED, "head_dim": 16, "query_pre_attn_scalar": 32},
+    "gemma3_text": {**GROUPED, "head_dim": 16, "query_pre_attn_scalar": 32},
+    "glm": {**GROUPED, "head_dim": 32},
+    "glm4": {**GROUPED, "head_dim": 32},
+    "gpt_bigcode": NAMED_LIKE_GPT2,
+    "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_position_embeddings": SHORT},
+    "gpt_neox": PLAIN,
+    "gpt_oss": {**GROUPED, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "gptj": {**NAMED_LIKE_GPT2, "rotary_dim": 16},
+    "granite": {
+        **GROUPED,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.1,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.3,
+    },
+    "granitemoe": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "helium": {**GROUPED, "head_dim": 16},
+    "llama4_text": {**GROUPED, "head_dim": 16, "num_local_experts": 2, "intermediate_size_mlp": 96},
+    "mamba": {"hidden_size": 64, "num_hidden_layers": 2},
+    "ministral": {**GROUPED, "head_dim": 16},
+    "ministral3": {**GROUPED, "head_dim": 16},
+    "mistral": GROUPED,
+    "mixtral": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "mpt": {"d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": SHORT},
+    "nanochat": GROUPED,
+    "nemotron": GROUPED,
+    "olmo": GROUPED,
+    "olmo2": GROUPED,
+    "olmo3": GROUPED,
+    "olmoe": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
+    "openai-gpt": NAMED_LIKE_GPT2,
+    "opt": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "ffn_dim": 96,
+        "max_position_embeddings": SHORT,
+        "word_embed_proj_dim": 64,
+    },
+    "phi": PLAIN,
+    "phi3": GROUPED,
+    "qwen2": GROUPED,
+    "qwen2_moe": {
+        **GROUPED,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
+    "qwen3": {**GROUPED, "head_dim": 16},
+    "qwen3_moe": {
+        **GROUPED,
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
+    "rwkv": {"hidden_size": 64, "num_hidden_layers": 2, "context_length": SHORT},
+    "seed_oss": {**GROUPED, "head_dim": 16},
+    "smollm3": GROUPED,
+    "stablelm": GROUPED,
+    "starcoder2": {**GROUPED, "sliding_window": None},
 }
 
 

@@ -7,18 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from exported import exported, quantized
+from exported import exported, quantized, sharpened
+from onnx import numpy_helper
 
 from export import BundleError, BundleIntegrityError, OnnxCausalLM, verify_bundle
+from export.bundle import write_manifest
 from export.external_data import read_graph
+from export.parity import ParityError
+from export.replay import coarse_kl, replay
 
 
 @pytest.fixture(scope="module")
 def original(gpt2: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bundle")
-    return exported(quantized(gpt2, root / "int8", embeddings=True), root / "bundle", text_file)
+    dense = sharpened(gpt2, root / "dense")
+    return exported(quantized(dense, root / "int8", embeddings=True), root / "bundle", text_file)
 
 
 @pytest.fixture
@@ -46,6 +52,64 @@ def test_one_changed_byte_is_found_in_any_file(original: Path, bundle: Path) -> 
             verify_bundle(bundle)
         shutil.copyfile(original / name, bundle / name)
     verify_bundle(bundle)
+
+
+def test_a_swapped_data_file_is_found(
+    gpt2: Path, original: Path, bundle: Path, text_file: Path, tmp_path: Path
+) -> None:
+    swapped = exported(quantized(gpt2, tmp_path / "int8", embeddings=True), tmp_path / "swapped", text_file)
+    data = swapped / "model.onnx.data"
+    assert data.stat().st_size == (original / data.name).stat().st_size
+    shutil.copyfile(data, bundle / data.name)
+    with pytest.raises(BundleIntegrityError, match=r"model\.onnx\.data: its content changed"):
+        verify_bundle(bundle)
+    seal_again(bundle)
+    verify_bundle(bundle)
+    with pytest.raises(ParityError, match="on this machine the bundle does not say what its checkpoint said"):
+        replay(bundle, "cpu")
+
+
+def stated_kl(bundle: Path) -> float:
+    return float(json.loads((bundle / "manifest.json").read_text())["parity"]["replay"]["kl"])
+
+
+def seal_again(bundle: Path) -> None:
+    """A manifest over the files as they are now: what a forger would do."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    write_manifest(bundle, {key: value for key, value in manifest.items() if key not in {"format", "files"}})
+
+
+def test_replay_finds_what_the_export_found(original: Path) -> None:
+    stated = json.loads((original / "manifest.json").read_text())["parity"]["replay"]
+    assert stated["positions"] == 4 * 25
+    found = replay(original, "cpu")
+    assert found["kl"] == pytest.approx(stated["kl"], rel=0.2, abs=1e-9)
+    assert found["kl"] < found["tolerance"]
+
+
+@pytest.mark.parametrize("weight", ["transformer.h.1.ln_1.weight", "transformer.h.2.mlp.down_proj.bias"])
+def test_one_perturbed_weight_in_the_graph_is_found(weight: str, bundle: Path) -> None:
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == weight)
+    values = numpy_helper.to_array(tensor).copy()
+    values[0] += 20
+    tensor.CopyFrom(numpy_helper.from_array(values, weight))
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleIntegrityError, match=r"model\.onnx: its content changed"):
+        verify_bundle(bundle)
+    seal_again(bundle)
+    with pytest.raises(ParityError, match="on the rows that it carries"):
+        replay(bundle, "cpu", stated=stated_kl(bundle))
+
+
+def test_coarse_kl_is_that_of_the_tokens_and_the_rest() -> None:
+    random = np.random.default_rng(0)
+    p_NV, q_NV = random.dirichlet(np.ones(8), 5), random.dirichlet(np.ones(8), 5)
+    merged = [np.concatenate([x[:, :3], x[:, 3:].sum(1, keepdims=True)], axis=1) for x in (p_NV, q_NV)]
+    expected = (merged[0] * np.log(merged[0] / merged[1])).sum(1).mean()
+    assert coarse_kl(np.log(p_NV[:, :3]), np.log(q_NV[:, :3])) == pytest.approx(expected, rel=1e-6)
+    whole = (p_NV * np.log(p_NV / q_NV)).sum(1).mean()
+    assert expected <= whole
 
 
 def test_every_fault_is_named_at_once(bundle: Path) -> None:

@@ -54,12 +54,11 @@ def test_int8_values_are_the_checkpoints_bit_for_bit(
     for name in (name for name in held if name.endswith(".codes")):
         modules = name.removesuffix(".codes").split("+")
         codes = np.concatenate([matrices[module].codes_OI for module in modules])
-        scales = np.concatenate([matrices[module].scale_O for module in modules])
+        steps = np.concatenate([matrices[module].step_OG for module in modules])
         values = (held[name].astype(np.int16) - 128).reshape(len(codes), -1)
         assert np.array_equal(values[:, : codes.shape[1]], codes), name
         assert not values[:, codes.shape[1] :].any(), "padding must be zero"
-        steps = held[name.replace(".codes", ".scales")]
-        assert (steps == (scales / np.float32(127))[:, None]).all(), name
+        assert np.array_equal(held[name.replace(".codes", ".scales")], steps), name
         found |= set(modules)
     assert found == set(matrices)
 
@@ -84,6 +83,39 @@ def test_float_weights_are_stored_once(family: str, request: pytest.FixtureReque
     assert operators(onnx.load(bundle / "model.onnx", load_external_data=False))["FusedMatMul"] == 1
 
 
+def test_conv1d_that_the_stock_quantizer_skips_is_int8(int8: dict[str, Path], bundles: dict[str, Path]) -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from transformers.pytorch_utils import Conv1D
+
+    from compress.checkpoint import load_float_model
+
+    model = load_float_model(int8["gpt2"])
+    linears = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
+    assert len(linears) == 3 * 4
+    found = verify_bundle(bundles["gpt2"]).coverage
+    assert set(found["int8"]) == linears | {"transformer.wte"}
+    assert found["float"] == ["transformer.wpe.weight"]
+    assert found["shared_table"]
+    stock = MatMulNBitsQuantizer(as_torch_exports_it(model.transformer.h[0].mlp.c_fc), block_size=32, bits=8)
+    stock.process()
+    assert operators(stock.model.model) == {"Gemm": 1}
+
+
+def as_torch_exports_it(layer: Any) -> onnx.ModelProto:
+    """Conv1D, whose addmm torch.onnx writes as Gemm."""
+    weight, bias = (numpy_helper.from_array(getattr(layer, name).detach().numpy(), name) for name in ("weight", "bias"))
+    rows, columns = layer.weight.shape
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gemm", ["x", "weight", "bias"], ["y"])],
+        "conv1d",
+        [value("x", onnx.TensorProto.FLOAT, ["tokens", rows])],
+        [value("y", onnx.TensorProto.FLOAT, ["tokens", columns])],
+        [weight, bias],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+
+
 def test_graph_is_fused(bundles: dict[str, Path]) -> None:
     gpt2 = operators(onnx.load(bundles["gpt2"] / "model.onnx", load_external_data=False))
     llama = operators(onnx.load(bundles["llama"] / "model.onnx", load_external_data=False))
@@ -100,7 +132,8 @@ def test_graph_is_fused(bundles: dict[str, Path]) -> None:
 def test_every_pass_changes_some_graph(gpt2: Path, text_file: Path, tmp_path: Path, bundles: dict[str, Path]) -> None:
     dense = exported(gpt2, tmp_path / "dense", text_file)
     manifests = [json.loads((path / "manifest.json").read_text()) for path in (*bundles.values(), dense)]
-    assert {name for manifest in manifests for name in manifest["passes"]} == set(PASSES)
+    corrections = {name for name in PASSES if name.startswith("fix_")}  # tests/test_families.py has their models
+    assert {name for manifest in manifests for name in manifest["passes"]} - corrections == set(PASSES) - corrections
     assert len(PASSES) >= 6
 
 
@@ -184,7 +217,7 @@ def test_missing_provider_is_refused_before_the_work(int8: dict[str, Path], text
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"n_embd": 60, "n_head": 3}, "multiple of 8"), ({"scale_attn_weights": False}, "parity on prefill")],
+    [({"n_embd": 60, "n_head": 3}, "multiple of 8"), ({"add_cross_attention": True}, "add_cross_attention")],
     ids=["head width", "a setting that the graph ignores"],
 )
 def test_what_cannot_be_exported_is_refused(
@@ -218,7 +251,7 @@ def test_weight_without_a_place_is_an_error(gpt2: Path, text_file: Path, tmp_pat
 def test_rows_are_followed_through_splits_and_joins() -> None:
     random = np.random.default_rng(0)
     first, second = (
-        Int8Matrix(random.integers(-127, 128, (rows, 4)).astype(np.int8), random.random(rows).astype(np.float32))
+        Int8Matrix(random.integers(-127, 128, (rows, 4)).astype(np.int8), random.random((rows, 2)).astype(np.float32))
         for rows in (3, 5)
     )
     table = Int8Table.of({"first": first, "second": second})
@@ -226,7 +259,7 @@ def test_rows_are_followed_through_splits_and_joins() -> None:
     matrix = table.matrix(rows)
     codes = np.concatenate([first.codes_OI, second.codes_OI])[rows]
     assert np.array_equal(matrix.codes_OI, codes)
-    assert np.array_equal(matrix.scale_O, np.concatenate([first.scale_O, second.scale_O])[rows])
+    assert np.array_equal(matrix.step_OG, np.concatenate([first.step_OG, second.step_OG])[rows])
     assert table.modules(rows) == ["first", "second"]
     assert np.shares_memory(table.matrix(rows[:2]).codes_OI, first.codes_OI), "rows that lie together are a view"
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from compress import CheckpointError, QuantizeConfig, StageInput, inspect_checkpoint
 from compress.checkpoint import load_float_model, load_model
-from compress.int8 import EMBEDDINGS_FILE, quantize_rows, read_int8_matrices
+from compress.int8 import EMBEDDINGS_FILE, Int8Matrix, quantize_rows, read_int8_matrices
 from compress.linears import block_linears
 from compress.quantize import run
 
@@ -32,7 +32,7 @@ def test_every_block_linear_is_int8_by_the_formula(family: str, tmp_path: Path, 
         half_OI = linear.weight_OI().half().float().numpy()
         scale_O = np.abs(half_OI).max(axis=1)
         codes_OI = np.rint(half_OI * 127 / scale_O[:, None])
-        assert np.array_equal(matrices[linear.name].scale_O, scale_O)
+        assert np.array_equal(matrices[linear.name].step_OG, (scale_O / np.float32(127))[:, None])
         assert np.abs(matrices[linear.name].codes_OI - codes_OI).max() <= 1, "codes differ by more than a tie"
         assert (matrices[linear.name].codes_OI != codes_OI).mean() < 1e-3
 
@@ -40,11 +40,12 @@ def test_every_block_linear_is_int8_by_the_formula(family: str, tmp_path: Path, 
 def test_rounding_error_is_at_most_half_a_step() -> None:
     weight_OI = np.random.default_rng(0).normal(size=(9, 33)).astype(np.float32)
     weight_OI[4] = 0
-    matrix = quantize_rows(weight_OI)
-    error_O = np.abs(matrix.dequantize() - weight_OI).max(axis=1)
-    assert (error_O <= matrix.scale_O / 254 * (1 + 1e-5)).all()
-    assert not matrix.dequantize()[4].any()
-    assert np.array_equal(quantize_rows(matrix.dequantize()).codes_OI, matrix.codes_OI)
+    codes_OI, scale_O = quantize_rows(weight_OI)
+    rounded_OI = Int8Matrix.from_rows(codes_OI, scale_O).dequantize()
+    error_O = np.abs(rounded_OI - weight_OI).max(axis=1)
+    assert (error_O <= scale_O / 254 * (1 + 1e-5)).all()
+    assert not rounded_OI[4].any()
+    assert np.array_equal(quantize_rows(rounded_OI)[0], codes_OI)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -106,6 +106,54 @@ def test_cache_is_written_in_place(model: OnnxCausalLM) -> None:
         assert filled.tolist() == [True] * 4 + [False] * 12
 
 
+def test_prefill_computes_the_logits_that_are_asked_for(model: OnnxCausalLM) -> None:
+    ids_BT = np.random.default_rng(3).integers(1, 300, (3, 20))
+    counts = np.asarray([20, 15, 11])
+    every = model.new_batch(3, 24).feed(ids_BT, counts)
+    later = model.new_batch(3, 24).feed(ids_BT, counts, logits_from=10)
+    assert every.shape[1] == 20
+    assert later.shape[1] == 10
+    for row, count in enumerate(counts):
+        assert np.allclose(later[row, : count - 10], every[row, 10:count], atol=1e-5)
+    assert [value.name for value in model.session.get_overridable_initializers()] == ["logits_from"]
+
+
+def test_rewound_batch_says_the_same_again(model: OnnxCausalLM) -> None:
+    batch = model.new_batch(2, 24)
+    batch.feed(np.asarray([[5, 6, 7, 8], [9, 10, 11, 0]]), np.asarray([4, 3]))
+    tokens = np.random.default_rng(4).integers(1, 300, (6, 2))
+    first = [batch.step(token_B).copy() for token_B in tokens]
+    batch.rewind(np.asarray([4, 3]))
+    assert all(np.array_equal(batch.step(token_B), before) for token_B, before in zip(tokens, first, strict=True))
+    assert batch.length_B.tolist() == [10, 9]
+
+
+def test_calls_share_memory_but_not_tokens(model: OnnxCausalLM) -> None:
+    alone = [model.generate([prompt], max_new_tokens=8, stop_ids=[])[0] for prompt in PROMPTS]
+    streams = [model.stream(prompt, max_new_tokens=8, stop_ids=[]) for prompt in PROMPTS]
+    taken = [list(column) for column in zip(*streams, strict=True)]
+    assert [list(row) for row in zip(*taken, strict=True)] == alone
+    model.generate(PROMPTS[:1], max_new_tokens=8, stop_ids=[])
+    kept = model._idle
+    assert kept is not None
+    model.generate(PROMPTS[:1], max_new_tokens=8, stop_ids=[])
+    assert model._idle is kept, "the same shape again allocates nothing"
+
+
+def test_python_work_of_a_step_does_not_grow_with_the_context(model: OnnxCausalLM) -> None:
+    import tracemalloc
+
+    batch = model.new_batch(1, model.config.context)
+    taken = []
+    for length in (4, 100):
+        batch.feed(np.full((1, length), 3), np.asarray([length]))
+        tracemalloc.start()
+        batch.step(np.asarray([5]))
+        taken.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert taken[1] < taken[0] + 256
+
+
 def test_stop_token_ends_a_row_alone(model: OnnxCausalLM) -> None:
     free = model.generate(PROMPTS, max_new_tokens=10, stop_ids=[])
     stop = free[0][3]
@@ -207,16 +255,17 @@ def test_profile_with_a_node_elsewhere_proves_nothing() -> None:
 
 def test_sampling_draws_from_what_it_says() -> None:
     scaled = np.log(np.asarray([0.1, 0.5, 0.15, 0.25]))
-    assert nucleus(scaled, 0, 1.0).tolist() == [1, 3, 2, 0]
+    assert nucleus(scaled, 0, 1.0).tolist() == [0, 1, 2, 3]
+    assert nucleus(scaled, 3, 1.0).tolist() == [1, 3, 2]
     assert nucleus(scaled, 2, 1.0).tolist() == [1, 3]
     assert nucleus(scaled, 0, 0.7).tolist() == [1, 3]
     assert nucleus(scaled, 0, 0.5).tolist() == [1]
     logits = np.asarray([2.0, -2.0, 1.0], dtype=np.float32)
-    assert penalize(logits, [0, 1, 1], 2.0).tolist() == [1.0, -4.0, 1.0]
-    random = np.random.default_rng(0)
-    draws = [choose(scaled.astype(np.float32), [], Sampling(temperature=1.0), random) for _ in range(4000)]
+    assert penalize(logits, np.asarray([True, True, False]), 2.0).tolist() == [1.0, -4.0, 1.0]
+    random, unseen = np.random.default_rng(0), np.zeros(4, dtype=np.bool_)
+    draws = [choose(scaled.astype(np.float32), unseen, Sampling(temperature=1.0), random) for _ in range(4000)]
     assert np.allclose(np.bincount(draws) / 4000, np.exp(scaled), atol=0.03)
-    assert choose(scaled.astype(np.float32), [], Sampling(temperature=5.0, top_k=1), random) == 1
+    assert choose(scaled.astype(np.float32), unseen, Sampling(temperature=5.0, top_k=1), random) == 1
     with pytest.raises(ValueError, match="top_p"):
         Sampling(top_p=0.0)
 

@@ -16,6 +16,30 @@ if TYPE_CHECKING:
 __all__ = ["PASSES", "PassContext", "apply_passes"]
 
 
+def _fix_attention(context: PassContext) -> "ir.passes.InPlacePass":
+    from export.passes.fix_attention import FixAttention
+
+    return FixAttention()
+
+
+def _fix_rotation(context: PassContext) -> "ir.passes.InPlacePass":
+    from export.passes.fix_rotation import FixRotation
+
+    return FixRotation()
+
+
+def _fix_narrow_rotation(context: PassContext) -> "ir.passes.InPlacePass":
+    from export.passes.fix_narrow_rotation import FixNarrowRotation
+
+    return FixNarrowRotation()
+
+
+def _fix_embedding_scale(context: PassContext) -> "ir.passes.InPlacePass":
+    from export.passes.fix_embedding_scale import FixEmbeddingScale
+
+    return FixEmbeddingScale()
+
+
 def _carry_int8_linears(context: PassContext) -> "ir.passes.InPlacePass":
     from export.passes.carry_int8_linears import CarryInt8Linears
 
@@ -52,6 +76,12 @@ def _fuse_silu(context: PassContext) -> "ir.passes.InPlacePass":
     return FuseSilu()
 
 
+def _slice_logits(context: PassContext) -> "ir.passes.InPlacePass":
+    from export.passes.slice_logits import SliceLogits
+
+    return SliceLogits()
+
+
 def _tidy(context: PassContext) -> "ir.passes.InPlacePass":
     from export.passes.tidy import Tidy
 
@@ -59,12 +89,17 @@ def _tidy(context: PassContext) -> "ir.passes.InPlacePass":
 
 
 PASSES: dict[str, Callable[[PassContext], "ir.passes.InPlacePass"]] = {
+    "fix_attention": _fix_attention,
+    "fix_rotation": _fix_rotation,
+    "fix_narrow_rotation": _fix_narrow_rotation,
+    "fix_embedding_scale": _fix_embedding_scale,
     "carry_int8_linears": _carry_int8_linears,
     "carry_int8_embedding": _carry_int8_embedding,
     "place_float_weights": _place_float_weights,
     "share_float_head": _share_float_head,
     "fold_bias": _fold_bias,
     "fuse_silu": _fuse_silu,
+    "slice_logits": _slice_logits,
     "tidy": _tidy,
 }
 

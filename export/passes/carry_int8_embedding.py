@@ -1,16 +1,17 @@
 """An int8 embedding is looked up in the same table that the tied head multiplies by.
 
-    Gather(W_VK, ids)  ->  (Cast(Gather(codes, ids)) - 128) * Gather(scales, ids), the blocks laid side by side again
+    Gather(W_VK, ids)  ->  Reshape(Cast(Gather(codes, ids)) - 128) * Gather(scales, ids), the blocks laid side by side
 
 GatherBlockQuantized would be one node, but takes 8 bits on some providers only. Two thousand numbers a token cost
-nothing measurable.
+nothing measurable. Not covered: an embedding whose rows have more than one scale.
 """
 
 import numpy as np
 import onnx_ir as ir
 
-from export.passes.carry_int8_linears import ZERO, pack
+from export.passes.carry_int8_linears import ZERO, constant, pack
 from export.passes.context import Packed, PassContext
+from export.weights import WeightError
 
 
 class CarryInt8Embedding(ir.passes.InPlacePass):
@@ -35,6 +36,11 @@ class CarryInt8Embedding(ir.passes.InPlacePass):
         table, ids = node.inputs
         assert table is not None
         packed = pack(graph, self.context.weights.int8.rows[table.name or ""], self.context)
+        if packed.groups > 1:
+            raise WeightError(
+                f"{'+'.join(packed.modules)}: expected an int8 embedding with one scale per row, "
+                f"got {packed.groups}; leave the embedding in float"
+            )
         nodes = _look_up(graph, packed, ids, f"{packed.codes.name}.embedding")
         ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, nodes[-1].outputs)
 
@@ -43,31 +49,21 @@ def _look_up(graph: ir.Graph, packed: Packed, ids: ir.Value | None, name: str) -
     """ids [B, T] -> rows [B, T, K] in the scales' type."""
     dtype = packed.scales.dtype
     assert dtype is not None
-    zero = _constant(graph, f"{name}.zero", np.asarray(ZERO, dtype=dtype.numpy()))
-    last = _constant(graph, f"{name}.last", np.asarray([-1], dtype=np.int64))
-    flat = _constant(graph, f"{name}.flat", np.asarray([0, 0, -1], dtype=np.int64))
+    zero = constant(graph, f"{name}.zero", np.asarray(ZERO, dtype=dtype.numpy()))
+    flat = constant(graph, f"{name}.flat", np.asarray([0, 0, -1]))
     codes = ir.node("Gather", [packed.codes, ids], name=f"{name}.gather")
     wide = ir.node("Cast", [codes.outputs[0]], {"to": int(dtype)}, name=f"{name}.cast")
     centered = ir.node("Sub", [wide.outputs[0], zero], name=f"{name}.center")
-    scales = ir.node("Gather", [packed.scales, ids], name=f"{name}.gather_scales")
-    columns = ir.node("Unsqueeze", [scales.outputs[0], last], name=f"{name}.unsqueeze")
-    scaled = ir.node("Mul", [centered.outputs[0], columns.outputs[0]], name=f"{name}.scale")
-    rows = ir.node("Reshape", [scaled.outputs[0], flat], name=f"{name}.rows")
-    nodes = [codes, wide, centered, scales, columns, scaled, rows]
+    rows = ir.node("Reshape", [centered.outputs[0], flat], name=f"{name}.rows")
+    nodes = [codes, wide, centered, rows]
     if packed.columns % packed.block:
-        start, end = (
-            _constant(graph, f"{name}.{key}", np.asarray([at])) for key, at in (("start", 0), ("end", packed.columns))
-        )
-        nodes.append(ir.node("Slice", [rows.outputs[0], start, end, last], name=f"{name}.cut"))
-    return nodes
+        ends = (constant(graph, f"{name}.{key}", np.asarray([at])) for key, at in _cut(packed.columns).items())
+        nodes.append(ir.node("Slice", [rows.outputs[0], *ends], name=f"{name}.cut"))
+    scales = ir.node("Gather", [packed.scales, ids], name=f"{name}.gather_scales")
+    scaled = ir.node("Mul", [nodes[-1].outputs[0], scales.outputs[0]], name=f"{name}.scale")
+    return [*nodes, scales, scaled]
 
 
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.Value(
-        name=name,
-        const_value=ir.Tensor(array, name=name),
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-    )
-    graph.register_initializer(value)
-    return value
+def _cut(columns: int) -> dict[str, int]:
+    """Slice's inputs: the first `columns` of the last axis."""
+    return {"start": 0, "end": columns, "axis": -1}

@@ -1,19 +1,25 @@
 """Int8 linears become MatMulNBits, with the checkpoint's own codes.
 
-    x_BTK @ Transpose(W_NK)   ->   MatMulNBits(x_BTK, codes, scales), bits = 8     (W may be a Concat: packed QKV)
+    x_BTK @ Transpose(W_NK)   ->   MatMulNBits(x_BTK, codes, Expand(scales)), bits = 8   (W may be a Concat: packed QKV)
 
 MatMulNBits reads B as uint8 [N, blocks, block] with an implied zero point of 128 and one scale per block: W = (B -
-128) * scale. A code c of the checkpoint stands there as c + 128, and a row's scale SCB / 127 is repeated over its
-blocks, so the weights are the checkpoint's, bit for bit. Columns that pad the last block hold 128, which is zero. The
-block is also the grain at which accuracy_level 4 rounds activations.
+128) * scale. A code c of the checkpoint stands there as c + 128, so the weights are the checkpoint's, bit for bit.
+Columns that pad the last block hold 128, which is zero. The block is also the grain at which accuracy_level 4 rounds
+activations.
+
+A row, or a group of its columns, has one scale, and the file holds it once: [N, groups]. Repeated over the blocks, the
+scales would be a sixteenth of the codes. The graph spreads them out, and ONNX Runtime computes that once, as it opens
+a session (constant folding, which every optimization level but "none" does, on the CPU, for every provider), so that
+MatMulNBits sees a constant all the same. A session without optimization repeats it at every run: right, but slower.
 """
+
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compress.int8 import LEVELS, Int8Matrix
-from export.passes.context import Packed, PassContext, block_for
+from export.passes.context import Packed, PassContext, block_for, block_in
 from export.weights import Rows
 
 ZERO = 128
@@ -36,9 +42,10 @@ class CarryInt8Linears(ir.passes.InPlacePass):
         if rows is None:
             return False
         packed = pack(graph, rows, self.context)
+        spread = _spread(graph, packed)
         product = ir.node(
             "MatMulNBits",
-            inputs=[node.inputs[0], packed.codes, packed.scales],
+            inputs=[node.inputs[0], packed.codes, spread[-1].outputs[0] if spread else packed.scales],
             attributes={
                 "K": packed.columns,
                 "N": len(rows),
@@ -49,8 +56,27 @@ class CarryInt8Linears(ir.passes.InPlacePass):
             domain="com.microsoft",
             name=node.name,
         )
-        ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
+        nodes = [*spread, product]
+        ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, product.outputs)
         return True
+
+
+def _spread(graph: ir.Graph, packed: Packed) -> list[ir.Node]:
+    """Nodes from scales [N, groups] to one per block, [N, blocks]; none where each block is a group."""
+    rows, groups, blocks = len(packed.rows), packed.groups, packed.blocks
+    name = f"{packed.scales.name}.spread"
+    if groups == blocks:
+        return []
+    if groups == 1:
+        return [ir.node("Expand", [packed.scales, _shape(graph, rows, blocks)], name=name)]
+    column = ir.node("Reshape", [packed.scales, _shape(graph, rows, groups, 1)], name=f"{name}.column")
+    wide = ir.node("Expand", [column.outputs[0], _shape(graph, rows, groups, blocks // groups)], name=name)
+    flat = ir.node("Reshape", [wide.outputs[0], _shape(graph, rows, blocks)], name=f"{name}.flat")
+    return [column, wide, flat]
+
+
+def _shape(graph: ir.Graph, *sizes: int) -> ir.Value:
+    return constant(graph, f"shape.{'x'.join(map(str, sizes))}", np.asarray(sizes, dtype=np.int64))
 
 
 def rows_of_transposed(weight: ir.Value | None, context: PassContext) -> Rows | None:
@@ -87,9 +113,8 @@ def pack(graph: ir.Graph, rows: Rows, context: PassContext) -> Packed:
 def _pack(graph: ir.Graph, rows: Rows, context: PassContext) -> Packed:
     table = context.weights.int8
     modules = tuple(table.modules(rows))
-    columns = table.matrices[modules[0]].codes_OI.shape[1]
-    block = block_for(columns, context.block_size)
-    blocks = -(-columns // block)
+    columns, groups = table.shape(rows)
+    block = block_for(columns, context.block_size) if groups == 1 else block_in(columns // groups, context.block_size)
     name = "+".join(modules)
     scale_type = ir.DataType.FLOAT16 if context.provider == "cuda" else ir.DataType.FLOAT
 
@@ -97,25 +122,33 @@ def _pack(graph: ir.Graph, rows: Rows, context: PassContext) -> Packed:
         return ir.Tensor(pack_codes(table.matrix(rows).codes_OI, block), name=name)
 
     def scales(name: str = f"{name}.scales") -> ir.TensorProtocol:
-        return ir.Tensor(pack_scales(table.matrix(rows), blocks).astype(scale_type.numpy()), name=name)
+        return ir.Tensor(table.matrix(rows).step_OG.astype(scale_type.numpy()), name=name)
 
-    shape = (len(rows), blocks)
+    stored = ir.Shape((len(rows), -(-columns // block), block))
     return Packed(
-        codes=_initializer(
-            graph, ir.LazyTensor(codes, ir.DataType.UINT8, ir.Shape((*shape, block)), name=f"{name}.codes")
+        codes=_initializer(graph, ir.LazyTensor(codes, ir.DataType.UINT8, stored, name=f"{name}.codes")),
+        scales=_initializer(
+            graph, ir.LazyTensor(scales, scale_type, ir.Shape((len(rows), groups)), name=f"{name}.scales")
         ),
-        scales=_initializer(graph, ir.LazyTensor(scales, scale_type, ir.Shape(shape), name=f"{name}.scales")),
         rows=rows,
         modules=modules,
         columns=columns,
         block=block,
+        groups=groups,
     )
 
 
-def _initializer(graph: ir.Graph, tensor: ir.LazyTensor) -> ir.Value:
+def _initializer(graph: ir.Graph, tensor: ir.LazyTensor | ir.Tensor[NDArray[Any]]) -> ir.Value:
     value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """The initializer of that name, made on first use."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    return _initializer(graph, ir.Tensor(array, name=name))
 
 
 def pack_codes(codes_NK: NDArray[np.int8], block: int) -> NDArray[np.uint8]:
@@ -125,9 +158,3 @@ def pack_codes(codes_NK: NDArray[np.int8], block: int) -> NDArray[np.uint8]:
     packed = np.full((rows, blocks * block), ZERO, dtype=np.uint8)
     np.add(codes_NK.view(np.uint8), np.uint8(ZERO), out=packed[:, :columns])  # modulo 256, which is what c + 128 needs
     return packed.reshape(rows, blocks, block)
-
-
-def pack_scales(matrix: Int8Matrix, blocks: int) -> NDArray[np.float32]:
-    """A row's step SCB / 127, once for each of its blocks: float32 [N, blocks]."""
-    step_N = matrix.scale_O / np.float32(LEVELS)
-    return np.repeat(step_N[:, None], blocks, axis=1)

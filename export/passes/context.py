@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from export.weights import GraphWeights, Rows
+from export.weights import GraphWeights, Rows, WeightError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -14,7 +14,7 @@ SMALLEST_BLOCK = 16
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Packed:
-    """One int8 matrix as it stands in the graph: codes [N, blocks, block] uint8 and scales [N, blocks]."""
+    """One int8 matrix as it stands in the graph: codes [N, blocks, block] uint8 and scales [N, groups]."""
 
     codes: "ir.Value"
     scales: "ir.Value"
@@ -22,6 +22,11 @@ class Packed:
     modules: tuple[str, ...]
     columns: int
     block: int
+    groups: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.columns // self.block)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,6 +39,21 @@ class PassContext:
     accuracy_level: int
     packed: dict[bytes, Packed] = field(default_factory=dict)
     """Filled as the passes place int8 matrices, by their row numbers: a matrix used twice is stored once."""
+
+
+def block_in(group: int, wanted: int) -> int:
+    """The largest block of at most `wanted` columns of which a group is a whole number.
+
+    Raises:
+        WeightError: there is none.
+    """
+    block = block_for(group, wanted)
+    if group % block:
+        raise WeightError(
+            f"expected groups of a multiple of {SMALLEST_BLOCK} columns, which ONNX Runtime's MatMulNBits needs, "
+            f"got {group}; quantize with another group size, or one scale per row"
+        )
+    return block
 
 
 def block_for(columns: int, wanted: int) -> int:

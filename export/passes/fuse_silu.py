@@ -23,6 +23,7 @@ def _fuse(graph: ir.Graph, mul: ir.Node) -> bool:
             or sigmoid.op_type != "Sigmoid"
             or sigmoid.inputs[0] is not x
             or len(gate.uses()) > 1
+            or gate.is_graph_output()
         ):
             continue
         fused = ir.node("QuickGelu", [x], {"alpha": 1.0}, domain="com.microsoft", name=mul.name)

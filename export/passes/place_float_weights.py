@@ -21,7 +21,7 @@ class PlaceFloatWeights(ir.passes.InPlacePass):
         import mobius
         from onnx_ir.passes import common
 
-        common.RemoveUnusedNodesPass()(model)
+        pruned = common.RemoveUnusedNodesPass()(model).modified
         floats, places = self.context.weights.floats, model.graph.initializers
         placed = {floats[name].data_ptr() for name in floats if name in places}
         lost = sorted(name for name, tensor in floats.items() if name not in places and tensor.data_ptr() not in placed)
@@ -32,4 +32,4 @@ class PlaceFloatWeights(ir.passes.InPlacePass):
         empty = sorted(name for name, value in places.items() if value.const_value is None)
         if empty:
             raise WeightError(f"weights that the checkpoint does not have: {', '.join(empty)}")
-        return ir.passes.PassResult(model, modified=True)
+        return ir.passes.PassResult(model, modified=pruned or bool(floats))

@@ -22,11 +22,11 @@ def _replace(graph: ir.Graph, node: ir.Node) -> bool:
     transpose = weight.producer() if weight is not None else None
     if transpose is None or transpose.op_type != "Transpose":
         return False
-    table = transpose.inputs[0]
-    if table is None or not table.is_initializer():
+    table, perm = transpose.inputs[0], transpose.attributes.get("perm")
+    if table is None or not table.is_initializer() or (perm is not None and list(perm.as_ints()) != [1, 0]):
         return False
     product = ir.node("FusedMatMul", [x, table], {"transB": 1}, domain="com.microsoft", name=node.name)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
-    if not transpose.outputs[0].uses():
+    if not transpose.outputs[0].uses() and not transpose.outputs[0].is_graph_output():
         graph.remove(transpose, safe=True)
     return True

@@ -1,0 +1,155 @@
+"""Rows that share a run: their key-value cache, how much of it each has filled, and what is bound to the session.
+
+The cache is allocated once and bound as input and output at the same time, so that GroupQueryAttention writes each
+new key in place. A step's inputs and its logits are bound once too: ids and positions [B, 1], and a mask as long as
+the cache, in which a step sets one more position per row. So a step costs the same Python work at any context, copies
+nothing but its logits, and on CUDA always has the same addresses and shapes, which is what a CUDA graph needs.
+
+GroupQueryAttention counts a row's tokens from the left: rows of unequal length are padded on the right, and each
+later token of a row overwrites what padding left in the cache.
+
+    B rows    T tokens    V vocabulary    C capacity of the cache in tokens
+"""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+NUMPY_TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+}
+LOGITS_FROM = "logits_from"
+"""The graph's optional input: the first position whose logits are wanted, int64 [1]; 0 where it is not given."""
+CAPTURES = count(1)
+"""Numbers of CUDA graphs: a batch captures its own, since a graph is tied to the addresses it was captured with."""
+NO_CAPTURE = "-1"
+
+
+class PromptError(Exception):
+    """A prompt cannot be run; the message says why and the way out."""
+
+
+class Batch:
+    """Rows with a cache of `capacity` tokens each, on the device of the session's provider."""
+
+    cache: "dict[str, OrtValue]"
+    """The output "present.<layer>.key" or ".value" -> its memory (B, heads, C, width)."""
+
+    def __init__(self, session: Any, rows: int, capacity: int, device: Literal["cpu", "cuda"]) -> None:
+        self.session, self.rows, self.capacity, self.device = session, rows, capacity, device
+        self.length_B: Ids = np.zeros(rows, dtype=np.int64)
+        self.cache = dict(self._allocate())
+        self._row_B = np.arange(rows)
+        self._names = {value.name for value in session.get_inputs()}
+        self._has_logits_from = any(value.name == LOGITS_FROM for value in session.get_overridable_initializers())
+        logits = session.get_outputs()[0]
+        self._vocabulary, self._dtype = int(logits.shape[-1]), NUMPY_TYPES[logits.type]
+        self._step = Binding(self, _blank(rows, 1, capacity), capture=True)
+
+    def _allocate(self) -> "Iterator[tuple[str, OrtValue]]":
+        from onnxruntime import OrtValue
+
+        for past in self.session.get_inputs():
+            if past.name.startswith("past_key_values."):
+                _, heads, _, width = past.shape
+                empty = np.zeros((self.rows, heads, self.capacity, width), NUMPY_TYPES[past.type])
+                yield (
+                    past.name.replace("past_key_values.", "present."),
+                    OrtValue.ortvalue_from_numpy(empty, self.device),
+                )
+
+    def rewind(self, length_B: Ids | int) -> "Batch":
+        """Go back to where each row had `length_B` tokens; 0 forgets all. What was read before stays in the cache."""
+        self.length_B[:] = length_B
+        self._step.inputs["attention_mask"][:] = np.arange(self.capacity) < self.length_B[:, None]
+        return self
+
+    def feed(self, ids_BT: Ids, count_B: Ids, *, logits_from: int = 0) -> Floats:
+        """Read the first `count_B` tokens of each row into an empty cache.
+
+        Returns:
+            Logits (B, T - logits_from, V) of the positions from `logits_from` on; those past a row's count are
+            meaningless.
+        """
+        rows, tokens = ids_BT.shape
+        inputs = {
+            "input_ids": np.ascontiguousarray(ids_BT),
+            "attention_mask": (np.arange(tokens) < count_B[:, None]).astype(np.int64),
+            "position_ids": np.ascontiguousarray(np.broadcast_to(np.arange(tokens, dtype=np.int64), (rows, tokens))),
+        }
+        first = logits_from if self._has_logits_from else 0
+        logits_BTV = Binding(self, inputs, logits_from=first).run()[:, logits_from - first :]
+        self.rewind(count_B)
+        return logits_BTV
+
+    def step(self, next_B: Ids) -> Floats:
+        """Append one token to each row: logits (B, V), overwritten by the next step.
+
+        Raises:
+            PromptError: a row's cache is full.
+        """
+        if int(self.length_B.max()) >= self.capacity:
+            raise PromptError(
+                f"the cache is full: it holds {self.capacity} tokens; reserve more, or shorten the prompt"
+            )
+        inputs = self._step.inputs
+        inputs["input_ids"][:, 0] = next_B
+        inputs["position_ids"][:, 0] = self.length_B
+        inputs["attention_mask"][self._row_B, self.length_B] = 1
+        self.length_B += 1
+        return self._step.run()[:, 0]
+
+
+def _blank(rows: int, tokens: int, mask: int) -> dict[str, Ids]:
+    shapes = {"input_ids": tokens, "attention_mask": mask, "position_ids": tokens}
+    return {name: np.zeros((rows, length), dtype=np.int64) for name, length in shapes.items()}
+
+
+class Binding:
+    """Runs of one shape over a batch's cache: the inputs as arrays to be written to, and the logits that come back."""
+
+    def __init__(self, batch: Batch, inputs: dict[str, Ids], *, logits_from: int = 0, capture: bool = False) -> None:
+        from onnxruntime import OrtValue, RunOptions
+
+        self.inputs = inputs
+        self._session, self._device = batch.session, batch.device
+        self._binding = batch.session.io_binding()
+        self._values = {
+            name: OrtValue.ortvalue_from_numpy(array, batch.device)
+            for name, array in inputs.items()
+            if name in batch._names
+        }
+        for name, value in self._values.items():
+            self._binding.bind_ortvalue_input(name, value)
+        if logits_from:
+            self._binding.bind_ortvalue_input(LOGITS_FROM, OrtValue.ortvalue_from_numpy(np.asarray([logits_from])))
+        for present, value in batch.cache.items():
+            self._binding.bind_ortvalue_input(present.replace("present.", "past_key_values."), value)
+            self._binding.bind_ortvalue_output(present, value)
+        rows, tokens = inputs["input_ids"].shape
+        logits_BTV = np.empty((rows, tokens - logits_from, batch._vocabulary), dtype=batch._dtype)
+        self._host_BTV = logits_BTV
+        self._logits = OrtValue.ortvalue_from_numpy(logits_BTV, batch.device)
+        self._binding.bind_ortvalue_output("logits", self._logits)
+        self._options = RunOptions()
+        if batch.device == "cuda":
+            self._options.add_run_config_entry("gpu_graph_id", str(next(CAPTURES)) if capture else NO_CAPTURE)
+
+    def run(self) -> Floats:
+        """Logits (B, T, V) on the host, in float32."""
+        if self._device == "cuda":
+            for name, value in self._values.items():
+                value.update_inplace(self.inputs[name])
+        self._session.run_with_iobinding(self._binding, self._options)
+        logits_BTV = self._logits.numpy() if self._device == "cuda" else self._host_BTV
+        return logits_BTV.astype(np.float32, copy=False)

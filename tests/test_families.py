@@ -1,0 +1,389 @@
+"""Every family of docs/models.md: exported dense and int8 and proven, or refused by name.
+
+The models are tiny and random, but shaped as the family's own configs are: fewer key-value heads than heads, biases
+that are not zero, windows smaller than the text, and a context that the text fills to its last token.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, SHORT
+from exported import quantized, sharpened
+from family_variants import ALSO, FAMILIES, LONG, MIXTURES, OLD, REFUSALS, WINDOW, Changes
+
+from compress.checkpoint import load_model, read_config
+from compress.linears import block_linears
+from compress.stage import StageError, StageInput
+from compress.text import TextSource
+from export import EXPORT, OnnxCausalLM, verify_bundle
+from export.families import CORRECTED, GRAPHS, REFUSED, REFUSED_TYPES, ROTATIONS, UNROTATED
+from export.graph import build_decoder
+from export.layers import LAYERS, Layer, layer_of
+from export.parity import CHECKS
+from export.passes import PASSES, PassContext, apply_passes
+
+Make = Callable[..., Path]
+NOISE = 2e-4
+"""Largest difference of log-probabilities that two right float32 graphs of these models may have."""
+CASES = [
+    pytest.param(family, variant, id=f"{family}-{variant}" if variant else family)
+    for families in (FAMILIES, ALSO)
+    for family, variants in families.items()
+    for variant in variants
+]
+PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    dense: Path
+    int8: Path
+    int8_bundle: Path
+
+
+def export(source: Path, out: Path, text: Path, **knobs: Any) -> Path:
+    """A bundle whose proof fills the context."""
+    out.mkdir()
+    given = StageInput(source=source, out=out, scratch=out, calibration_text=TextSource(file=text))
+    EXPORT.run(EXPORT.config(parity_tokens=SHORT, **knobs), given)
+    return out
+
+
+@pytest.fixture(scope="module")
+def exports(
+    make_checkpoint: Make, text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Exported]:
+    """`exports(family, variant)`: its int8 bundle, made once."""
+
+    @cache
+    def make(family: str, variant: str) -> Exported:
+        root = tmp_path_factory.mktemp("family")
+        changes = deepcopy((FAMILIES | ALSO)[family][variant])  # transformers' configs write into what they are given
+        dense = sharpened(make_checkpoint(family, **changes), root / "dense")
+        int8 = quantized(dense, root / "int8", embeddings=True)
+        return Exported(dense=dense, int8=int8, int8_bundle=export(int8, root / "int8-bundle", text_file))
+
+    return make
+
+
+def figures(bundle: Path, arithmetic: str, name: str) -> float:
+    """The largest figure of this name over all checks."""
+    parity = verify_bundle(bundle).parity
+    return max(parity[arithmetic][check][name] for check in CHECKS)
+
+
+def stated_kl(family: str) -> float:
+    """The KL that docs/models.md gives the family."""
+    row = re.search(rf"^\| `{re.escape(family)}` \|.*\| ([0-9.e-]+) \|$", PAGE, re.MULTILINE)
+    assert row, f"docs/models.md has no row for {family}"
+    return float(row[1])
+
+
+@pytest.mark.parametrize(("family", "variant"), CASES)
+def test_int8_export_is_proven(family: str, variant: str, exports: Callable[[str, str], Exported]) -> None:
+    made = exports(family, variant)
+    parity = verify_bundle(made.int8_bundle).parity
+    assert parity["tokens"] == OnnxCausalLM.open(made.int8_bundle).config.context, "the context is filled"
+    assert figures(made.int8_bundle, "float32", "log_probability") <= NOISE
+
+
+@pytest.mark.parametrize("family", FAMILIES | ALSO)
+def test_the_page_states_what_rounding_costs(family: str, exports: Callable[[str, str], Exported]) -> None:
+    made = [exports(family, variant) for variant in (FAMILIES | ALSO)[family]]
+    measured = max(figures(one.int8_bundle, "int8 activations", "kl") for one in made)
+    assert stated_kl(family) / 4 <= measured <= 2 * stated_kl(family), "kernels differ from processor to processor"
+
+
+@pytest.mark.parametrize(("family", "variant"), CASES)
+def test_every_block_linear_and_the_embedding_are_int8(
+    family: str, variant: str, exports: Callable[[str, str], Exported]
+) -> None:
+    made = exports(family, variant)
+    model = load_model(made.dense)
+    table = model.get_input_embeddings().weight
+    embedding = next(name for name, parameter in model.named_parameters() if parameter is table)
+    found = verify_bundle(made.int8_bundle).coverage
+    linears = {linear.name for linear in block_linears(model)}
+    assert set(found["int8"]) == linears | {embedding.removesuffix(".weight")}
+    tied = bool(model.config.tie_word_embeddings)
+    assert found["shared_table"] or not tied
+    positions = {"transformer.wpe.weight", "model.wpe.weight"}
+    heads = set() if tied else {"lm_head.weight_t", "embed_out.weight_t"}
+    assert set(found["float"]) <= positions | heads
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dense_export_is_proven(
+    family: str, exports: Callable[[str, str], Exported], text_file: Path, tmp_path: Path
+) -> None:
+    bundle = export(exports(family, next(iter(FAMILIES[family]))).dense, tmp_path / "bundle", text_file)
+    assert figures(bundle, "float32", "log_probability") <= NOISE
+    assert not verify_bundle(bundle).coverage["int8"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_onnxruntime_genai_runs_the_folder_as_it_is(family: str, exports: Callable[[str, str], Exported]) -> None:
+    genai = pytest.importorskip("onnxruntime_genai")
+    bundle = exports(family, next(iter(FAMILIES[family]))).int8_bundle
+    config = json.loads((bundle / "genai_config.json").read_text())
+    assert config["model"]["context_length"] == config["search"]["max_length"] == SHORT
+    other = genai.Model(str(bundle))
+    ids = [int(token) for token in genai.Tokenizer(other).encode("It was a dark night")]
+    parameters = genai.GeneratorParams(other)
+    parameters.set_search_options(max_length=len(ids) + 24)
+    generator = genai.Generator(other, parameters)
+    generator.append_tokens(ids)
+    theirs = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        theirs.append(int(generator.get_next_tokens()[0]))
+    ours = OnnxCausalLM.open(bundle, threads=2).generate([ids], max_new_tokens=24)[0]
+    assert len(ids) + len(ours) > WINDOW
+    assert theirs[: len(ours)] == ours
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_mixtures_pass_as_floats_and_are_refused_as_int8(
+    family: str, make_checkpoint: Make, text_file: Path, tmp_path: Path
+) -> None:
+    dense = sharpened(make_checkpoint(family), tmp_path / "dense")
+    assert figures(export(dense, tmp_path / "bundle", text_file), "float32", "log_probability") <= NOISE
+    int8 = quantized(dense, tmp_path / "int8")
+    with pytest.raises(StageError, match=r"its experts are not int8.*experts\.gate_up_proj"):
+        export(int8, tmp_path / "refused", text_file)
+    assert not any((tmp_path / "refused").iterdir())
+    assert f"`{family}`" in PAGE
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), REFUSALS, ids=[f"{row[0]}-{[*row[1]]}" for row in REFUSALS])
+def test_what_has_no_right_graph_is_refused(
+    family: str, changes: Changes, message: str, make_checkpoint: Make, text_file: Path, tmp_path: Path
+) -> None:
+    dense = sharpened(make_checkpoint(family, **changes), tmp_path / "dense")
+    with pytest.raises(StageError, match=message):
+        export(dense, tmp_path / "bundle", text_file)
+    if "parity" not in message:
+        assert not any((tmp_path / "bundle").iterdir()), "refused before the work"
+
+
+def test_unknown_type_is_refused_in_a_short_message(make_checkpoint: Make, text_file: Path, tmp_path: Path) -> None:
+    folder = make_checkpoint("llama")
+    config = read_config(folder) | {"model_type": "no_such_model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        StageError, match="type 'no_such_model' cannot be exported: transformers has no such type"
+    ) as it:
+        export(folder, tmp_path / "bundle", text_file)
+    assert len(str(it.value)) < 400
+
+
+def test_every_rule_is_under_test() -> None:
+    refused = {(family, key) for family, changes, _ in REFUSALS for key in changes}
+    rules = {(family, setting.key) for family, settings in REFUSED.items() for setting in settings}
+    bidirectional = {("gemma3_text", "use_bidirectional_attention")}  # as in gemma and gemma2
+    assert rules - refused == bidirectional
+    assert {*CORRECTED, *GRAPHS, *UNROTATED} <= {*FAMILIES, *ALSO}
+    assert set(REFUSED_TYPES) - {family for family, _, _ in REFUSALS} == {"persimmon"}
+    changes = json.dumps([*FAMILIES.values(), *ALSO.values()])
+    assert all(f'"rope_type": "{kind}"' in changes for kind in ROTATIONS)
+
+
+def test_the_page_lists_what_is_under_test() -> None:
+    rows = set(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE))
+    assert rows == {*FAMILIES, *ALSO}
+    named = set(re.findall(r"`([^`]+)`", PAGE))
+    assert {setting.key for settings in REFUSED.values() for setting in settings} <= named
+    assert set(REFUSED_TYPES) <= named
+
+
+# --- the passes
+
+
+def decoder_layers(folder: Path) -> tuple[list[Layer], list[Any]]:
+    """What is known of each layer of a checkpoint, and its attention node before any pass."""
+    model = build_decoder(folder, "cpu").model
+    layers = model.meta[LAYERS]
+    return layers, [node for node in model.graph if layer_of(node, layers)]
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "variant"),
+    [
+        ("fix_attention", "gpt2", "scores divided by the layer's number"),
+        ("fix_attention", "gpt_neo", "windows in every other layer"),
+        ("fix_attention", "qwen2", "windows in some layers"),
+        ("fix_rotation", "llama", "dynamic"),
+        ("fix_rotation", "gemma3_text", "two rotations"),
+    ],
+)
+def test_without_the_pass_the_bundle_is_refused(
+    name: str,
+    family: str,
+    variant: str,
+    exports: Callable[[str, str], Exported],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(PASSES, name)
+    with pytest.raises(StageError, match="parity on prefill"):
+        export(exports(family, variant).dense, tmp_path / "bundle", text_file)
+
+
+def test_every_fix_changes_some_bundle(exports: Callable[[str, str], Exported]) -> None:
+    bundles = [
+        exports("gpt_neo", "windows in every other layer"),
+        exports("gpt_neox", "rotation of few columns"),
+        exports("gemma", "a root that is no short number"),
+    ]
+    told = {name for made in bundles for name in json.loads((made.int8_bundle / "manifest.json").read_text())["passes"]}
+    fixes = {name for name in PASSES if name.startswith("fix_")}
+    assert len(fixes) == 4
+    assert fixes <= told
+
+
+def test_windows_and_scales_of_each_layer(exports: Callable[[str, str], Exported]) -> None:
+    layers, nodes = decoder_layers(exports("gpt_neo", "windows in every other layer").dense)
+    assert [layer.window for layer in layers] == [None, WINDOW]
+    assert not any("local_window_size" in node.attributes for node in nodes)
+    layers, nodes = decoder_layers(exports("gpt2", "scores divided by the layer's number").dense)
+    assert [layer.scale for layer in layers] == pytest.approx([32**-0.5, 32**-0.5 / 2])
+    assert [node.attributes["scale"].as_float() for node in nodes] == pytest.approx([32**-0.5] * 2)
+
+
+def test_passes_tell_the_attention_what_its_layer_is(exports: Callable[[str, str], Exported]) -> None:
+    import onnx
+
+    graph = onnx.load(exports("gemma3_text", "two rotations").int8_bundle / "model.onnx").graph
+    attention = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    told = [{attribute.name: attribute for attribute in node.attribute} for node in attention]
+    assert [told[0]["local_window_size"].i, "local_window_size" in told[1]] == [WINDOW, False]
+    assert all(attributes["scale"].f == pytest.approx(32**-0.5) for attributes in told)
+    tables = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    local, whole = (tables[node.input[7]] for node in attention)
+    assert not np.array_equal(local, whole)
+    assert sum(name.endswith("cos_cache") for name in tables) == 2, "the tables that nobody reads are gone"
+
+
+@pytest.mark.parametrize("variant", ["llama3", "linear", "dynamic"])
+def test_rotary_tables_are_transformers_own(variant: str, exports: Callable[[str, str], Exported]) -> None:
+    import torch
+
+    from export.passes.fix_rotation import tables
+
+    dense = exports("llama", variant).dense
+    layers, _ = decoder_layers(dense)
+    rotation = layers[0].rotation
+    assert rotation is not None
+    embedding = load_model(dense).model.rotary_emb
+    for found, expected in zip(
+        tables(rotation, SHORT, np.dtype(np.float32)),
+        embedding(torch.zeros(1), torch.arange(SHORT)[None]),
+        strict=True,
+    ):
+        assert found.dtype == np.float32
+        assert np.abs(found - expected[0, :, : found.shape[1]].numpy()).max() < 1e-6
+
+
+def test_narrow_rotation_stands_before_the_attention(exports: Callable[[str, str], Exported]) -> None:
+    import onnx
+
+    bundle = exports("gpt_neox", "rotation of few columns").int8_bundle
+    graph = onnx.load(bundle / "model.onnx", load_external_data=False).graph
+    attention = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    rotary = [node for node in graph.node if node.op_type == "RotaryEmbedding"]
+    assert len(rotary) == 2 * len(attention) == 4
+    assert all(attribute.i == 0 for node in attention for attribute in node.attribute if attribute.name == "do_rotary")
+    assert "position_ids" in {value.name for value in graph.input}
+    assert "position_ids" in json.loads((bundle / "genai_config.json").read_text())["model"]["decoder"]["inputs"]
+
+
+def test_embedding_scale_is_the_exact_root(exports: Callable[[str, str], Exported], tmp_path: Path) -> None:
+    import onnx
+
+    bundle = exports("gemma", "a root that is no short number").int8_bundle
+    graph = onnx.load(bundle / "model.onnx").graph
+    scale = next(tensor for tensor in graph.initializer if tensor.name == "embedding_scale")
+    assert float(onnx.numpy_helper.to_array(scale)) == np.float32(72**0.5)
+
+
+def test_longrope_bundle_ends_where_its_frequencies_change(exports: Callable[[str, str], Exported]) -> None:
+    bundle = exports("phi3", "longrope").int8_bundle
+    assert OnnxCausalLM.open(bundle).config.context == LONG["original_max_position_embeddings"] == SHORT // 2
+
+
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [
+        ("gpt_neox", "rotation of few columns"),
+        ("gemma3_text", "two rotations"),
+        ("opt", "relu"),
+        ("qwen3", "untied, biases"),
+    ],
+)
+def test_cuda_graph_of_every_kind_is_float16(
+    family: str, variant: str, exports: Callable[[str, str], Exported], tmp_path: Path
+) -> None:
+    import onnx
+    import onnx_ir
+
+    decoder = build_decoder(exports(family, variant).int8, "cuda")
+    context = PassContext(weights=decoder.weights, provider="cuda", block_size=64, accuracy_level=0)
+    apply_passes(decoder.model, context)
+    onnx_ir.save(decoder.model, tmp_path / "model.onnx", external_data="model.onnx.data")
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model)
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    assert onnx.TensorProto.FLOAT not in kinds
+
+
+# --- configs and weights as old checkpoints have them
+
+
+def plainly(layers: list[Layer]) -> Iterator[tuple[Any, ...]]:
+    for layer in layers:
+        rotation = layer.rotation
+        rotates = None if rotation is None else (rotation.frequencies.tolist(), rotation.scaling)
+        yield layer.scale, layer.window, rotates, layer.rotates
+
+
+@pytest.mark.parametrize("family", OLD)
+def test_old_configs_are_read_as_new_ones(
+    family: str, exports: Callable[[str, str], Exported], make_checkpoint: Make
+) -> None:
+    variant, rewrite = OLD[family]
+    folder = make_checkpoint(family, **deepcopy(FAMILIES[family][variant]))
+    expected, _ = decoder_layers(exports(family, variant).dense)
+    config = rewrite(read_config(folder))
+    (folder / "config.json").write_text(json.dumps(config))
+    found, _ = decoder_layers(folder)
+    assert list(plainly(found)) == list(plainly(expected))
+
+
+def test_bfloat16_checkpoints_and_old_buffers_are_proven(
+    exports: Callable[[str, str], Exported], text_file: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "dense"
+    shutil.copytree(exports("gpt_neox", "parallel residual").dense, folder)
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+    for index in range(2):
+        prefix = f"gpt_neox.layers.{index}.attention"
+        tensors[f"{prefix}.bias"] = torch.ones(1, 1, SHORT, SHORT, dtype=torch.uint8)
+        tensors[f"{prefix}.masked_bias"] = torch.tensor(-1e9)
+        tensors[f"{prefix}.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert figures(export(folder, tmp_path / "bundle", text_file), "float32", "log_probability") <= NOISE
