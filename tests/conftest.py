@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,24 @@ SHAPES: dict[str, dict[str, Any]] = {
     "stablelm": GROUPED,
     "starcoder2": {**GROUPED, "sliding_window": None},
 }
+
+
+Demitasse = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def demitasse(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Demitasse:
+    """Run a command in this process: its exit code, standard output and standard error."""
+    from recipes import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["demitasse", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capfd.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return call
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,15 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Demitasse
 
 from compress import StageConfig, StageError, StageInput
 from compress.stage import Facts, Stage
-from recipes import cli
 from recipes.appraise import Appraisal, appraise
 from recipes.failures import Terminated, exit_code, message
 from recipes.methods import REGISTRIES, methods
@@ -27,22 +26,6 @@ from recipes.verbs import Order, VerbError, carry_out
 
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "mobius", "scipy", "matplotlib", "bitsandbytes", "datasets"}
 COMMANDS = ["run", "plan", "generate", "verify", "evaluate", "schema", "methods", "doctor", *STAGES]
-
-Demitasse = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def demitasse(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Demitasse:
-    """Run a command in this process: its exit code, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["demitasse", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capfd.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return call
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -1,0 +1,118 @@
+"""Where a decoding step's time goes, operator by operator, from ONNX Runtime's own profiler.
+
+    python -m benchmarks.node_profile BUNDLE [BUNDLE ...]
+
+For each bundle and context: the operators of a step by their share of the time in nodes, and for the products how many
+bytes of weights they read a second. The profiler writes an event for each node, which costs some microseconds each: a
+step is slower under it, and the shares of small nodes are too high. It is for finding what to do next, not for times.
+"""
+
+import json
+import sys
+import tempfile
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+if __name__ == "__main__" and not __package__:  # started by its path: imports begin at the repository
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import typer
+
+from benchmarks.peers import RESULTS, finish
+from benchmarks.tables import Table
+
+CONTEXTS, STEPS, WARMUP = (128, 900), 32, 4
+SHOWN = 6
+PRODUCT = "MatMulNBits"
+Json = dict[str, Any]
+
+
+def main(
+    bundle: Annotated[list[Path], typer.Argument(help="Folders that export left.")],
+    threads: Annotated[int, typer.Option(help="Threads.")] = 2,
+    out: Annotated[Path, typer.Option(help="Where the results go as JSON.")] = RESULTS / "profile.json",
+) -> None:
+    """Profile a decoding step, node by node."""
+    from benchmarks.bandwidth import read_bandwidth
+    from benchmarks.machine import machine
+
+    results: Json = {
+        "kind": "profile",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": machine("cpu"),
+        "settings": {"threads": threads, "steps": STEPS},
+        "bandwidth": read_bandwidth(threads),
+        "bundles": {folder.resolve().name: profile(folder, threads) for folder in bundle},
+    }
+    finish(results, out)
+
+
+def profile(bundle: Path, threads: int) -> Json:
+    """{context: {operator: {"count": a step, "seconds": a step}}, ...} and the bytes of the products' weights."""
+    from export.coverage import coverage
+    from export.external_data import read_graph
+
+    held = coverage(read_graph(bundle))
+    steps = {str(context): _operators(bundle, context, threads) for context in CONTEXTS}
+    return {"product_bytes": held["int8_bytes"] + held["scale_bytes"], "contexts": steps}
+
+
+def _operators(bundle: Path, context: int, threads: int) -> Json:
+    from export.runtime import BundleConfig, OnnxCausalLM
+    from export.session import open_session
+
+    with tempfile.TemporaryDirectory() as scratch:
+        session = open_session(bundle, threads=threads, profile=Path(scratch) / "profile")
+        model = OnnxCausalLM(session, BundleConfig.read(bundle), provider="cpu")
+        model.prefill(np.arange(1, context + 1)[None], reserve=STEPS + WARMUP)
+        for _ in range(STEPS + WARMUP):
+            model.step()
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return operators_of(events, STEPS)
+
+
+def operators_of(events: list[Json], steps: int) -> Json:
+    """Count and seconds per step of each operator in the last `steps` runs of a profile."""
+    first = sorted(event["ts"] for event in events if event["name"] == "model_run")[-steps]
+    count, micros = Counter[str](), Counter[str]()
+    for event in events:
+        if event.get("cat") == "Node" and event["ts"] >= first and event["name"].endswith("_kernel_time"):
+            count[event["args"]["op_name"]] += 1
+            micros[event["args"]["op_name"]] += event["dur"]
+    return {name: {"count": count[name] / steps, "seconds": total / steps * 1e-6} for name, total in micros.items()}
+
+
+def profile_tables(run: Json) -> dict[str, list[Table]]:
+    """One table for each bundle and context."""
+    return {
+        name: [_table(context, found, bundle["product_bytes"], run) for context, found in bundle["contexts"].items()]
+        for name, bundle in run["bundles"].items()
+    }
+
+
+def _table(context: str, found: Json, product_bytes: int, run: Json) -> Table:
+    whole = sum(entry["seconds"] for entry in found.values())
+    ordered = sorted(found, key=lambda name: -found[name]["seconds"])
+    rows = [_row(name, found[name], whole) for name in ordered[:SHOWN]]
+    rest = [found[name] for name in ordered[SHOWN:]]
+    if rest:
+        together = {key: sum(entry[key] for entry in rest) for key in ("count", "seconds")}
+        rows.append(_row("the rest", together, whole))
+    speed = product_bytes / found[PRODUCT]["seconds"] / 1e9
+    title = (
+        f"One step at a context of {context} tokens: the products read {speed:.1f} GB/s of weights, "
+        f"the memory gives {run['bandwidth'] / 1e9:.1f}"
+    )
+    return Table(title=title, columns=("operator", "nodes", "share of the time in nodes", "each"), rows=tuple(rows))
+
+
+def _row(name: str, entry: Json, whole: float) -> tuple[str, ...]:
+    each = f"{entry['seconds'] / entry['count'] * 1e6:.0f} us"
+    return name, f"{entry['count']:.0f}", f"{entry['seconds'] / whole:.1%}", each
+
+
+if __name__ == "__main__":
+    typer.run(main)

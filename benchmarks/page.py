@@ -1,0 +1,96 @@
+"""docs/benchmarks.md from the stored results, and the same tables for the terminal.
+
+    python -m benchmarks.page [RESULTS_FOLDER [PAGE]]
+
+Nothing is measured here. The prose around the tables stands in templates/benchmarks.md.j2.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.prepare import ROOT
+from benchmarks.tables import Table, model_tables
+
+HERE = Path(__file__).resolve().parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+WIDTH = 150
+"""Columns of the terminal's tables where the terminal does not have more."""
+Json = dict[str, Any]
+
+
+def write_page(results: Path = HERE / "results", page: Path = PAGE) -> None:
+    """Write the page from the results of every kind in TABLES that is there.
+
+    Raises:
+        FileNotFoundError: none of them is.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    files = {name: results / f"{name}.json" for name in TABLES}
+    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    if not found:
+        raise FileNotFoundError(
+            f"{results}: expected {' or '.join(TABLES)}.json; run `python -m benchmarks.peers` first"
+        )
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template("benchmarks.md.j2").render(
+        {name: found.get(name) for name in TABLES}, tables={name: tables_of(run) for name, run in found.items()}
+    )
+    page.write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def tables_of(run: Json) -> dict[str, list[Table]]:
+    """The tables of a run by what they are about."""
+    return TABLES[run["kind"]](run)
+
+
+def _comparison(run: Json) -> dict[str, list[Table]]:
+    return {name: model_tables(model, run["settings"]["device"]) for name, model in run["models"].items()}
+
+
+def _scaling(run: Json) -> dict[str, list[Table]]:
+    from benchmarks.scaling import scaling_tables
+
+    return {"scaling": scaling_tables(run)}
+
+
+def _profile(run: Json) -> dict[str, list[Table]]:
+    from benchmarks.node_profile import profile_tables
+
+    return profile_tables(run)
+
+
+TABLES: dict[str, Callable[[Json], dict[str, list[Table]]]] = {
+    "peers": _comparison,
+    "gpu": _comparison,
+    "scaling": _scaling,
+    "profile": _profile,
+}
+"""The kinds of results; each is stored as <kind>.json."""
+
+
+def print_results(run: Json) -> None:
+    """The tables on the terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    console = Console()
+    console = Console(width=max(console.width, WIDTH))
+    for name, tables in tables_of(run).items():
+        for table in tables:
+            shown = RichTable(title=f"{name}: {table.title}", box=box.SIMPLE, title_justify="left", show_lines=False)
+            for index, column in enumerate(table.columns):
+                shown.add_column(column, justify="right" if index else "left", overflow="fold")
+            for row in table.rows:
+                shown.add_row(*(cell.replace("**", "") for cell in row))
+            console.print(shown)
+
+
+if __name__ == "__main__":
+    write_page(*(Path(argument) for argument in sys.argv[1:]))

@@ -1,0 +1,180 @@
+"""demitasse and its peers side by side, in one run, on one machine, on the CPU.
+
+    python -m benchmarks.peers --quick                            one model, three cells, a few minutes
+    python -m benchmarks.peers --model gpt2-124m --model FOLDER   the whole grid, then docs/benchmarks.md
+
+A model is a shape of shapes.py with random weights, or the folder of a dense checkpoint. Every arm gets the same token
+ids, the same number of threads and its own process (worker.py); how it is timed stands in grid.py. An arm that is not
+installed, cannot run a model or fails says why in its place in the table, and the others go on.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+if __name__ == "__main__" and not __package__:  # started by its path: imports begin at the repository
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import typer
+
+from benchmarks.arms import ARMS, REFERENCE
+from benchmarks.grid import FLOOR, Prompts, Settings, Tell, cells_of, run_grid
+from benchmarks.prepare import Files, PrepareError, prepared
+from benchmarks.shapes import SHAPES, write_checkpoint
+
+RESULTS = Path(__file__).resolve().parent / "results"
+Json = dict[str, Any]
+DEFAULT_MODELS = ("gpt2-124m", "smollm2-135m")
+
+
+def main(
+    model: Annotated[list[str], typer.Option(help="A shape of benchmarks/shapes.py or a checkpoint's folder.")] = [],  # noqa: B006
+    arm: Annotated[list[str], typer.Option(help="Only these arms (the reference and ours always).")] = [],  # noqa: B006
+    quick: Annotated[bool, typer.Option(help="A smoke run: one model, three cells, three blocks.")] = False,
+    blocks: Annotated[int, typer.Option(help="Blocks of a cell at batch 1.")] = 7,
+    steps: Annotated[int, typer.Option(help="Timed steps in a block.")] = 8,
+    threads: Annotated[int, typer.Option(help="Threads of every arm.")] = 2,
+    work: Annotated[Path | None, typer.Option(help="Where the arms' files are kept; default: thrown away.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the results go as JSON; a smoke run's are not kept.")] = None,
+) -> None:
+    """Compare demitasse with its peers on this machine's CPU."""
+    models = tuple(model) or (DEFAULT_MODELS[:1] if quick else DEFAULT_MODELS)
+    wanted = tuple(ARMS) if not arm else tuple(name for name in ARMS if name in {*arm, REFERENCE, "demitasse"})
+    if quick:
+        cells, blocks = cells_of((128,), (128,), (1, 4))[:3], min(blocks, 3)
+    else:
+        cells = cells_of((128, 900), (128, 512), (1, 4, 8))
+    settings = Settings(cells=cells, blocks=blocks, steps=steps, loads=1 if quick else 3, threads=threads)
+    finish(compare(models, wanted, settings, work), out or (None if quick else RESULTS / "peers.json"))
+
+
+def compare(models: tuple[str, ...], arms: tuple[str, ...], settings: Settings, work: Path | None) -> Json:
+    """Run every arm on every model; the results as they are stored."""
+    from benchmarks.machine import machine
+
+    with tempfile.TemporaryDirectory(prefix="demitasse-peers-") as temporary:
+        folder = Path(temporary) if work is None else work
+        started = time.perf_counter()
+        results: Json = {
+            "kind": "gpu" if settings.device == "cuda" else "peers",
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "machine": machine(settings.device),
+            "settings": {
+                "threads": settings.threads,
+                "device": settings.device,
+                "blocks": settings.blocks,
+                "steps": settings.steps,
+                "cells": [cell.key for cell in settings.cells],
+            },
+            "models": {},
+        }
+        for model in models:
+            name = model if model in SHAPES else Path(model).resolve().name
+            results["models"][name] = compare_model(model, arms, settings, folder / name, teller(name))
+        results["seconds"] = time.perf_counter() - started
+    return results
+
+
+def compare_model(model: str, arms: tuple[str, ...], settings: Settings, work: Path, tell: Tell) -> Json:
+    """One model on every arm."""
+    from benchmarks.bandwidth import BYTES
+    from compress.checkpoint import inspect_checkpoint, read_config
+
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = Path(model).resolve() if model not in SHAPES else _shape(model, work)
+    family = str(read_config(checkpoint)["model_type"])
+    files, results = _prepare(arms, checkpoint, family, settings.device, work, tell)
+    timed = run_grid(files, Prompts.read(checkpoint, settings.longest), settings, work / "scratch", tell)
+    floor = timed.pop(FLOOR)
+    for name, result in timed.items():
+        results[name] |= result
+    parameters = inspect_checkpoint(checkpoint).parameters
+    return {
+        "family": family,
+        "weights": "random" if model in SHAPES else "the checkpoint's own",
+        "parameters": parameters,
+        "float32_bytes": 4 * parameters,
+        "floor": floor,
+        "floor_bytes": BYTES,
+        "arms": results,
+    }
+
+
+def _shape(shape: str, work: Path) -> Path:
+    checkpoint = work / "checkpoint"
+    if not (checkpoint / "model.safetensors").is_file():
+        write_checkpoint(shape, checkpoint)
+    return checkpoint
+
+
+def _prepare(
+    arms: tuple[str, ...], checkpoint: Path, family: str, device: str, work: Path, tell: Tell
+) -> tuple[dict[str, Files], Json]:
+    """The files of every arm that can take part, and a result to fill for each arm."""
+    files: dict[str, Files] = {}
+    results: Json = {}
+    for name in arms:
+        reason, made = ARMS[name].reason_against(family, device), Files(folder=checkpoint)
+        if not reason:
+            tell(f"files of {name}")
+            try:
+                made = files[name] = prepared(ARMS[name].files, checkpoint, work, device)
+            except PrepareError as error:
+                reason = f"its files could not be made: {error}"
+        if device in ARMS[name].devices:
+            results[name] = {
+                "title": ARMS[name].title,
+                "reason": reason,
+                "load": [],
+                "check": [],
+                "cells": {},
+                "idle": 0.0,
+            }
+            results[name] |= {"weight_bytes": 0, "bytes": 0, "made": made.parts}
+            if not reason:
+                results[name] |= sizes_of(made.folder) | {"proofs": proofs_of(made.folder)}
+    return files, results
+
+
+def sizes_of(folder: Path) -> dict[str, int]:
+    """Bytes of the weights (the largest file) and of everything."""
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    return {"weight_bytes": max(sizes), "bytes": sum(sizes)}
+
+
+def proofs_of(folder: Path) -> Json:
+    """What a bundle's manifest says of its proofs; {} for what is no bundle."""
+    file = folder / "manifest.json"
+    manifest: Json = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {key: manifest[key] for key in ("proof_of_provider", "parity") if key in manifest}
+
+
+def teller(name: str) -> Tell:
+    """Says on stderr what goes on, one line that is overwritten where that is a terminal."""
+    from rich.console import Console
+
+    console, started = Console(stderr=True), time.perf_counter()
+
+    def tell(what: str) -> None:
+        console.print(f"[dim]{time.perf_counter() - started:6.0f} s[/]  {name}  {what}", highlight=False)
+
+    return tell
+
+
+def finish(results: Json, out: Path | None) -> None:
+    """Store the results, if they are to be kept, and print their tables."""
+    from benchmarks.page import print_results
+
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print_results(results)
+    print("not stored: give --out" if out is None else f"stored in {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,207 @@
+"""The files that an arm runs, made from one dense checkpoint, each in a process of its own whose time and memory count.
+
+    python -m benchmarks.prepare KIND CHECKPOINT OUT DEVICE NEEDED
+
+prints as its last line {"parts": {name: {"seconds", "peak"}}} (marks.py). `prepared` runs it once and keeps the result
+for as long as the checkpoint, the sources that make it and the libraries' versions stay the same.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from benchmarks.marks import Marks, Parts
+
+ROOT = Path(__file__).resolve().parent.parent
+CALIBRATION = ROOT / "recipes" / "data" / "novels" / "valid.txt"
+LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime-gpu", "onnxruntime", "onnxruntime-genai-cuda", "gguf")
+
+
+class PrepareError(Exception):
+    """An arm's files could not be made; the message is its reason in the table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What to make files of, and where."""
+
+    checkpoint: Path
+    out: Path
+    device: str
+    needed: Path
+    """The files of the kind that this one needs; the checkpoint where it needs none."""
+
+
+def make_int8(order: Order, marks: Marks) -> None:
+    """`demitasse quantize --embeddings`."""
+    marks.imports("torch", "transformers", "bitsandbytes")
+    from compress.quantize import QUANTIZE
+    from compress.stage import StageInput
+
+    given = StageInput(source=order.checkpoint, out=order.out, scratch=order.out)
+    QUANTIZE.run(QUANTIZE.config(embeddings=True), given)
+    marks.done("quantized")
+
+
+def make_bundle(order: Order, marks: Marks) -> None:
+    """`demitasse export` of the int8 checkpoint (or of the dense one, which on CUDA gives float16)."""
+    marks.imports("torch", "transformers", "onnxruntime", "onnx_ir", "mobius")
+    from compress.stage import StageInput
+    from compress.text import TextSource
+    from export import EXPORT
+
+    text = TextSource(file=CALIBRATION)
+    given = StageInput(source=order.needed, out=order.out, scratch=order.out, calibration_text=text, progress=marks)
+    EXPORT.run(EXPORT.config(provider="cuda" if order.device == "cuda" else "cpu"), given)
+    marks.done("exported")
+
+
+def make_torch_export(order: Order, marks: Marks) -> None:
+    """torch.onnx.export of transformers' model with its cache as inputs and outputs; logits of the last position."""
+    marks.imports("torch", "transformers", "onnxscript", "onnx_ir", "benchmarks.torch_export")
+    from benchmarks.torch_export import export_with_cache
+
+    export_with_cache(order.checkpoint, order.out / "model.onnx", marks)
+
+
+def make_quantize_dynamic(order: Order, marks: Marks) -> None:
+    """onnxruntime.quantization.quantize_dynamic of that graph, with its defaults."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(order.needed / "model.onnx", order.out / "model.onnx")
+    marks.done("quantized")
+
+
+def make_genai_int8(order: Order, marks: Marks) -> None:
+    """onnxruntime-genai's own builder at int8 with its defaults, but with the last position's logits only."""
+    _build_genai(order, "int8")
+    marks.done("built")
+
+
+def make_genai_fp16(order: Order, marks: Marks) -> None:
+    """The same at float16."""
+    _build_genai(order, "fp16")
+    marks.done("built")
+
+
+def _build_genai(order: Order, precision: str) -> None:
+    cache = order.out / "cache"
+    paths = ["-i", str(order.checkpoint), "-o", str(order.out), "-c", str(cache)]
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", *paths, "-p", precision, "-e", order.device]
+    subprocess.run([*command, "--extra_options", "prune_lm_head=true"], check=True, stdout=sys.stderr)
+    shutil.rmtree(cache, ignore_errors=True)
+
+
+def make_gguf(order: Order, marks: Marks) -> None:
+    """The checkpoint as GGUF, Q8_0."""
+    marks.imports("torch", "transformers", "benchmarks.gguf_file")
+    from benchmarks.gguf_file import write_gguf
+
+    write_gguf(order.checkpoint, order.out / "model.gguf")
+    marks.done("written")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of files: how they are made, from what other kind, and by which sources of ours."""
+
+    make: Callable[[Order, Marks], None]
+    needs: str = ""
+    sources: tuple[str, ...] = ()
+
+
+OUR_SOURCES = ("compress", "export")
+KINDS: dict[str, Kind] = {
+    "int8": Kind(make=make_int8, sources=("compress",)),
+    "bundle": Kind(make=make_bundle, needs="int8", sources=OUR_SOURCES),
+    "float_bundle": Kind(make=make_bundle, sources=OUR_SOURCES),
+    "torch_export": Kind(make=make_torch_export, sources=("benchmarks/torch_export.py",)),
+    "quantize_dynamic": Kind(make=make_quantize_dynamic, needs="torch_export"),
+    "genai_int8": Kind(make=make_genai_int8),
+    "genai_fp16": Kind(make=make_genai_fp16),
+    "gguf": Kind(make=make_gguf, sources=("benchmarks/gguf_file.py",)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What was made."""
+
+    folder: Path
+    parts: Parts = field(default_factory=dict)
+
+
+def prepared(kind: str, checkpoint: Path, work: Path, device: str) -> Files:
+    """The files of a kind, made now or earlier; "checkpoint" is the checkpoint itself.
+
+    Raises:
+        PrepareError: they cannot be made.
+    """
+    if kind == "checkpoint":
+        return Files(folder=checkpoint)
+    needs = KINDS[kind].needs
+    needed = prepared(needs, checkpoint, work, device).folder if needs else checkpoint
+    out = work / f"{kind}-{device}-{_identity(kind, needed)}"
+    facts = out.with_suffix(".json")
+    if not facts.is_file():
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        facts.write_text(_make(kind, checkpoint, out, device, needed) + "\n", encoding="utf-8")
+    return Files(folder=out, parts=json.loads(facts.read_text(encoding="utf-8"))["parts"])
+
+
+def _make(kind: str, checkpoint: Path, out: Path, device: str, needed: Path) -> str:
+    """Run this file in a process of its own; the last line that it prints."""
+    command = [sys.executable, "-m", "benchmarks.prepare", kind, str(checkpoint), str(out), device, str(needed)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    out.with_suffix(".log").write_text(ran.stdout + ran.stderr, encoding="utf-8")
+    if ran.returncode != 0:
+        words = _last_line(ran.stderr) or f"exit code {ran.returncode}"
+        raise PrepareError(words.replace(f"{out.parent}/", "").replace(f"{checkpoint.parent}/", ""))
+    return _last_line(ran.stdout)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _identity(kind: str, needed: Path) -> str:
+    """Changes with what the files are made of, the sources that make them, and the libraries."""
+    paths = [ROOT / source for source in ("benchmarks/prepare.py", *KINDS[kind].sources)]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(needed.iterdir())]
+    digest = hashlib.sha256(repr(stats).encode())
+    for file in sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))):
+        digest.update(file.read_bytes())
+    for library in LIBRARIES:
+        digest.update(f"{library}={installed(library)}".encode())
+    return digest.hexdigest()[:12]
+
+
+def installed(library: str) -> str:
+    """The installed version of a distribution, or "" where there is none."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def main() -> None:
+    """Make one kind of files."""
+    kind, checkpoint, out, device, needed = sys.argv[1:]
+    marks = Marks()
+    order = Order(checkpoint=Path(checkpoint), out=Path(out), device=device, needed=Path(needed))
+    KINDS[kind].make(order, marks)
+    print(json.dumps({"parts": marks.parts}))
+
+
+if __name__ == "__main__":
+    main()

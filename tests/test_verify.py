@@ -1,0 +1,71 @@
+"""`demitasse verify`: what it says of a whole bundle, and the exit code of each way in which one is not."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+from conftest import Demitasse
+from exported import exported, quantized, sharpened
+from onnx import numpy_helper
+
+from export.bundle import write_manifest
+
+
+@pytest.fixture(scope="module")
+def original(gpt2: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("verify")
+    dense = sharpened(gpt2, root / "dense")
+    return exported(quantized(dense, root / "int8", embeddings=True), root / "bundle", text_file)
+
+
+@pytest.fixture
+def bundle(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "bundle"))
+
+
+def test_whole_bundle_is_replayed(bundle: Path, demitasse: Demitasse) -> None:
+    code, out, _ = demitasse("verify", bundle)
+    assert code == 0
+    assert "whole" in out
+    assert "parity holds here" in out
+    code, out, _ = demitasse("verify", bundle, "--no-replay")
+    assert code == 0
+    assert "parity holds here" not in out
+
+
+def test_one_changed_byte_is_exit_code_5(bundle: Path, demitasse: Demitasse) -> None:
+    for name in ("model.onnx.data", "model.onnx", "parity.safetensors"):
+        content = bytearray((bundle / name).read_bytes())
+        content[len(content) // 3] ^= 1
+        (bundle / name).write_bytes(content)
+        code, _, err = demitasse("verify", bundle)
+        assert code == 5
+        assert f"{name}: its content changed" in err
+        content[len(content) // 3] ^= 1
+        (bundle / name).write_bytes(content)
+    assert demitasse("verify", bundle)[0] == 0
+
+
+def test_a_link_out_of_the_bundle_is_exit_code_5(bundle: Path, tmp_path: Path, demitasse: Demitasse) -> None:
+    shutil.move(bundle / "model.onnx.data", tmp_path / "outside")
+    os.symlink(tmp_path / "outside", bundle / "model.onnx.data")
+    code, _, err = demitasse("verify", bundle)
+    assert code == 5
+    assert "a link" in err
+    assert demitasse("generate", bundle, "It was a dark night")[0] == 5
+
+
+def test_a_forged_bundle_that_computes_something_else_is_exit_code_4(bundle: Path, demitasse: Demitasse) -> None:
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "transformer.h.1.ln_1.weight")
+    tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    write_manifest(bundle, {key: value for key, value in manifest.items() if key not in {"format", "files"}})
+    code, out, err = demitasse("verify", bundle)
+    assert code == 4
+    assert "whole" in out
+    assert "does not say what its checkpoint said" in err
