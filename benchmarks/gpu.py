@@ -18,7 +18,7 @@ import typer
 
 from benchmarks.arms import ARMS
 from benchmarks.grid import Settings, cells_of
-from benchmarks.peers import DEFAULT_MODELS, RESULTS, compare, finish
+from benchmarks.peers import DEFAULT_MODELS, RESULTS, check_names, compare, finish
 
 NO_GPU = 3
 
@@ -42,6 +42,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the results go as JSON.")] = RESULTS / "gpu.json",
 ) -> None:
     """Compare demitasse with its peers on this machine's GPU."""
+    models = tuple(model) or DEFAULT_MODELS
+    check_names(models)
     reason = reason_against()
     if reason:
         print(f"no GPU here: {reason}")
@@ -49,7 +51,7 @@ def main(
     arms = tuple(name for name, arm in ARMS.items() if "cuda" in arm.devices)
     cells = cells_of((128, 900), (128, 512), (1, 4, 8))
     settings = Settings(cells=cells, blocks=blocks, steps=steps, loads=3, threads=2, device="cuda")
-    finish(compare(tuple(model) or DEFAULT_MODELS, arms, settings, work), out)
+    finish(compare(models, arms, settings, work), out)
 
 
 if __name__ == "__main__":

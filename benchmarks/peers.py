@@ -35,6 +35,7 @@ def main(
     model: Annotated[list[str], typer.Option(help="A shape of benchmarks/shapes.py or a checkpoint's folder.")] = [],  # noqa: B006
     arm: Annotated[list[str], typer.Option(help="Only these arms (the reference and ours always).")] = [],  # noqa: B006
     quick: Annotated[bool, typer.Option(help="A smoke run: one model, three cells, three blocks.")] = False,
+    batch: Annotated[list[int], typer.Option(help="Rows of a cell; repeatable.")] = [1, 4, 8],  # noqa: B006
     blocks: Annotated[int, typer.Option(help="Blocks of a cell at batch 1.")] = 7,
     steps: Annotated[int, typer.Option(help="Timed steps in a block.")] = 8,
     threads: Annotated[int, typer.Option(help="Threads of every arm.")] = 2,
@@ -43,13 +44,28 @@ def main(
 ) -> None:
     """Compare demitasse with its peers on this machine's CPU."""
     models = tuple(model) or (DEFAULT_MODELS[:1] if quick else DEFAULT_MODELS)
+    check_names(models, tuple(arm))
     wanted = tuple(ARMS) if not arm else tuple(name for name in ARMS if name in {*arm, REFERENCE, "demitasse"})
     if quick:
         cells, blocks = cells_of((128,), (128,), (1, 4))[:3], min(blocks, 3)
     else:
-        cells = cells_of((128, 900), (128, 512), (1, 4, 8))
+        cells = cells_of((128, 900), (128, 512), batch)
     settings = Settings(cells=cells, blocks=blocks, steps=steps, loads=1 if quick else 3, threads=threads)
     finish(compare(models, wanted, settings, work), out or (None if quick else RESULTS / "peers.json"))
+
+
+def check_names(models: tuple[str, ...], arms: tuple[str, ...] = ()) -> None:
+    """Refuse what cannot be found before anything runs.
+
+    Raises:
+        typer.BadParameter: a model is neither a shape nor a checkpoint's folder, or an arm is not in ARMS.
+    """
+    for model in models:
+        if model not in SHAPES and not (Path(model) / "config.json").is_file():
+            raise typer.BadParameter(f"--model {model}: expected a checkpoint's folder or one of {', '.join(SHAPES)}")
+    for arm in arms:
+        if arm not in ARMS:
+            raise typer.BadParameter(f"--arm {arm}: expected one of {', '.join(ARMS)}")
 
 
 def compare(models: tuple[str, ...], arms: tuple[str, ...], settings: Settings, work: Path | None) -> Json:

@@ -147,7 +147,7 @@ def agreement(model: Json, arm: Json) -> str:
 
 def _pairs(reference: Json, arm: Json) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
     """The tokens of both, [N][B]: of the prompts that were checked, and of every decode cell."""
-    yield [reference["check"]], [arm["check"]]
+    yield [reference.get("check", [])], [arm.get("check", [])]
     for key, cell in arm["cells"].items():
         yield reference["cells"].get(key, {}).get("tokens", []), cell["tokens"]
 

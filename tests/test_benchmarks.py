@@ -289,6 +289,14 @@ def test_llama_cpp_gives_pytorchs_tokens(family: str, request: pytest.FixtureReq
     assert (np.array(found_B) == expected_B).mean() > 0.85
 
 
+@pytest.mark.parametrize("wrong", [["--model", "gpt2-12m"], ["--arm", "llama"]])
+def test_what_cannot_be_found_is_refused_before_anything_runs(wrong: list[str]) -> None:
+    command = [sys.executable, "-m", "benchmarks.peers", "--quick", *wrong]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert answer.returncode == 2
+    assert f"{wrong[0]} {wrong[1]}: expected" in " ".join(answer.stderr.split())
+
+
 def test_gpu_says_that_there_is_none() -> None:
     from benchmarks.gpu import NO_GPU, reason_against
 
