@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
-NUMPY_TYPES: dict[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int8)": np.int8,
-}
+NUMPY_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 LOGITS_FROM = "logits_from"
 """The graph's optional input: the first position whose logits are wanted, int64 [1]; 0 where it is not given."""
 CAPTURES = count(1)

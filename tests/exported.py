@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def sharpened(source: Path, out: Path) -> Path:
     """A copy of a tiny checkpoint with larger matrices, random biases and norms: every layer matters."""
@@ -40,3 +42,25 @@ def exported(source: Path, out: Path, text: Path, **knobs: Any) -> Path:
     given = StageInput(source=source, out=out, scratch=out, calibration_text=TextSource(file=text))
     EXPORT.run(EXPORT.config(parity_tokens=48, **knobs), given)
     return out
+
+
+def exported_int8(source: Path, root: Path, text: Path) -> Path:
+    """The bundle of a tiny dense checkpoint, sharpened and quantized, its embedding too."""
+    dense = sharpened(source, root / "dense")
+    return exported(quantized(dense, root / "int8", embeddings=True), root / "bundle", text)
+
+
+def genai_greedy(bundle: Path, prompt: str, tokens: int) -> tuple[list[int], list[int]]:
+    """The prompt's ids, and what onnxruntime-genai adds to them."""
+    genai = pytest.importorskip("onnxruntime_genai")
+    model = genai.Model(str(bundle))
+    ids = [int(token) for token in genai.Tokenizer(model).encode(prompt)]
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(ids) + tokens)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(ids)
+    added = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        added.append(int(generator.get_next_tokens()[0]))
+    return ids, added

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from exported import exported, quantized, sharpened
+from exported import exported, exported_int8, quantized
 from onnx import numpy_helper
 
 from export import BundleError, BundleIntegrityError, OnnxCausalLM, verify_bundle
@@ -22,9 +22,7 @@ from export.replay import coarse_kl, replay
 
 @pytest.fixture(scope="module")
 def original(gpt2: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("bundle")
-    dense = sharpened(gpt2, root / "dense")
-    return exported(quantized(dense, root / "int8", embeddings=True), root / "bundle", text_file)
+    return exported_int8(gpt2, tmp_path_factory.mktemp("bundle"), text_file)
 
 
 @pytest.fixture

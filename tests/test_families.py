@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, SHORT
-from exported import quantized, sharpened
+from exported import genai_greedy, quantized, sharpened
 from family_variants import ALSO, FAMILIES, LONG, MIXTURES, OLD, REFUSALS, WINDOW, Changes
 
 from compress.checkpoint import load_model, read_config
@@ -131,20 +131,10 @@ def test_dense_export_is_proven(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_onnxruntime_genai_runs_the_folder_as_it_is(family: str, exports: Callable[[str, str], Exported]) -> None:
-    genai = pytest.importorskip("onnxruntime_genai")
     bundle = exports(family, next(iter(FAMILIES[family]))).int8_bundle
     config = json.loads((bundle / "genai_config.json").read_text())
     assert config["model"]["context_length"] == config["search"]["max_length"] == SHORT
-    other = genai.Model(str(bundle))
-    ids = [int(token) for token in genai.Tokenizer(other).encode("It was a dark night")]
-    parameters = genai.GeneratorParams(other)
-    parameters.set_search_options(max_length=len(ids) + 24)
-    generator = genai.Generator(other, parameters)
-    generator.append_tokens(ids)
-    theirs = []
-    while not generator.is_done():
-        generator.generate_next_token()
-        theirs.append(int(generator.get_next_tokens()[0]))
+    ids, theirs = genai_greedy(bundle, "It was a dark night", 24)
     ours = OnnxCausalLM.open(bundle, threads=2).generate([ids], max_new_tokens=24)[0]
     assert len(ids) + len(ours) > WINDOW
     assert theirs[: len(ours)] == ours

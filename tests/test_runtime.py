@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import exported, quantized, sharpened
+from exported import exported, genai_greedy, quantized, sharpened
 
 from compress.checkpoint import load_float_model
 from export.provider import judge_profile, prove_provider
@@ -187,17 +187,7 @@ def test_prompts_that_make_no_sense_are_refused(model: OnnxCausalLM) -> None:
 
 
 def test_onnxruntime_genai_runs_the_folder_as_it_is(family: str, bundles: dict[str, Path], model: OnnxCausalLM) -> None:
-    genai = pytest.importorskip("onnxruntime_genai")
-    other = genai.Model(str(bundles[family]))
-    ids = [int(token) for token in genai.Tokenizer(other).encode("It was a dark night")]
-    parameters = genai.GeneratorParams(other)
-    parameters.set_search_options(max_length=len(ids) + 12)
-    generator = genai.Generator(other, parameters)
-    generator.append_tokens(ids)
-    theirs = []
-    while not generator.is_done():
-        generator.generate_next_token()
-        theirs.append(int(generator.get_next_tokens()[0]))
+    ids, theirs = genai_greedy(bundles[family], "It was a dark night", 12)
     ours = model.generate([ids], max_new_tokens=12)[0]
     assert ours
     assert theirs[: len(ours)] == ours

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 from conftest import Demitasse
-from exported import exported, quantized, sharpened
+from exported import exported_int8
 from onnx import numpy_helper
 
 from export.bundle import write_manifest
@@ -16,9 +16,7 @@ from export.bundle import write_manifest
 
 @pytest.fixture(scope="module")
 def original(gpt2: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("verify")
-    dense = sharpened(gpt2, root / "dense")
-    return exported(quantized(dense, root / "int8", embeddings=True), root / "bundle", text_file)
+    return exported_int8(gpt2, tmp_path_factory.mktemp("verify"), text_file)
 
 
 @pytest.fixture
