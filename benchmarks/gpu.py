@@ -51,7 +51,7 @@ def main(
     arms = tuple(name for name, arm in ARMS.items() if "cuda" in arm.devices)
     cells = cells_of((128, 900), (128, 512), (1, 4, 8))
     settings = Settings(cells=cells, blocks=blocks, steps=steps, loads=3, threads=2, device="cuda")
-    finish(compare(models, arms, settings, work), out)
+    finish(compare(models, arms, settings, work, out), out)
 
 
 if __name__ == "__main__":

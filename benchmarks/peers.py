@@ -51,7 +51,8 @@ def main(
     else:
         cells = cells_of((128, 900), (128, 512), batch)
     settings = Settings(cells=cells, blocks=blocks, steps=steps, loads=1 if quick else 3, threads=threads)
-    finish(compare(models, wanted, settings, work), out or (None if quick else RESULTS / "peers.json"))
+    out = out or (None if quick else RESULTS / "peers.json")
+    finish(compare(models, wanted, settings, work, out), out)
 
 
 def check_names(models: tuple[str, ...], arms: tuple[str, ...] = ()) -> None:
@@ -68,8 +69,13 @@ def check_names(models: tuple[str, ...], arms: tuple[str, ...] = ()) -> None:
             raise typer.BadParameter(f"--arm {arm}: expected one of {', '.join(ARMS)}")
 
 
-def compare(models: tuple[str, ...], arms: tuple[str, ...], settings: Settings, work: Path | None) -> Json:
-    """Run every arm on every model; the results as they are stored."""
+def compare(
+    models: tuple[str, ...], arms: tuple[str, ...], settings: Settings, work: Path | None, out: Path | None
+) -> Json:
+    """Run every arm on every model; the results as they are stored, which is done after every model.
+
+    Other models that `out` holds stay there if they were taken on the same machine with the same settings.
+    """
     from benchmarks.machine import machine
 
     with tempfile.TemporaryDirectory(prefix="demitasse-peers-") as temporary:
@@ -91,8 +97,27 @@ def compare(models: tuple[str, ...], arms: tuple[str, ...], settings: Settings, 
         for model in models:
             name = model if model in SHAPES else Path(model).resolve().name
             results["models"][name] = compare_model(model, arms, settings, folder / name, teller(name))
-        results["seconds"] = time.perf_counter() - started
+            results["seconds"] = time.perf_counter() - started
+            if out is not None:
+                results = joined(results, out)
+                store(results, out)
     return results
+
+
+def joined(results: Json, out: Path) -> Json:
+    """`results` with the other models of an earlier run of the same kind, machine and settings that `out` holds."""
+    if not out.is_file():
+        return results
+    earlier = json.loads(out.read_text(encoding="utf-8"))
+    if any(earlier.get(key) != results[key] for key in ("kind", "machine", "settings")):
+        return results
+    return results | {"models": earlier["models"] | results["models"]}
+
+
+def store(results: Json, out: Path) -> None:
+    """Write the results down."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def compare_model(model: str, arms: tuple[str, ...], settings: Settings, work: Path, tell: Tell) -> Json:
@@ -186,8 +211,7 @@ def finish(results: Json, out: Path | None) -> None:
     from benchmarks.page import print_results
 
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        store(results, out)
     print_results(results)
     print("not stored: give --out" if out is None else f"stored in {out}")
 

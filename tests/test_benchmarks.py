@@ -19,7 +19,7 @@ from benchmarks.bandwidth import read_bandwidth
 from benchmarks.grid import Prompts, Settings, cells_of
 from benchmarks.marks import peak_until, seconds_until
 from benchmarks.page import print_results, write_page
-from benchmarks.peers import compare
+from benchmarks.peers import compare, joined
 from benchmarks.prepare import KINDS, installed
 from benchmarks.process import ArmError, ArmProcess
 from benchmarks.scaling import WRITTEN, scale, scaling_outcomes
@@ -45,8 +45,9 @@ def run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     settings = Settings(
         cells=cells_of((24,), (24,), (1, 3)), blocks=BLOCKS, steps=3, loads=1, threads=2, settle=0.0, load_prompt=16
     )
-    results = compare((str(checkpoint),), QUICK_ARMS, settings, tmp_path_factory.mktemp("work"))
-    stored: dict[str, Any] = json.loads(json.dumps(results))
+    out = tmp_path_factory.mktemp("results") / "peers.json"
+    compare((str(checkpoint),), QUICK_ARMS, settings, tmp_path_factory.mktemp("work"), out)
+    stored: dict[str, Any] = json.loads(out.read_text())
     return stored
 
 
@@ -161,6 +162,15 @@ def test_the_page_is_written_from_stored_results(
     assert run["machine"]["processor"] in page
     print_results(run)
     assert "demitasse int8" in capsys.readouterr().out
+
+
+def test_models_of_an_earlier_run_stay_if_it_was_taken_alike(run: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "peers.json"
+    out.write_text(json.dumps(run))
+    other = run | {"models": {"other": {}}}
+    assert set(joined(other, out)["models"]) == {"tiny", "other"}
+    elsewhere = other | {"machine": run["machine"] | {"processor": "another one"}}
+    assert set(joined(elsewhere, out)["models"]) == {"other"}
 
 
 def test_a_page_without_results_says_what_to_run(tmp_path: Path) -> None:
