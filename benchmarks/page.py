@@ -65,11 +65,18 @@ def _profile(run: Json) -> dict[str, list[Table]]:
     return profile_tables(run)
 
 
+def _pruning(run: Json) -> dict[str, list[Table]]:
+    from benchmarks.pruning_tables import pruning_tables
+
+    return pruning_tables(run)
+
+
 TABLES: dict[str, Callable[[Json], dict[str, list[Table]]]] = {
     "peers": _comparison,
     "gpu": _comparison,
     "scaling": _scaling,
     "profile": _profile,
+    "pruning": _pruning,
 }
 """The kinds of results; each is stored as <kind>.json."""
 

@@ -6,16 +6,18 @@ from compress.checkpoint import Checkpoint, CheckpointError, inspect_checkpoint
 from compress.distill import DISTILL, DistillConfig
 from compress.prune import PRUNE, PruneConfig
 from compress.quantize import QUANTIZE, QuantizeConfig
+from compress.slim import SLIM, SlimConfig
 from compress.stage import Facts, Form, Material, Progress, Silent, Stage, StageConfig, StageError, StageInput, Task
 from compress.text import TextError, TextSource
 from compress.train import TRAIN, TrainConfig
 
-STAGES: dict[str, Stage[Any]] = {"train": TRAIN, "prune": PRUNE, "distill": DISTILL, "quantize": QUANTIZE}
+STAGES: dict[str, Stage[Any]] = {"train": TRAIN, "prune": PRUNE, "slim": SLIM, "distill": DISTILL, "quantize": QUANTIZE}
 
 __all__ = [
     "DISTILL",
     "PRUNE",
     "QUANTIZE",
+    "SLIM",
     "STAGES",
     "TRAIN",
     "Checkpoint",
@@ -28,6 +30,7 @@ __all__ = [
     "PruneConfig",
     "QuantizeConfig",
     "Silent",
+    "SlimConfig",
     "Stage",
     "StageConfig",
     "StageError",

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from compress.int8 import EMBEDDINGS_FILE, ENTRIES, read_int8_matrices
+from compress.int8 import EMBEDDINGS_FILE
 from compress.int8 import CheckpointError as CheckpointError  # everything else about checkpoints is here
 from compress.packed import CODES, SCALES, SHAPE, ZERO, packed_faults
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["float32", "float16", "bfloat16"]
@@ -261,6 +260,8 @@ def load_model(folder: Path, *, dtype: DType = "float32") -> "PreTrainedModel":
         return load_pretrained(folder, dtype=dtype)
     import torch
 
+    from compress.float_model import load_float_model
+
     model = load_float_model(folder)
     model.to(getattr(torch, dtype))
     return model
@@ -289,70 +290,13 @@ def load_pretrained(folder: Path, *, dtype: DType, **settings: Any) -> "PreTrain
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error
     model: PreTrainedModel = answer[0]
-    _check_loading(folder, answer[1])
+    check_loading(folder, answer[1])
     model.eval()
     return model
 
 
-def load_float_model(folder: Path) -> "PreTrainedModel":
-    """The checkpoint's model in float32, its int8 matrices multiplied out: the weights that an export must reproduce.
-
-    Raises:
-        CheckpointError: as `load_model`.
-    """
-    config = read_config(folder)
-    if "quantization_config" not in config:
-        return load_model(folder)
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    shape = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    del shape.quantization_config
-    with no_init_weights():  # memory that nobody has written to is not there yet
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
-    model.tie_weights()
-    held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-    missing, unexpected, mismatched = set(dict(model.named_parameters())), set[str](), set[str]()
-    with torch.no_grad():
-        for name, tensor in _float_tensors(folder, model):
-            if name not in held:
-                unexpected.add(name)
-            elif held[name].shape != tensor.shape:
-                mismatched.add(name)
-            else:
-                held[name].copy_(tensor)
-            missing.discard(name)
-    missing -= set(model.all_tied_weights_keys)
-    _check_loading(folder, {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": mismatched})
-    model.eval()
-    return model
-
-
-def _float_tensors(folder: Path, model: "PreTrainedModel") -> "Iterator[tuple[str, torch.Tensor]]":
-    """Tensors by name as a float model of the same architecture holds them, one after the other."""
-    import torch
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, apply_renamings
-    from transformers.pytorch_utils import Conv1D
-
-    # what transformers renames as it loads: GPT-NeoX's head is stored as `embed_out`
-    renamings = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
-    matrices = read_int8_matrices(folder)
-    skip = {f"{name}.weight" for name in matrices}
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
-                if name not in skip and not name.endswith(ENTRIES):
-                    yield apply_renamings(name, renamings), tensors.get_tensor(name)
-    while matrices:
-        name = next(iter(matrices))
-        matrix = matrices.pop(name)
-        weight_OI = torch.from_numpy(matrix.dequantize())
-        yield f"{name}.weight", weight_OI.T if isinstance(model.get_submodule(name), Conv1D) else weight_OI
-
-
-def _check_loading(folder: Path, report: dict[str, Any]) -> None:
+def check_loading(folder: Path, report: dict[str, Any]) -> None:
+    """Raise a CheckpointError where `report` (missing, unexpected and mismatched keys) names a tensor."""
     for key, what in (
         ("missing_keys", "missing"),
         ("unexpected_keys", "left over"),

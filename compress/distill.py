@@ -2,7 +2,7 @@
 
 The student starts as the source with some blocks left out, so that every weight it has is one the source had. The
 teacher is the recipe's source. With `layers` as deep as the source, nothing is left out: that is how a pruned model
-recovers.
+recovers, and with `prune` how a dense one becomes sparse on the way (`gradual.py`).
 Sources: DistilBERT/DistilGPT2 for the spread of the kept layers (arXiv 1910.01108); Minitron for forward KL as the
 main loss (arXiv 2407.14679).
 
@@ -55,6 +55,7 @@ def run(config: DistillConfig, given: StageInput) -> Facts:
     from compress.linears import sparsity
     from compress.losses import distillation_loss, ends_in_linear_head
     from compress.training import fit
+    from compress.zeros import pruning_facts
 
     assert given.source is not None
     if given.teacher is None or given.train_text is None:
@@ -72,10 +73,11 @@ def run(config: DistillConfig, given: StageInput) -> Facts:
                 f"distill: {model.config.model_type} changes its logits after the head, which is not supported"
             )
     weights: dict[str, float] = {str(name): weight for name, weight in config.losses.items()}
+    schedule = config.schedule()
     history = fit(
         student,
         rows_NT,
-        config.schedule(),
+        schedule,
         loss=lambda model, ids_BT: distillation_loss(model, teacher, ids_BT, weights, config.temperature),
         scratch=given.scratch,
         seed=given.seed,
@@ -83,7 +85,14 @@ def run(config: DistillConfig, given: StageInput) -> Facts:
         label="distill",
     )
     save_checkpoint(student, tokenizer, given.out, dtype=config.save_dtype)
-    return {"kept_layers": kept, "sparsity": sparsity(student), "text_tokens": int(rows_NT.size), "history": history}
+    pruned = pruning_facts(config.prune, schedule.steps(config.length), student)
+    return {
+        "kept_layers": kept,
+        "sparsity": sparsity(student),
+        "text_tokens": int(rows_NT.size),
+        **pruned,
+        "history": history,
+    }
 
 
 def _kept(config: DistillConfig, depth: int) -> list[int]:

@@ -34,11 +34,16 @@ class BlockLinear:
 def block_linears(model: nn.Module) -> Iterator[BlockLinear]:
     """Every linear inside the model's blocks, in the model's order."""
     for prefix, block in blocks(model):
-        for name, module in block.named_modules():
-            if isinstance(module, nn.Linear | Conv1D):
-                weight = module.weight
-                assert isinstance(weight, nn.Parameter)
-                yield BlockLinear(f"{prefix}.{name}", weight, isinstance(module, Conv1D))
+        yield from linears_of(prefix, block)
+
+
+def linears_of(prefix: str, block: nn.Module) -> Iterator[BlockLinear]:
+    """Every linear inside one block, whose name in the model is `prefix`."""
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            weight = module.weight
+            assert isinstance(weight, nn.Parameter)
+            yield BlockLinear(f"{prefix}.{name}", weight, isinstance(module, Conv1D))
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:

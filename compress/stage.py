@@ -74,6 +74,10 @@ class StageInput:
     """A dense checkpoint: the source of the whole recipe."""
     train_text: TextSource | None = None
     calibration_text: TextSource | None = None
+    decode_seconds: Callable[[Path], float] | None = None
+    """Seconds per decoded token of a dense checkpoint's shape on the runtime that will serve it, once measured; None
+    where nothing can measure it.
+    """
     lineage: tuple[Facts, ...] = ()
     """What made the source: its key first, then kind and knobs of every earlier stage; a bundle's manifest says it."""
     progress: Progress = field(default_factory=Silent)

@@ -3,15 +3,18 @@
 The loss is the mean cross-entropy of the next token over packed documents. From nothing, `architecture` is the
 model's config (the keys of its config.json) and `vocabulary` the size of the byte-level BPE that is trained on the
 training text first (Sennrich et al., arXiv 1508.07909; byte level as in GPT-2).
+With `prune` the model becomes sparse as it trains (`gradual.py`); zeros that it already has stay in any case.
 
 Not covered: data that does not fit into memory, several machines.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from compress.checkpoint import DType, end_of_text, load_model, load_tokenizer, save_checkpoint
+from compress.gradual import GradualConfig
 from compress.stage import Facts, Material, Stage, StageConfig, StageError, StageInput
 from compress.text import SEPARATOR, pack, read_documents, tokenize
 
@@ -46,12 +49,13 @@ class TrainingKnobs(StageConfig):
     """How many resumable checkpoints are written, evenly spaced."""
     save_dtype: DType = "float32"
     """Type of the saved weights."""
+    prune: GradualConfig | None = None
+    """Zero the smallest weights on the way: {sparsity: 0.5} or {pattern: "2:4"}, and when: `ramp`, `every`."""
 
     def schedule(self) -> "Schedule":
         from compress.training import Schedule
 
-        fields = ("tokens", "batch", "learning_rate", "weight_decay", "warmup", "precision", "device", "checkpoints")
-        return Schedule(**{name: getattr(self, name) for name in fields})
+        return Schedule(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Schedule)})
 
 
 class TrainConfig(TrainingKnobs):
@@ -68,6 +72,7 @@ class TrainConfig(TrainingKnobs):
 def run(config: TrainConfig, given: StageInput) -> Facts:
     """Leaves a dense checkpoint, trained on `given.train_text`."""
     from compress.training import fit, next_token_loss
+    from compress.zeros import pruning_facts
 
     if given.train_text is None:
         raise StageError("train: expected a training text (data.train), got none")
@@ -80,10 +85,11 @@ def run(config: TrainConfig, given: StageInput) -> Facts:
     if config.held_out and given.calibration_text is not None:
         held_out = tokenize(read_documents(given.calibration_text), tokenizer)
         held_out_NT = pack(held_out, config.length, end_of_text(tokenizer))[:HELD_OUT_ROWS]
+    schedule = config.schedule()
     history = fit(
         model,
         rows_NT,
-        config.schedule(),
+        schedule,
         loss=next_token_loss,
         scratch=given.scratch,
         seed=given.seed,
@@ -92,7 +98,8 @@ def run(config: TrainConfig, given: StageInput) -> Facts:
         held_out_NT=held_out_NT,
     )
     save_checkpoint(model, tokenizer, given.out, dtype=config.save_dtype)
-    return {"text_tokens": int(rows_NT.size), "history": history}
+    pruned = pruning_facts(config.prune, schedule.steps(config.length), model)
+    return {"text_tokens": int(rows_NT.size), **pruned, "history": history}
 
 
 def _source(given: StageInput) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

@@ -7,8 +7,9 @@ The order of rows is computed ahead of the run, so a resumed run continues in th
 its trainer_state.json, which the Trainer writes last, can be read; half-written ones are removed. On a CPU a killed
 and resumed run ends in the same bits.
 
-Sparse models stay sparse: the gradient of a weight that is exactly zero at the start is masked, so its AdamW moments
-stay zero and neither the update nor the weight decay can move it.
+Sparse models stay sparse: a weight of the block linears that is exactly zero at the start is held there (`zeros.py`).
+Where the schedule says `prune`, more of them follow along a ramp (`gradual.py`); the masks are a part of every
+checkpoint then.
 
 Not covered: several processes, evaluation-driven stopping.
 """
@@ -29,12 +30,16 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
+from compress.amount import Amount
 from compress.checkpoint import no_bars
-from compress.linears import block_linears
+from compress.gradual import GradualConfig, Ramp
 from compress.stage import Progress, StageError, Task
+from compress.zeros import Zeros
 
 Loss = Callable[[PreTrainedModel, Tensor], Tensor]
 """(model, ids_BT) -> mean loss over the predicted tokens, a scalar tensor with gradient."""
+FIGURES = {"loss": "loss", "eval_loss": "held_out_loss", "sparsity": "sparsity"}
+"""What the Trainer logs, and what it is called in a history."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,8 @@ class Schedule:
     device: Literal["cpu", "cuda"]
     checkpoints: int
     """How many times a resumable checkpoint is written, evenly spaced."""
+    prune: GradualConfig | None = None
+    """What to prune on the way."""
 
     def steps(self, length: int) -> int:
         return max(1, self.tokens // (self.batch * length))
@@ -62,21 +69,6 @@ def next_token_loss(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     """Mean cross-entropy of each token given those before it, in nats."""
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
     return nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), ids_BT[:, 1:].flatten())
-
-
-def keep_zeros(model: nn.Module) -> int:
-    """Hold every exactly-zero weight of the block linears at zero from now on; returns how many are held.
-
-    A matrix that is zero throughout counts as not yet trained rather than as pruned.
-    """
-    held = 0
-    for linear in block_linears(model):
-        mask = linear.parameter.detach() != 0
-        if mask.all() or not mask.any():
-            continue
-        linear.parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
-        held += int((~mask).sum())
-    return held
 
 
 def fit(
@@ -93,17 +85,21 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `model` in place; returns its history: step, tokens, loss and held_out_loss (both in nats per token).
 
+    Where weights are dropped on the way, a row also has `sparsity`, the share of the block weights held at zero.
+
     Raises:
-        StageError: the device is not there.
+        StageError: the device is not there, or there is nothing (left) to prune.
     """
     if schedule.device == "cuda" and not torch.cuda.is_available():
         raise StageError("device: cuda: PyTorch sees no CUDA device here; use cpu, or a PyTorch built for this GPU")
     nn.Module.to(model, schedule.device)
-    keep_zeros(model)
     length = rows_NT.shape[1]
     steps = schedule.steps(length)
     order = data_order(len(rows_NT), steps * schedule.batch, seed)
+    pruning = _Pruning(model, schedule.prune, steps)
     resume = last_checkpoint(scratch)
+    if resume is not None:
+        pruning.resume(resume)
     arguments = _arguments(schedule, steps, scratch, seed, evaluate=held_out_NT is not None)
     arguments.use_cache = model.config.use_cache  # the Trainer would turn it off, and that would be saved
     with no_bars(), progress.task(label, total=steps, done=_step_of(resume)) as task:
@@ -111,9 +107,10 @@ def fit(
             model,
             arguments,
             loss=loss,
+            pruning=pruning,
             train_dataset=_Rows(rows_NT, order),
             eval_dataset=None if held_out_NT is None else _Rows(held_out_NT, np.arange(len(held_out_NT))),
-            callbacks=[_Advance(task)],
+            callbacks=[pruning, _Advance(task)],
         )
         trainer.remove_callback(PrinterCallback)  # a stage never prints
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -183,9 +180,7 @@ def _history(log: list[dict[str, Any]], tokens_per_step: int) -> list[dict[str, 
     for entry in log:
         step = int(entry["step"])
         row = history.setdefault(step, {"step": step, "tokens": step * tokens_per_step})
-        row |= {
-            name: float(entry[key]) for key, name in (("loss", "loss"), ("eval_loss", "held_out_loss")) if key in entry
-        }
+        row |= {name: float(entry[key]) for key, name in FIGURES.items() if key in entry}
     return [row for _, row in sorted(history.items()) if len(row) > 2]
 
 
@@ -202,11 +197,14 @@ class _Rows(Dataset[dict[str, Tensor]]):
 
 
 class _Trainer(Trainer):
-    """The Trainer with a loss that is handed to it and rows taken in the order given."""
+    """The Trainer with a loss that is handed to it, rows taken in the order given, and masks in its checkpoints."""
 
-    def __init__(self, model: PreTrainedModel, arguments: TrainingArguments, *, loss: Loss, **rest: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel, arguments: TrainingArguments, *, loss: Loss, pruning: "_Pruning", **rest: Any
+    ) -> None:
         super().__init__(model=model, args=arguments, **rest)
         self.loss = loss
+        self.pruning = pruning
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(
@@ -223,9 +221,49 @@ class _Trainer(Trainer):
         with torch.no_grad(), torch.autocast(ids_BT.device.type, torch.bfloat16, enabled=self.args.bf16):
             return next_token_loss(model, ids_BT), None, None
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        assert output_dir is not None
+        self.pruning.save(Path(output_dir))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs | self.pruning.figures(), start_time)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         assert isinstance(self.train_dataset, _Rows)
         return SequentialSampler(self.train_dataset)
+
+
+class _Pruning(TrainerCallback):
+    """Holds a model's zeros while it trains, and adds to them where a ramp is asked for."""
+
+    def __init__(self, model: nn.Module, config: GradualConfig | None, steps: int) -> None:
+        self.zeros = Zeros(model)
+        self.plan: tuple[Amount, Ramp] | None = None
+        if config is not None:
+            first, last = self.zeros.reach(config.amount())
+            self.plan = config.amount(), Ramp.of(config, steps, first=first, last=last)
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, optimizer: Any = None, **rest: Any
+    ) -> None:
+        if self.plan is not None:
+            amount, ramp = self.plan
+            if ramp.due(state.global_step):
+                self.zeros.drop(amount, ramp.share(state.global_step), optimizer)
+
+    def figures(self) -> dict[str, float]:
+        """What belongs beside the loss."""
+        return {} if self.plan is None else {"sparsity": self.zeros.share}
+
+    def save(self, checkpoint: Path) -> None:
+        if self.plan is not None:
+            self.zeros.save(checkpoint)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Take over the masks of a checkpoint; its weights and moments are the Trainer's business."""
+        if self.plan is not None:
+            self.zeros.load(checkpoint)
 
 
 class _Advance(TrainerCallback):

@@ -43,6 +43,9 @@ METRICS: dict[str, Metric] = {
         unit="B", better="lower", summary="bytes of the weights as they are held to run (PyTorch: float32)"
     ),
     "disk_bytes": Metric(unit="B", better="lower", summary="bytes of the weight files (and the ONNX graph) on disk"),
+    "compressed_bytes": Metric(
+        unit="B", better="lower", summary="bytes of the same files once compressed by zstd level 3: what zeros save"
+    ),
     "peak_memory": Metric(
         unit="B", better="lower", summary="peak resident memory of a fresh process that loads the model and decodes"
     ),

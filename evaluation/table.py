@@ -25,6 +25,7 @@ NAMES: dict[str, str] = {
     "nonzero_parameters": "Nonzero parameters",
     "weight_bytes": "Weights",
     "disk_bytes": "Size on disk",
+    "compressed_bytes": "Size on disk, compressed",
     "peak_memory": "Peak memory",
     "prefill_latency": "Prefill latency",
     "decode_latency": "Decode latency per token",

@@ -7,13 +7,14 @@ prove      int8 values, provider and parity, on the written files        coverag
 seal       manifest.json                                                 bundle.py
 """
 
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from compress.stage import Facts, Stage, StageConfig, StageError, StageInput, Task
+from compress.stage import Facts, Silent, Stage, StageConfig, StageError, StageInput, Task
 
 if TYPE_CHECKING:
     from export.batch import Ids
@@ -95,25 +96,15 @@ def _export(config: ExportConfig, given: StageInput, source: Path, task: Task) -
     from compress.checkpoint import count_nonzero, inspect_checkpoint
     from export.bundle import write_manifest
     from export.external_data import read_graph
-    from export.graph import build_decoder
-    from export.passes import PassContext, apply_passes
     from export.provider import prove_provider
     from export.triton import bundle_place, write_config
 
     bundle = given.out if config.layout == "bundle" else bundle_place(given.out, MODEL)
     bundle.mkdir(parents=True, exist_ok=True)
-    decoder = build_decoder(source, config.provider)
-    task.advance(note="graph built")
-    context = PassContext(
-        weights=decoder.weights, provider=config.provider, block_size=config.block_size, accuracy_level=config.level
-    )
-    passes = apply_passes(decoder.model, context)
-    task.advance(note="weights placed")
-    covered = _write(decoder, context, source, bundle)
-    task.advance(note="written")
+    built = build_bundle(config, source, bundle, task)
     proof = prove_provider(bundle, config.provider)
     task.advance(note="provider proven")
-    parity = _check_parity(config, given, bundle, decoder.architecture.max_position_embeddings)
+    parity = _check_parity(config, given, bundle, built.context)
     task.advance(note="parity holds")
     about = {
         "parameters": inspect_checkpoint(source).parameters,
@@ -121,8 +112,8 @@ def _export(config: ExportConfig, given: StageInput, source: Path, task: Task) -
         "recipe": [*given.lineage, {"kind": "export", "knobs": config.model_dump(mode="json")}],
         "provider": config.provider,
         "knobs": config.model_dump(mode="json"),
-        "passes": passes,
-        "coverage": covered,
+        "passes": built.passes,
+        "coverage": built.coverage,
         "parity": parity,
         "proof_of_provider": proof,
         "libraries": _versions(),
@@ -134,6 +125,43 @@ def _export(config: ExportConfig, given: StageInput, source: Path, task: Task) -
     task.advance(note="sealed")
     sizes = {file.name: file.stat().st_size for file in sorted(bundle.iterdir())}
     return {key: about[key] for key in ("passes", "coverage", "parity", "proof_of_provider")} | {"bytes": sizes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A bundle whose files are written and whose proofs are still to come."""
+
+    context: int
+    """Tokens that the model can read at once."""
+    passes: list[str]
+    """Those that changed something."""
+    coverage: dict[str, Any]
+
+
+def build_bundle(config: ExportConfig, source: Path, out: Path, task: Task | None = None) -> Built:
+    """Write a checkpoint's graph, data, tokenizer and genai_config.json into the folder `out`: everything that runs.
+
+    It is no artifact yet: nothing is proven but that the int8 values are the checkpoint's, and there is no manifest.
+
+    Raises:
+        StageError: the architecture cannot be exported.
+        WeightError: its weights do not fit the graph.
+        CoverageError: an int8 matrix did not arrive as it was.
+    """
+    from export.graph import build_decoder
+    from export.passes import PassContext, apply_passes
+
+    task = task or Silent()
+    decoder = build_decoder(source, config.provider)
+    task.advance(note="graph built")
+    context = PassContext(
+        weights=decoder.weights, provider=config.provider, block_size=config.block_size, accuracy_level=config.level
+    )
+    passes = apply_passes(decoder.model, context)
+    task.advance(note="weights placed")
+    covered = _write(decoder, context, source, out)
+    task.advance(note="written")
+    return Built(context=decoder.architecture.max_position_embeddings, passes=passes, coverage=covered)
 
 
 def _write(decoder: "Decoder", context: "PassContext", source: Path, out: Path) -> dict[str, Any]:
@@ -157,7 +185,7 @@ def _write(decoder: "Decoder", context: "PassContext", source: Path, out: Path) 
 def _check_parity(config: ExportConfig, given: StageInput, bundle: Path, longest: int) -> dict[str, Any]:
     from tempfile import TemporaryDirectory
 
-    from compress.checkpoint import load_float_model
+    from compress.float_model import load_float_model
     from export.parity import ROWS, check_parity
     from export.reference import take_reference
     from export.replay import replay, write_probe

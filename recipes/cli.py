@@ -41,6 +41,7 @@ def main() -> None:
 
 def application() -> typer.Typer:
     """Every command."""
+    from recipes.sensitivity_command import sensitivity_command
     from recipes.stages import STAGES
     from recipes.verb_commands import evaluate_command, stage_command
 
@@ -51,6 +52,7 @@ def application() -> typer.Typer:
     for stage in STAGES.values():
         app.command(stage.kind, rich_help_panel=VERBS)(stage_command(stage))
     app.command("evaluate", rich_help_panel=VERBS)(evaluate_command())
+    app.command("sensitivity", rich_help_panel=VERBS)(sensitivity_command())
     app.command(rich_help_panel=BUNDLES)(generate)
     app.command(rich_help_panel=BUNDLES)(verify)
     for helper in (schema, methods, doctor):

@@ -2,7 +2,8 @@
 
     quality     log-probabilities on the test text, through the runtime that the form is for: PyTorch (float32),
                 bitsandbytes, or ONNX Runtime
-    footprint   parameters and bytes, counted; peak memory, of a fresh process (`probe.py`)
+    footprint   parameters and bytes, counted; bytes compressed (`stored.py`); peak memory, of a fresh process
+                (`probe.py`)
     latency     the PyTorch baseline and the last artifact in one process, in interleaved blocks
 
 Everything heavy is imported when it is needed.
@@ -22,7 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress import Form, Progress, TextSource
-from compress.checkpoint import count_nonzero, end_of_text, inspect_checkpoint, load_model, load_tokenizer
+from compress.checkpoint import (
+    count_nonzero,
+    end_of_text,
+    inspect_checkpoint,
+    load_model,
+    load_tokenizer,
+    weight_files,
+)
+from compress.int8 import EMBEDDINGS_FILE
 from compress.text import read_documents, tokenize
 from evaluation.latency import Arm, latency_measurements, time_arms
 from evaluation.measurement import Measurement
@@ -30,11 +39,12 @@ from evaluation.quality import Scorer, TokenScores, Windows, quality_measurement
 from export import bundle_folder
 from recipes.probe import DECODED
 from recipes.schema import BenchmarkConfig, EvaluateConfig
+from recipes.stored import METHOD, compressed_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MEASURE_VERSION = 2
+MEASURE_VERSION = 3
 TOKENS_FILE = "tokens.npz"
 RUNTIMES: dict[str, str] = {
     "dense": "PyTorch float32",
@@ -140,6 +150,9 @@ def measure_footprint(artifact: Path, form: Form, *, prompt: int, threads: int) 
             Measurement(metric=metric, value=n, samples=1, method="counted")
             for metric, n in _counts(artifact, form).items()
         ),
+        Measurement(
+            metric="compressed_bytes", value=compressed_bytes(_stored(artifact, form)), samples=1, method=METHOD
+        ),
         Measurement(metric="peak_memory", value=peak, samples=1, method=memory_method),
     ]
 
@@ -153,11 +166,17 @@ def _counts(artifact: Path, form: Form) -> dict[str, float]:
             "weight_bytes": checkpoint.weight_bytes,
             "disk_bytes": checkpoint.disk_bytes,
         }
-    bundle = bundle_folder(artifact)
-    manifest = _manifest(bundle)
-    size = sum(file.stat().st_size for file in bundle.glob("model.onnx*"))
+    manifest = _manifest(bundle_folder(artifact))
+    size = sum(file.stat().st_size for file in _stored(artifact, form))
     stated = {metric: manifest[metric] for metric in ("parameters", "nonzero_parameters")}
     return stated | {"weight_bytes": size, "disk_bytes": size}
+
+
+def _stored(artifact: Path, form: Form) -> list[Path]:
+    """The files that hold an artifact's weights; of a bundle, the graph too."""
+    if form == "onnx":
+        return sorted(bundle_folder(artifact).glob("model.onnx*"))
+    return sorted({*weight_files(artifact), *artifact.glob(EMBEDDINGS_FILE)})
 
 
 def probe(artifact: Path, form: Form, *, prompt: int, threads: int) -> int:

@@ -24,12 +24,13 @@ from evaluation.measurement import Measurement, Ratio
 from evaluation.render import write_report
 from evaluation.report import Report, Row
 from recipes import measure
+from recipes.decoding import DecodeTimer
 from recipes.errors import Problem, RecipeError, raise_problems
 from recipes.failures import of_the_system
 from recipes.machine import LIBRARIES, environment, processor
 from recipes.planning import Step, chain, estimates, run_folder
 from recipes.preflight import VERSION, check_model, check_room, check_texts
-from recipes.schema import Recipe, Stages, available_cores, short_benchmark
+from recipes.schema import BenchmarkConfig, Recipe, Stages, available_cores, short_benchmark
 from recipes.source import NOTHING, Source, resolve
 from recipes.store import Artifact, Store, StoreError, versions
 
@@ -179,6 +180,7 @@ class _Engine:
                 teacher=first.folder if first is not None and first.form == "dense" else None,
                 train_text=data.train,
                 calibration_text=data.calibration,
+                decode_seconds=DecodeTimer(scratch, threads=self._benchmark().threads),
                 lineage=self._lineage(step),
                 progress=self.progress,
             )
@@ -235,7 +237,7 @@ class _Engine:
         return found
 
     def _footprint(self, subject: _Subject) -> Artifact:
-        benchmark = self.recipe.benchmark or short_benchmark(self.recipe.evaluate)
+        benchmark = self._benchmark()
         identity = {
             "version": self.meter.version,
             "artifact": subject.key,
@@ -253,6 +255,9 @@ class _Engine:
             return {"measurements": _plain(taken)}
 
         return self._obtain("footprint", identity, make)
+
+    def _benchmark(self) -> BenchmarkConfig:
+        return self.recipe.benchmark or short_benchmark(self.recipe.evaluate)
 
     def _timed(self, rows: list[Row]) -> list[Row]:
         """The rows with the latencies of the first and the last one."""

@@ -18,6 +18,7 @@ from typing import Any
 from compress.stage import Facts, Form, Progress, Stage, StageConfig, StageInput
 from compress.text import TextSource
 from export import bundle_folder
+from recipes.decoding import DecodeTimer
 from recipes.store import flush
 
 TEXT_OPTIONS = {"train_text": "--train-text", "calibration_text": "--calibration-text"}
@@ -60,13 +61,13 @@ class Order:
                 "knobs": self.config.model_dump(mode="json"),
                 "seed": self.seed,
                 **{name: text and text.digest() for name, text in texts.items()},
-                **{name: folder and _look_of(folder) for name, folder in folders.items()},
+                **{name: folder and look_of(folder) for name, folder in folders.items()},
             },
             sort_keys=True,
         )
 
 
-def _look_of(folder: Path) -> list[tuple[str, int, int]]:
+def look_of(folder: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of change of every file: quick, and different after every change."""
     states = ((file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file())
     return [(str(file.relative_to(folder)), state.st_size, state.st_mtime_ns) for file, state in states]
@@ -160,6 +161,7 @@ def carry_out(order: Order, progress: Progress, *, log_to: Callable[[Path], None
             teacher=order.teacher or order.source,
             train_text=order.train_text,
             calibration_text=order.calibration_text,
+            decode_seconds=DecodeTimer(scratch),
             progress=progress,
         )
         facts = order.stage.run(order.config, given)

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from compress import Stage, StageInput, TextSource, inspect_checkpoint
+from compress.calibration import inputs_of
 from compress.distill import LossName
 from compress.losses import LOSSES
 from compress.prune import PruneConfig
 from compress.quantize import SCHEMES, QuantizeConfig
-from compress.sparsify import CRITERIA
+from compress.sparsify import CRITERIA, Amount, choose
 from evaluation.measurement import METRICS
 from recipes import load_recipe
 from recipes.stages import STAGES
@@ -32,6 +33,7 @@ HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "onnx_ir", "mobius", "m
 KNOBS: dict[str, dict[str, Any]] = {
     "train": {"tokens": 1024, "length": 32, "batch": 8},
     "prune": {"sparsity": 0.5},
+    "slim": {"ffn": 0.75, "layers": 2, "heads": 0.5},
     "distill": {"layers": 2, "tokens": 1024, "length": 32, "batch": 8},
     "quantize": {"embeddings": True},
     "export": {"parity_tokens": 32},
@@ -98,11 +100,15 @@ def test_registries_and_the_knobs_that_name_their_entries_agree() -> None:
 def test_every_criterion_scores_each_weight_and_changes_none(name: str) -> None:
     weight_OI = torch.randn(6, 8)
     copy_OI = weight_OI.clone()
-    score_OI = CRITERIA[name](weight_OI)
-    assert score_OI.shape == weight_OI.shape
+    inputs, amount = inputs_of(torch.randn(20, 8), CRITERIA[name].reads), Amount(sparsity=0.25)
+    score_OI = CRITERIA[name].score(weight_OI, inputs)
+    pruned_OI = CRITERIA[name].prune(weight_OI, inputs, choose(amount))
+    assert score_OI.shape == pruned_OI.shape == weight_OI.shape
     assert torch.isfinite(score_OI).all()
+    assert score_OI.min() >= 0
+    assert int((pruned_OI == 0).sum()) == 12
     assert torch.equal(weight_OI, copy_OI)
-    assert CRITERIA[name].__doc__
+    assert CRITERIA[name].summary
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))

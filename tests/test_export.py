@@ -87,7 +87,7 @@ def test_conv1d_that_the_stock_quantizer_skips_is_int8(int8: dict[str, Path], bu
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     from transformers.pytorch_utils import Conv1D
 
-    from compress.checkpoint import load_float_model
+    from compress.float_model import load_float_model
 
     model = load_float_model(int8["gpt2"])
     linears = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}

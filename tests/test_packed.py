@@ -15,7 +15,8 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from compress import CheckpointError, StageError, StageInput, inspect_checkpoint
-from compress.checkpoint import count_nonzero, load_float_model, load_model
+from compress.checkpoint import count_nonzero, load_model
+from compress.float_model import load_float_model
 from compress.int8 import read_int8_matrices
 from compress.packed import WEIGHTS, packed_faults
 from compress.quantize import QuantizeConfig, run

@@ -10,7 +10,7 @@ import pytest
 from conftest import CONTEXT
 from exported import exported, quantized, sharpened
 
-from compress.checkpoint import load_float_model
+from compress.float_model import load_float_model
 from export.exact import rounds_activations, write_exact
 from export.external_data import read_graph
 from export.parity import CHECKS, TOLERANCES, ParityError, Runs, check_independence, check_parity, compare, run_forced

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress import CheckpointError, QuantizeConfig, StageInput, inspect_checkpoint
-from compress.checkpoint import load_float_model, load_model
+from compress.checkpoint import load_model
+from compress.float_model import load_float_model
 from compress.int8 import EMBEDDINGS_FILE, Int8Matrix, quantize_rows, read_int8_matrices
 from compress.linears import block_linears
 from compress.quantize import run

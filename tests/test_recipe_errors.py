@@ -65,7 +65,7 @@ def test_the_recipe_that_the_others_are_made_from_is_right(write: Write) -> None
 def test_unknown_knob(write: Write) -> None:
     assert errors_of(write(("layers: 2", "layers: 2, temprature: 2.0"))) == (
         "recipe.yaml:8: distill.temprature: expected batch, checkpoints, device, keep, layers, learning_rate, length, "
-        "losses, precision, save_dtype, temperature, tokens, warmup or weight_decay, got the unknown key 'temprature'; "
+        "losses, precision, prune, save_dtype, temperature, tokens, warmup or weight_decay, got the unknown key 'temprature'; "
         "did you mean 'temperature'?"
     )
 
@@ -98,7 +98,7 @@ def test_repeated_key(write: Write) -> None:
 
 def test_unknown_stage(write: Write) -> None:
     assert errors_of(write(("- quantize", "- quantise"), ("  - export\n", ""))) == (
-        "recipe.yaml:9: quantise: expected a stage (train, prune, distill, quantize, export), got 'quantise'; "
+        "recipe.yaml:9: quantise: expected a stage (train, prune, slim, distill, quantize, export), got 'quantise'; "
         "did you mean 'quantize'?"
     )
 

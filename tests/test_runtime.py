@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from exported import exported, genai_greedy, quantized, sharpened
 
-from compress.checkpoint import load_float_model
+from compress.float_model import load_float_model
 from export.provider import judge_profile, prove_provider
 from export.runtime import OnnxCausalLM, PromptError
 from export.sampling import Sampling, choose, nucleus, penalize

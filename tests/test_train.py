@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killing import KillAt, KilledError
 
 from compress import StageError, StageInput, TextSource, TrainConfig
 from compress.checkpoint import load_model
@@ -23,22 +24,6 @@ KNOBS: dict[str, Any] = {
     "batch": 8,
     "checkpoints": 4,
 }
-
-
-class KilledError(Exception):
-    """Stands for the signal that ends a process in the middle of training."""
-
-
-class KillAt(Silent):
-    """A progress that ends the run at one step."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def advance(self, amount: float = 1.0, note: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KilledError
 
 
 def given(folder: Path, text_file: Path, **rest: Any) -> StageInput:

@@ -1,0 +1,305 @@
+"""What each way of pruning costs and what it buys: quality, time, memory, and latency in ONNX Runtime.
+
+    python -m benchmarks.pruning --model FOLDER --calibration FILE --test FILE [--peer PYTHON] [--only PART ...]
+
+    masks       one-shot criteria on a trained model: perplexity, seconds and peak memory on one thread; with --peer,
+                the python of an environment that has llm-compressor, its own side by side
+    widths      GPT-2 124M's shape with 25 % and 50 % of its parameters removed in width and in depth: decoding in ONNX
+                Runtime against what the bytes predict; and half of its weights zeroed, which buys no time
+    memory      SparseGPT on GPT-2 1.5B's shape
+    recovery    the recipes prune-*.yaml, from one end to the other
+
+Parts that are not run stay in the results as they are. Perplexity is of the first 8 x 512 tokens of the test text; the
+calibration is the first 32 x 512 tokens of its own. Times are of the work, imports aside.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+if __name__ == "__main__" and not __package__:  # started by its path: imports begin at the repository
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import typer
+
+from benchmarks.arms import ARMS, OURS
+from benchmarks.grid import Cell, Prompts, Settings, Tell, time_cell
+from benchmarks.marks import peak_until, seconds_until
+from benchmarks.peers import RESULTS, finish, sizes_of, teller
+from benchmarks.prepare import CALIBRATION, ROOT, prepared
+from benchmarks.process import ArmProcess
+from benchmarks.pruning_tables import PEER, WHOLE, ZEROED
+from benchmarks.shapes import write_checkpoint
+
+Json = dict[str, Any]
+TEST = CALIBRATION.with_name("test.txt")
+ROWS, LENGTH, WINDOWS, THREADS = 32, 512, 8, 1
+HALF, TWO_FOUR = {"sparsity": 0.5}, {"pattern": "2:4"}
+METHODS: dict[str, Json] = {
+    "random, 50 %": {"criterion": "random", **HALF},
+    "magnitude, 50 %": {"criterion": "magnitude", **HALF},
+    "Wanda, 50 %": {"criterion": "wanda", **HALF},
+    "SparseGPT, 50 %": {"criterion": "sparsegpt", **HALF},
+    "magnitude, 2:4": {"criterion": "magnitude", **TWO_FOUR},
+    "Wanda, 2:4": {"criterion": "wanda", **TWO_FOUR},
+    "SparseGPT, 2:4": {"criterion": "sparsegpt", **TWO_FOUR},
+}
+PEER_METHODS: dict[str, tuple[str, str]] = {
+    "Wanda, 50 %": ("wanda", "0.5"),
+    "SparseGPT, 50 %": ("sparsegpt", "0.5"),
+    "SparseGPT, 2:4": ("sparsegpt", "2:4"),
+}
+SHAPE, LARGE = "gpt2-124m", "gpt2-1.5b"
+WIDTH, DEPTH = ["ffn", "heads", "hidden"], ["layers"]
+VARIANTS: dict[str, tuple[str, Json]] = {
+    ZEROED: ("prune", {"criterion": "magnitude", **HALF}),
+    "width, 25 % removed": ("slim", {"target": {"parameters": 0.75}, "axes": WIDTH, "importance": "weights"}),
+    "width, 50 % removed": ("slim", {"target": {"parameters": 0.5}, "axes": WIDTH, "importance": "weights"}),
+    "depth, 25 % removed": ("slim", {"target": {"parameters": 0.75}, "axes": DEPTH}),
+    "depth, 50 % removed": ("slim", {"target": {"parameters": 0.5}, "axes": DEPTH}),
+}
+CELL = Cell(kind="decode", tokens=128, batch=1)
+BLOCKS, STEPS = 15, 16
+METRICS = ("perplexity", "weight_bytes", "decode_latency")
+RECIPES = ("prune-sparsegpt", "prune-gradual", "prune-gradual-2-4", "prune-width", "prune-depth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What was asked for."""
+
+    model: Path | None
+    calibration: Path
+    test: Path
+    peer: Path | None
+    work: Path
+    tell: Tell
+
+
+def main(
+    model: Annotated[Path | None, typer.Option(help="A trained dense checkpoint, for the part `masks`.")] = None,
+    calibration: Annotated[Path, typer.Option(help="The text to calibrate on.")] = CALIBRATION,
+    test: Annotated[Path, typer.Option(help="The text to measure on.")] = TEST,
+    peer: Annotated[Path | None, typer.Option(help="The python of an environment with llm-compressor.")] = None,
+    only: Annotated[list[str], typer.Option(help="Only these parts; repeatable.")] = [],  # noqa: B006
+    work: Annotated[Path | None, typer.Option(help="Where files are made; default: a temporary folder.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the results go as JSON.")] = RESULTS / "pruning.json",
+) -> None:
+    """Measure what pruning costs and buys."""
+    unknown = sorted(set(only) - set(PARTS))
+    if unknown:
+        raise typer.BadParameter(f"--only: expected {', '.join(PARTS)}, got {', '.join(unknown)}")
+    wanted = [part for part in PARTS if not only or part in only]
+    if "masks" in wanted and model is None:
+        raise typer.BadParameter("--model: expected a trained checkpoint's folder for the part `masks`")
+    with tempfile.TemporaryDirectory(prefix="demitasse-pruning-") as temporary:
+        order = Order(
+            model=model,
+            calibration=calibration,
+            test=test,
+            peer=peer,
+            work=work or Path(temporary),
+            tell=teller("pruning"),
+        )
+        finish(measure(wanted, order, out), out)
+
+
+def measure(parts: list[str], order: Order, out: Path | None = None) -> Json:
+    """Run the parts; the results as they are stored, with what `out` holds of the others."""
+    from benchmarks.machine import machine
+
+    earlier = json.loads(out.read_text(encoding="utf-8"))["parts"] if out is not None and out.is_file() else {}
+    about = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine("cpu")}
+    results: Json = {"kind": "pruning", **about, "parts": earlier}
+    for part in parts:
+        order.work.mkdir(parents=True, exist_ok=True)
+        results["parts"][part] = PARTS[part](order)
+    return results
+
+
+def masks(order: Order) -> Json:
+    """Every criterion on one trained model; times and memory side by side with the peer's."""
+    assert order.model is not None
+    dense = perplexity(order.model, order.test)
+    rows: dict[str, Json] = {}
+    for name, knobs in METHODS.items():
+        order.tell(name)
+        ran = run_stage("prune", order.model, knobs | {"rows": ROWS, "length": LENGTH}, order.calibration, order.work)
+        parts = ran["parts"]
+        rows[name] = {
+            "perplexity": perplexity(Path(ran["out"]), order.test),
+            "sparsity": ran["facts"]["sparsity"],
+            "seconds": seconds_until(parts),
+            "peak": peak_until(parts),
+        }
+        shutil.rmtree(ran["out"])
+        if order.peer is not None and name in PEER_METHODS:
+            order.tell(f"{PEER}: {name}")
+            rows[f"{name}, {PEER}"] = _peer(order, *PEER_METHODS[name])
+    weights = sum(4 * np.prod(shape) for shape in _shapes(order.model))
+    return {
+        "model": order.model.name,
+        "dense": dense,
+        "float32_bytes": float(weights),
+        "rows": rows,
+        "calibration": order.calibration.name,
+        "test": order.test.name,
+        "threads": THREADS,
+        "peer": None if order.peer is None else f"{PEER} {peer_version(order.peer)}",
+    }
+
+
+def peer_version(python: Path) -> str:
+    """llm-compressor's version in another environment."""
+    code = "from importlib.metadata import version; print(version('llmcompressor'))"
+    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _shapes(checkpoint: Path) -> list[tuple[int, ...]]:
+    from compress.float_model import empty_model
+
+    return [tuple(parameter.shape) for parameter in empty_model(checkpoint).parameters()]
+
+
+def run_stage(kind: str, source: Path, knobs: Json, text: Path, work: Path, threads: int = THREADS) -> Json:
+    """Run a stage in its own process: its answer, and the folder it filled as "out"."""
+    out = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=work))
+    module = [sys.executable, "-m", "benchmarks.prune_process"]
+    return _run([*module, kind, str(source), str(out), str(text), str(threads), json.dumps(knobs)], threads) | {
+        "out": str(out)
+    }
+
+
+def _run(command: list[str], threads: int) -> Json:
+    """Run a program whose last line is JSON."""
+    settings = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | settings)
+    if ran.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[:4])} ended with {ran.returncode}:\n{ran.stderr[-2000:]}")
+    answer: Json = json.loads(ran.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def _peer(order: Order, method: str, amount: str) -> Json:
+    out = Path(tempfile.mkdtemp(prefix="peer-", dir=order.work))
+    script = str(ROOT / "benchmarks" / "llm_compressor.py")
+    texts = [str(order.model), str(out), str(order.calibration), str(ROWS), str(LENGTH), str(THREADS)]
+    ran = _run([str(order.peer), script, *texts, method, amount], THREADS)
+    found = {"perplexity": perplexity(out, order.test), "seconds": ran["seconds"], "peak": ran["peak"]}
+    shutil.rmtree(out)
+    return found
+
+
+def perplexity(checkpoint: Path, test: Path) -> float:
+    """exp of the mean loss over the first WINDOWS windows of LENGTH tokens, each on its own, its first token aside."""
+    import torch
+
+    from compress.calibration import calibration_rows
+    from compress.checkpoint import load_model, load_tokenizer
+    from compress.text import TextSource
+    from compress.training import next_token_loss
+
+    model = load_model(checkpoint)
+    rows_NT = calibration_rows(TextSource(file=test), load_tokenizer(checkpoint), WINDOWS, LENGTH)
+    with torch.inference_mode():
+        losses = [float(next_token_loss(model, torch.from_numpy(row[None]))) for row in rows_NT]
+    return float(np.exp(np.mean(losses)))
+
+
+def widths(order: Order) -> Json:
+    """Decoding of smaller shapes against the whole one, all of them taking turns in the same blocks."""
+    source = order.work / SHAPE
+    if not (source / "model.safetensors").is_file():
+        write_checkpoint(SHAPE, source)
+    rows: dict[str, Json] = {WHOLE: {"facts": {}}}
+    folders = {WHOLE: source}
+    for name, (kind, knobs) in VARIANTS.items():
+        order.tell(name)
+        ran = run_stage(kind, source, knobs, CALIBRATION, order.work, threads=2)
+        folders[name], rows[name] = Path(ran["out"]), {"facts": _brief(ran["facts"])}
+    bundles = {}
+    for name, folder in folders.items():
+        order.tell(f"bundle: {name}")
+        bundles[name] = prepared(ARMS[OURS].files, folder, order.work, "cpu").folder
+        rows[name] |= sizes_of(bundles[name])
+        rows[name]["parameters"] = sum(int(np.prod(shape)) for shape in _shapes(folder))
+    for name, seconds in _decode(bundles, source, order).items():
+        rows[name]["seconds"] = seconds
+    return {"shape": SHAPE, "rows": rows, "blocks": BLOCKS, "steps": STEPS, "threads": 2, "context": CELL.tokens}
+
+
+def _brief(facts: Json) -> Json:
+    """The facts that fit into a table."""
+    return {key: value for key, value in facts.items() if not isinstance(value, dict | list)}
+
+
+def _decode(bundles: dict[str, Path], source: Path, order: Order) -> dict[str, list[float]]:
+    """Median step of each block, for each bundle."""
+    settings = Settings(cells=(CELL,), blocks=BLOCKS, steps=STEPS, loads=1, threads=2)
+    prompts = Prompts.read(source, settings.longest)
+    running, results = {}, {name: {"cells": {}, "reason": ""} for name in bundles}
+    try:
+        for name, folder in bundles.items():
+            running[name] = ArmProcess(
+                ARMS[OURS].runner, folder, threads=2, device="cpu", scratch=order.work / "scratch"
+            )
+            running[name].order("open")
+        random = np.random.default_rng(0)
+        time_cell(results, running, CELL, prompts.rows(1, CELL.tokens), settings, random, order.tell)
+    finally:
+        for process in running.values():
+            process.close()
+    return {name: result["cells"][CELL.key]["seconds"] for name, result in results.items()}
+
+
+def memory(order: Order) -> Json:
+    """SparseGPT on the largest shape, whose weights alone are 6.2 GB in float32."""
+    source = order.work / LARGE
+    if not (source / "model.safetensors").is_file():
+        order.tell(f"writes {LARGE}")
+        write_checkpoint(LARGE, source)
+    order.tell(f"SparseGPT on {LARGE}")
+    ran = run_stage("prune", source, METHODS["SparseGPT, 50 %"], CALIBRATION, order.work, threads=2)
+    shutil.rmtree(ran["out"])
+    weights = sum(4 * int(np.prod(shape)) for shape in _shapes(source))
+    shutil.rmtree(source)
+    parts = ran["parts"]
+    return {"shape": LARGE, "float32_bytes": weights, "seconds": seconds_until(parts), "peak": peak_until(parts)}
+
+
+def recovery(order: Order) -> Json:
+    """The shipped recipes, run or found again in the working folder."""
+    from recipes import load_recipe, run
+
+    rows = {}
+    for name in RECIPES:
+        order.tell(f"recipe {name}")
+        report = run(load_recipe(name), out=order.work / name)
+        found = {
+            metric: report.final.measurement(metric) for metric in ("perplexity", "weight_bytes", "decode_latency")
+        }
+        rows[name] = {"verdict": report.verdict} | {
+            metric: taken.ratio.model_dump(mode="json") for metric, taken in found.items() if taken and taken.ratio
+        }
+    return {"rows": rows}
+
+
+PARTS: dict[str, Callable[[Order], Json]] = {
+    "masks": masks,
+    "widths": widths,
+    "memory": memory,
+    "recovery": recovery,
+}
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,230 @@
+"""A dense model with one part pruned at a time: its loss on held-out rows, the blocks before that part not run again.
+
+    ids_NT --blocks 0..i-1, dense: run once, kept--> hidden_NTD --block i, pruned--> --blocks i+1.., dense--> loss_N
+
+What flows into block i is the same for every way of pruning block i, so it is kept and handed on by the model's own
+forward pass in place of the blocks before (masks, positions, the head and whatever else the family does stay its own).
+A pruned weight is put in a parameter's place and the old tensor put back, so that the model is bit for bit what it was.
+
+Memory: the model in float32, N * T * D of hidden states, and, for a criterion that reads Gram matrices, one for every
+tensor that is fed to a linear.
+
+    N rows    T tokens    D hidden width    V vocabulary
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compress.amount import Amount
+from compress.calibration import Inputs, Reads, inputs_of
+from compress.checkpoint import load_model
+from compress.linears import BlockLinear, block_linears, blocks, linears_of
+from compress.masks import choose
+from compress.sparsify import CRITERIA
+from compress.stage import StageError, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from compress.sensitivity import Level, SensitivityConfig, Take
+
+AT_ONCE = 2048
+"""Tokens whose logits are held at once."""
+Found = tuple[str, int, dict["Level", list[float]]]
+"""(name, weights, level -> loss_N) of one part."""
+
+
+class Ablation:
+    """A checkpoint, the rows it is measured on, and what its linears are fed.
+
+    Raises:
+        CheckpointError: the folder holds no dense checkpoint.
+        StageError: a linear is never run, so nothing can be said of it.
+    """
+
+    def __init__(self, folder: Path, ids_NT: NDArray[np.int64], config: "SensitivityConfig") -> None:
+        self.model = load_model(folder)
+        self.criterion = CRITERIA[config.criterion]
+        self.amounts = config.amounts()
+        self.wants_kinds = config.kinds
+        self.held_out = torch.from_numpy(ids_NT[-config.held_out :])
+        self.inputs = linear_inputs(self.model, torch.from_numpy(ids_NT[: -config.held_out]), self.criterion.reads)
+
+    def work(self) -> int:
+        """How many times a block is run on the held-out rows, about."""
+        depth = len(blocks(self.model))
+        whole = len(self._by_kind()) if self.wants_kinds else 0
+        return len(self.amounts) * (depth * (depth + 1) // 2 + depth * whole)
+
+    def dense(self) -> list[float]:
+        """loss_N of the model as it is."""
+        return Prefix(self.model, self.held_out).loss_N().tolist()
+
+    def blocks(self, take: "Take", task: Task) -> Iterator[Found]:
+        """Every block, first to last."""
+        prefix = Prefix(self.model, self.held_out)
+        for index, (name, module) in enumerate(blocks(self.model)):
+            linears = list(linears_of(name, module))
+            yield name, _size(linears), self._levels(name, linears, prefix, take, task)
+            if index + 1 < len(blocks(self.model)):
+                prefix.advance()
+
+    def kinds(self, take: "Take", task: Task) -> Iterator[Found]:
+        """Every kind of linear, in the order in which a block has them; none where they are not wanted."""
+        prefix = Prefix(self.model, self.held_out)
+        for kind, linears in self._by_kind().items() if self.wants_kinds else ():
+            yield kind, _size(linears), self._levels(kind, linears, prefix, take, task)
+
+    def _levels(
+        self, part: str, linears: list[BlockLinear], prefix: "Prefix", take: "Take", task: Task
+    ) -> dict["Level", list[float]]:
+        found = {}
+        for level, amount in self.amounts.items():
+            found[level] = take(part, str(level), partial(self._loss_N, linears, amount, prefix))
+            task.advance(len(blocks(self.model)) - prefix.first, note=f"{part} {level}: {np.mean(found[level]):.3f}")
+        return found
+
+    def _loss_N(self, linears: list[BlockLinear], amount: Amount, prefix: "Prefix") -> list[float]:
+        with self._pruned(linears, amount):
+            return prefix.loss_N().tolist()
+
+    @contextmanager
+    def _pruned(self, linears: list[BlockLinear], amount: Amount) -> Iterator[None]:
+        """The model with these linears pruned."""
+        dense = [linear.parameter.data for linear in linears]
+        try:
+            for linear in linears:
+                weight_OI = self._prune(linear, amount)
+                linear.parameter.data = weight_OI.T.contiguous() if linear.transposed else weight_OI
+            yield
+        finally:
+            for linear, weight in zip(linears, dense, strict=True):
+                linear.parameter.data = weight
+
+    @torch.no_grad()
+    def _prune(self, linear: BlockLinear, amount: Amount) -> Tensor:
+        try:
+            return self.criterion.prune(linear.weight_OI(), self.inputs[linear.name], choose(amount))
+        except ValueError as error:
+            raise StageError(f"{linear.name}: cannot be pruned: {error}") from error
+
+    def _by_kind(self) -> dict[str, list[BlockLinear]]:
+        found: dict[str, list[BlockLinear]] = {}
+        for name, module in blocks(self.model):
+            for linear in linears_of(name, module):
+                found.setdefault(linear.name.removeprefix(f"{name}."), []).append(linear)
+        return found
+
+
+class Prefix:
+    """Rows, and what flows into the block whose turn it is; the blocks before it are not run again."""
+
+    def __init__(self, model: "PreTrainedModel", ids_NT: Tensor) -> None:
+        self.model, self.ids_NT = model, ids_NT
+        self.first = 0
+        """The block whose turn it is."""
+        self._modules = [module for _, module in blocks(model)]
+        self._kept_NTD: Tensor | None = None
+        self._in_tuple = False
+
+    @torch.inference_mode()
+    def loss_N(self) -> Tensor:
+        """Mean negative log-likelihood (nats) of each row's tokens after its first."""
+        parts = []
+        for rows in self._batches():
+            ids_BT = self.ids_NT[rows]
+            with self._handing_on(rows):
+                logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
+            loss_BT = nn.functional.cross_entropy(logits_BTV[:, :-1].mT, ids_BT[:, 1:], reduction="none")
+            parts.append(loss_BT.double().mean(dim=1))
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Run the block whose turn it is, and go on to the next."""
+        parts: list[Tensor] = []
+
+        def stop(module: nn.Module, args: Any, output: Any) -> None:
+            self._in_tuple = isinstance(output, tuple)
+            parts.append(output[0] if self._in_tuple else output)
+            raise _ReachedError
+
+        hook = self._modules[self.first].register_forward_hook(stop)
+        try:
+            for rows in self._batches():
+                with self._handing_on(rows), suppress(_ReachedError):
+                    self.model.base_model(input_ids=self.ids_NT[rows], use_cache=False)
+        finally:
+            hook.remove()
+        self._kept_NTD = torch.cat(parts)
+        self.first += 1
+
+    def _batches(self) -> Iterable[slice]:
+        rows, tokens = self.ids_NT.shape
+        each = max(1, AT_ONCE // tokens)
+        return (slice(start, start + each) for start in range(0, rows, each))
+
+    @contextmanager
+    def _handing_on(self, rows: slice) -> Iterator[None]:
+        """The model, in which the blocks before the current one give what is kept of these rows."""
+
+        def hand_on(*args: Any, **kwargs: Any) -> Any:
+            assert self._kept_NTD is not None
+            return (self._kept_NTD[rows], None) if self._in_tuple else self._kept_NTD[rows]
+
+        for module in self._modules[: self.first]:
+            module.forward = hand_on  # for one pass
+        try:
+            yield
+        finally:
+            for module in self._modules[: self.first]:
+                del module.forward  # the class's own again
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass whose rest is of no interest."""
+
+
+@torch.inference_mode()
+def linear_inputs(model: "PreTrainedModel", ids_NT: Tensor, reads: Reads) -> dict[str, Inputs]:
+    """What every block linear is fed on these rows, by its name; linears that are fed one tensor share it.
+
+    Raises:
+        StageError: a linear is never run.
+    """
+    linears = {linear.parameter: linear.name for linear in block_linears(model)}
+    if reads == "nothing":
+        return {name: Inputs(seed=crc32(name.encode())) for name in linears.values()}
+    found: dict[str, Inputs] = {}
+    last: list[tuple[Tensor, Inputs]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0]
+        if not last or last[0][0] is not x:
+            last[:] = [(x, inputs_of(x.flatten(0, -2), reads))]
+        found[linears[module.weight]] = last[0][1]  # type: ignore[index]  # a linear's weight is a parameter
+
+    modules = [module for module in model.modules() if getattr(module, "weight", None) in linears]
+    hooks = [module.register_forward_pre_hook(note) for module in modules]
+    try:
+        model.base_model(input_ids=ids_NT, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    missing = sorted(set(linears.values()) - set(found))
+    if missing:
+        raise StageError(f"{missing[0]}: expected the linear to be run on the calibration text, but nothing reaches it")
+    return found
+
+
+def _size(linears: Iterable[BlockLinear]) -> int:
+    return sum(linear.parameter.numel() for linear in linears)
