@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,6 +83,11 @@ class Order:
     peer: Path | None
     work: Path
     tell: Tell
+    rows: int = ROWS
+    length: int = LENGTH
+    blocks: int = BLOCKS
+    changes: Json = field(default_factory=dict)
+    """Fields of the shapes' configs to change, so that a test can be small."""
 
 
 def main(
@@ -129,14 +134,16 @@ def measure(parts: list[str], order: Order, out: Path | None = None) -> Json:
 def masks(order: Order) -> Json:
     """Every criterion on one trained model; times and memory side by side with the peer's."""
     assert order.model is not None
-    dense = perplexity(order.model, order.test)
+    dense = perplexity(order.model, order.test, order.length)
     rows: dict[str, Json] = {}
     for name, knobs in METHODS.items():
         order.tell(name)
-        ran = run_stage("prune", order.model, knobs | {"rows": ROWS, "length": LENGTH}, order.calibration, order.work)
+        ran = run_stage(
+            "prune", order.model, knobs | {"rows": order.rows, "length": order.length}, order.calibration, order.work
+        )
         parts = ran["parts"]
         rows[name] = {
-            "perplexity": perplexity(Path(ran["out"]), order.test),
+            "perplexity": perplexity(Path(ran["out"]), order.test, order.length),
             "sparsity": ran["facts"]["sparsity"],
             "seconds": seconds_until(parts),
             "peak": peak_until(parts),
@@ -192,15 +199,15 @@ def _run(command: list[str], threads: int) -> Json:
 def _peer(order: Order, method: str, amount: str) -> Json:
     out = Path(tempfile.mkdtemp(prefix="peer-", dir=order.work))
     script = str(ROOT / "benchmarks" / "llm_compressor.py")
-    texts = [str(order.model), str(out), str(order.calibration), str(ROWS), str(LENGTH), str(THREADS)]
+    texts = [str(order.model), str(out), str(order.calibration), str(order.rows), str(order.length), str(THREADS)]
     ran = _run([str(order.peer), script, *texts, method, amount], THREADS)
-    found = {"perplexity": perplexity(out, order.test), "seconds": ran["seconds"], "peak": ran["peak"]}
+    found = {"perplexity": perplexity(out, order.test, order.length), "seconds": ran["seconds"], "peak": ran["peak"]}
     shutil.rmtree(out)
     return found
 
 
-def perplexity(checkpoint: Path, test: Path) -> float:
-    """exp of the mean loss over the first WINDOWS windows of LENGTH tokens, each on its own, its first token aside."""
+def perplexity(checkpoint: Path, test: Path, length: int = LENGTH) -> float:
+    """exp of the mean loss over the first WINDOWS windows of `length` tokens, the first token of each aside."""
     import torch
 
     from compress.calibration import calibration_rows
@@ -209,7 +216,7 @@ def perplexity(checkpoint: Path, test: Path) -> float:
     from compress.training import next_token_loss
 
     model = load_model(checkpoint)
-    rows_NT = calibration_rows(TextSource(file=test), load_tokenizer(checkpoint), WINDOWS, LENGTH)
+    rows_NT = calibration_rows(TextSource(file=test), load_tokenizer(checkpoint), WINDOWS, length)
     with torch.inference_mode():
         losses = [float(next_token_loss(model, torch.from_numpy(row[None]))) for row in rows_NT]
     return float(np.exp(np.mean(losses)))
@@ -219,7 +226,7 @@ def widths(order: Order) -> Json:
     """Decoding of smaller shapes against the whole one, all of them taking turns in the same blocks."""
     source = order.work / SHAPE
     if not (source / "model.safetensors").is_file():
-        write_checkpoint(SHAPE, source)
+        write_checkpoint(SHAPE, source, **order.changes)
     rows: dict[str, Json] = {WHOLE: {"facts": {}}}
     folders = {WHOLE: source}
     for name, (kind, knobs) in VARIANTS.items():
@@ -234,7 +241,7 @@ def widths(order: Order) -> Json:
         rows[name]["parameters"] = sum(int(np.prod(shape)) for shape in _shapes(folder))
     for name, seconds in _decode(bundles, source, order).items():
         rows[name]["seconds"] = seconds
-    return {"shape": SHAPE, "rows": rows, "blocks": BLOCKS, "steps": STEPS, "threads": 2, "context": CELL.tokens}
+    return {"shape": SHAPE, "rows": rows, "blocks": order.blocks, "steps": STEPS, "threads": 2, "context": CELL.tokens}
 
 
 def _brief(facts: Json) -> Json:
@@ -244,7 +251,7 @@ def _brief(facts: Json) -> Json:
 
 def _decode(bundles: dict[str, Path], source: Path, order: Order) -> dict[str, list[float]]:
     """Median step of each block, for each bundle."""
-    settings = Settings(cells=(CELL,), blocks=BLOCKS, steps=STEPS, loads=1, threads=2)
+    settings = Settings(cells=(CELL,), blocks=order.blocks, steps=STEPS, loads=1, threads=2)
     prompts = Prompts.read(source, settings.longest)
     running, results = {}, {name: {"cells": {}, "reason": ""} for name in bundles}
     try:
@@ -266,9 +273,16 @@ def memory(order: Order) -> Json:
     source = order.work / LARGE
     if not (source / "model.safetensors").is_file():
         order.tell(f"writes {LARGE}")
-        write_checkpoint(LARGE, source)
+        write_checkpoint(LARGE, source, **order.changes)
     order.tell(f"SparseGPT on {LARGE}")
-    ran = run_stage("prune", source, METHODS["SparseGPT, 50 %"], CALIBRATION, order.work, threads=2)
+    ran = run_stage(
+        "prune",
+        source,
+        METHODS["SparseGPT, 50 %"] | {"rows": order.rows, "length": order.length},
+        CALIBRATION,
+        order.work,
+        threads=2,
+    )
     shutil.rmtree(ran["out"])
     weights = sum(4 * int(np.prod(shape)) for shape in _shapes(source))
     shutil.rmtree(source)

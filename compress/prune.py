@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from compress.amount import Amount, AmountConfig
+from compress.amount import LATENCY, Amount, AmountConfig
 from compress.checkpoint import load_tokenizer
 from compress.stage import Facts, Material, Stage, StageError, StageInput
 
@@ -32,10 +32,6 @@ ROWS_TO_SPLIT = 4
 """Fewer rows cannot both calibrate and tell what it cost."""
 TRIAL_LENGTH = 128
 """Tokens of each calibration row that the blocks' sensitivities are measured on."""
-LATENCY = (
-    "unchanged: ONNX Runtime has no sparse kernels, so zeros make the model smaller to store and no faster to run; "
-    "`slim` makes it faster"
-)
 
 
 class PruneConfig(AmountConfig):

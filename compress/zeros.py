@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compress.amount import Amount
+from compress.amount import LATENCY, Amount
 from compress.gradual import GradualConfig, Ramp
 from compress.linears import BlockLinear, block_linears
 from compress.masks import choose, keep_n_of_m, keep_share
@@ -195,6 +195,7 @@ def pruning_facts(config: GradualConfig | None, steps: int, model: nn.Module) ->
         "sparsity": sum(zeros.values()) / sum(sizes),
         "mask_updates": ramp.updates,
         "full_from_step": ramp.steps,
+        "latency": LATENCY,
         "tensors": {
             name: {"asked": ramp.last, "sparsity": zero / size}
             for (name, zero), size in zip(zeros.items(), sizes, strict=True)

@@ -65,8 +65,8 @@ def test_the_recipe_that_the_others_are_made_from_is_right(write: Write) -> None
 def test_unknown_knob(write: Write) -> None:
     assert errors_of(write(("layers: 2", "layers: 2, temprature: 2.0"))) == (
         "recipe.yaml:8: distill.temprature: expected batch, checkpoints, device, keep, layers, learning_rate, length, "
-        "losses, precision, prune, save_dtype, temperature, tokens, warmup or weight_decay, got the unknown key 'temprature'; "
-        "did you mean 'temperature'?"
+        "losses, precision, prune, save_dtype, temperature, tokens, warmup or weight_decay, "
+        "got the unknown key 'temprature'; did you mean 'temperature'?"
     )
 
 
