@@ -7,6 +7,7 @@ from typing import Any
 REGISTRIES: dict[str, str] = {
     "stages": "recipes.stages.STAGES",
     "pruning criteria (prune.criterion)": "compress.sparsify.CRITERIA",
+    "importance of heads, neurons and channels (slim.importance)": "compress.importance.IMPORTANCES",
     "distillation losses (distill.losses)": "compress.losses.LOSSES",
     "quantization schemes (quantize.scheme)": "compress.quantize.SCHEMES",
     "graph passes (export)": "export.passes.PASSES",
