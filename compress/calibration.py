@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.checkpoint import end_of_text
+from compress.checkpoint import end_of_text, load_tokenizer, read_config
+from compress.stage import StageError, StageInput
 from compress.text import TextError, TextSource, pack, read_documents, tokenize
 
 if TYPE_CHECKING:
@@ -101,6 +102,22 @@ def gram(x_TI: Tensor) -> Tensor:
         gram_II[start:stop, start:] = x_TI[:, start:stop].T @ x_TI[:, start:]
         gram_II[stop:, start:stop] = gram_II[start:stop, stop:].T
     return gram_II
+
+
+def rows_of_stage(kind: str, given: StageInput, rows: int, length: int) -> NDArray[np.int64]:
+    """The calibration rows of a stage, no longer than its model's context: int64 [rows, at most length].
+
+    Raises:
+        StageError: there is no calibration text.
+        TextError: as `calibration_rows`.
+    """
+    assert given.source is not None
+    if given.calibration_text is None:
+        raise StageError(f"{kind}: expected a calibration text (data.calibration) for these knobs")
+    config = read_config(given.source)
+    contexts = (config.get(key) for key in ("max_position_embeddings", "n_positions"))
+    shortest = min([length, *(context for context in contexts if context)])
+    return calibration_rows(given.calibration_text, load_tokenizer(given.source), rows, shortest)
 
 
 def calibration_rows(

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from compress.amount import LATENCY, Amount, AmountConfig
-from compress.checkpoint import load_tokenizer
 from compress.stage import Facts, Material, Stage, StageError, StageInput
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class PruneConfig(AmountConfig):
     rows: int = Field(default=32, ge=1)
     """Sequences of calibration text."""
     length: int = Field(default=512, ge=8)
-    """Tokens per sequence of calibration text."""
+    """Tokens per sequence of calibration text, no more than the model's context."""
 
     @model_validator(mode="before")
     @classmethod
@@ -118,11 +117,9 @@ def run(config: PruneConfig, given: StageInput) -> Facts:
 def _calibration(config: PruneConfig, given: StageInput) -> "NDArray[np.int64] | None":
     if not config.reads_text():
         return None
-    from compress.calibration import calibration_rows
+    from compress.calibration import rows_of_stage
 
-    assert given.source is not None
-    assert given.calibration_text is not None
-    return calibration_rows(given.calibration_text, load_tokenizer(given.source), config.rows, config.length)
+    return rows_of_stage("prune", given, config.rows, config.length)
 
 
 def _shares(config: PruneConfig, given: StageInput, ids_NT: "NDArray[np.int64] | None") -> dict[str, float]:

@@ -16,7 +16,7 @@ Not covered: layers of unequal width, and families without a table in `axes.py`.
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -208,18 +208,9 @@ def _random_checkpoint(given: StageInput, walk: "BlockWalk", family: Family, sha
 def _calibration(config: SlimConfig, given: StageInput) -> "NDArray[np.int64] | None":
     if not materials(config):
         return None
-    from compress.calibration import calibration_rows
+    from compress.calibration import rows_of_stage
 
-    if given.calibration_text is None:
-        raise StageError("slim: expected a calibration text (data.calibration) for these knobs")
-    assert given.source is not None
-    context = _context(read_config(given.source))
-    length = config.length if context is None else min(config.length, context)
-    return calibration_rows(given.calibration_text, load_tokenizer(given.source), config.rows, length)
-
-
-def _context(config: Mapping[str, Any]) -> int | None:
-    return next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
+    return rows_of_stage("slim", given, config.rows, config.length)
 
 
 def _own_dtype(folder: "Path") -> "DType":

@@ -353,3 +353,13 @@ def test_zeros_survive_training_with_weight_decay(gpt2: Path, text_file: Path, t
         assert torch.equal(old.parameter == 0, new.parameter == 0), new.name
         assert not torch.equal(old.parameter, new.parameter), "training changed nothing"
     assert sparsity(after) == facts["sparsity"] == 0.5
+
+
+def test_calibration_rows_are_no_longer_than_the_context(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
+    """The tiny GPT-2 reads fewer tokens at once than the default length."""
+    context = load_model(gpt2).config.n_positions
+    out = tmp_path / "out"
+    out.mkdir()
+    given = StageInput(source=gpt2, out=out, scratch=tmp_path, calibration_text=TextSource(file=text_file))
+    config = PruneConfig(criterion="wanda", sparsity=0.5, rows=2, length=10 * context)
+    assert prune(config, given)["calibration_tokens"] == 2 * context
