@@ -13,6 +13,7 @@ from benchmarks.tables import Table, format_bytes, format_seconds, format_times,
 from benchmarks.targets import Outcome
 from evaluation.measurement import Interval
 from evaluation.statistics import median_interval
+from evaluation.units import format_number
 
 Json = dict[str, Any]
 WHOLE, ZEROED, PEER = "whole", "half of the weights zero", "llm-compressor"
@@ -34,12 +35,13 @@ def pruning_tables(run: Json) -> dict[str, list[Table]]:
 
 def _masks(part: Json) -> Table:
     columns = ("method", "perplexity", "of dense", "zeros", "time, one thread", "peak memory", "of float32")
-    rows = [("dense", f"{part['dense']:.2f}", "", "", "", "", "")]
+    rows = [("dense", format_number(part["dense"]), "", "", "", "", "")]
     for name, row in part["rows"].items():
-        ratio, share = f"{row['perplexity'] / part['dense']:.2f}x", f"{row['peak'] / part['float32_bytes']:.2f}x"
         zeros = f"{100 * row['sparsity']:.1f} %" if "sparsity" in row else ""
-        figures = (f"{row['perplexity']:.2f}", ratio, zeros, format_seconds(row["seconds"]), format_bytes(row["peak"]))
-        rows.append((name, *figures, share))
+        quality = (format_number(row["perplexity"]), f"{format_number(row['perplexity'] / part['dense'])}x")
+        cost = (format_seconds(row["seconds"]), format_bytes(row["peak"]))
+        share = f"{row['peak'] / part['float32_bytes']:.2f}x"
+        rows.append((name, *quality, zeros, *cost, share))
     return Table(title=f"{part['model']}, one-shot", columns=columns, rows=tuple(rows))
 
 
