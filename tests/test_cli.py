@@ -158,7 +158,8 @@ def test_full_disk_is_named_with_the_way_out() -> None:
 
 
 WAITING = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with it ignored
 from recipes.session import session
 with session(debug=False, goes_on=True) as terminal:
     terminal.chatter.err.write("ready\\n")
