@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.checkpoint import end_of_text, load_tokenizer, read_config
+from compress.checkpoint import context_length, end_of_text, load_tokenizer, read_config
 from compress.stage import StageError, StageInput
 from compress.text import TextError, TextSource, pack, read_documents, tokenize
 
@@ -114,10 +114,8 @@ def rows_of_stage(kind: str, given: StageInput, rows: int, length: int) -> NDArr
     assert given.source is not None
     if given.calibration_text is None:
         raise StageError(f"{kind}: expected a calibration text (data.calibration) for these knobs")
-    config = read_config(given.source)
-    contexts = (config.get(key) for key in ("max_position_embeddings", "n_positions"))
-    shortest = min([length, *(context for context in contexts if context)])
-    return calibration_rows(given.calibration_text, load_tokenizer(given.source), rows, shortest)
+    longest = context_length(read_config(given.source)) or length
+    return calibration_rows(given.calibration_text, load_tokenizer(given.source), rows, min(length, longest))
 
 
 def calibration_rows(

@@ -223,6 +223,12 @@ def _check_tokenizer(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
+def context_length(config: dict[str, Any]) -> int | None:
+    """The longest sequence of a model, in tokens, or None where its config does not say."""
+    keys = ("max_position_embeddings", "n_positions", "n_ctx")
+    return next((int(config[key]) for key in keys if config.get(key)), None)
+
+
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The checkpoint's tokenizer.
 

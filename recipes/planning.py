@@ -215,11 +215,6 @@ def depth(config: dict[str, Any]) -> int:
     return _size(config, "num_hidden_layers", "n_layer", "num_layers")
 
 
-def context(config: dict[str, Any]) -> int | None:
-    """The longest sequence of a model, in tokens, or None where its config does not say."""
-    return _size(config, "max_position_embeddings", "n_positions", "n_ctx") or None
-
-
 def _activations(config: dict[str, Any], tokens: int) -> int:
     """Bytes that one training step holds for its way back: 16 values of the width a layer, and the logits twice."""
     return FLOAT * tokens * (16 * width(config) * depth(config) + 2 * _size(config, "vocab_size"))

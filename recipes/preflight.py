@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress import TextError, TextSource
+from compress.checkpoint import context_length
 from compress.text import read_documents
 from recipes.errors import Problem, raise_problems
 from recipes.loader import order_problem
-from recipes.planning import Estimate, Step, context
+from recipes.planning import Estimate, Step
 from recipes.probe import DECODED
 from recipes.schema import Recipe
 from recipes.source import Source
@@ -41,7 +42,7 @@ def check_model(recipe: Recipe, source: Source, steps: Sequence[Step]) -> list[P
     if steps and source.folder is not None and source.form not in steps[0].stage.takes:
         text = order_problem(0, steps[0].stage.kind, steps[0].stage.takes, source.form, "the model")
         problems.append(recipe.where.problem(("stages", 0, steps[0].stage.kind), text))
-    longest = context(source.checkpoint.config) if source.checkpoint else _made(steps)
+    longest = context_length(source.checkpoint.config) if source.checkpoint else _made(steps)
     if longest is None:
         return problems
     reads = f"expected at most {longest} tokens, all that the model can read at once"
@@ -57,7 +58,7 @@ def check_model(recipe: Recipe, source: Source, steps: Sequence[Step]) -> list[P
 def _made(steps: Sequence[Step]) -> int | None:
     """The context of the model that the first stage makes, where its knobs say so."""
     architecture = getattr(steps[0].config, "architecture", None) if steps else None
-    return context(architecture) if architecture else None
+    return context_length(architecture) if architecture else None
 
 
 def check_room(recipe: Recipe, out: Path, missing: Iterable[tuple[Step, Estimate]]) -> list[Problem]:

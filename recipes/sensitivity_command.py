@@ -95,8 +95,7 @@ def carry_out(survey: Survey, progress: Progress, *, log_to: LogTo = lambda fold
 
 def _check(survey: Survey) -> None:
     """Refuse early what cannot work."""
-    from compress.checkpoint import read_config
-    from recipes.planning import context
+    from compress.checkpoint import context_length, read_config
     from recipes.verbs import VerbError, check_out, form_of
 
     form = form_of(survey.model)
@@ -104,7 +103,7 @@ def _check(survey: Survey) -> None:
     problems += check_out(survey.out, survey.model) if survey.out is not None else []
     if survey.text.file is not None and not survey.text.file.is_file():
         problems.append(f"--text: expected an existing file, got {str(survey.text.file)!r}")
-    longest = context(read_config(survey.model)) if form == "dense" else None
+    longest = context_length(read_config(survey.model)) if form == "dense" else None
     if longest is not None and survey.config.length > longest:
         expected = f"expected at most {longest} tokens, all that the model can read at once"
         problems.append(f"--length: {expected}, got {survey.config.length}")
