@@ -213,7 +213,7 @@ def perplexity(checkpoint: Path, test: Path, length: int = LENGTH) -> float:
     from compress.calibration import calibration_rows
     from compress.checkpoint import load_model, load_tokenizer
     from compress.text import TextSource
-    from compress.training import next_token_loss
+    from compress.training.fit import next_token_loss
 
     model = load_model(checkpoint)
     rows_NT = calibration_rows(TextSource(file=test), load_tokenizer(checkpoint), WINDOWS, length)

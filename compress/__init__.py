@@ -3,13 +3,13 @@
 from typing import Any
 
 from compress.checkpoint import Checkpoint, CheckpointError, inspect_checkpoint
-from compress.distill import DISTILL, DistillConfig
-from compress.prune import PRUNE, PruneConfig
+from compress.distillation.distill import DISTILL, DistillConfig
+from compress.pruning.prune import PRUNE, PruneConfig
 from compress.quantize import QUANTIZE, QuantizeConfig
-from compress.slim import SLIM, SlimConfig
+from compress.slimming.slim import SLIM, SlimConfig
 from compress.stage import Facts, Form, Material, Progress, Silent, Stage, StageConfig, StageError, StageInput, Task
 from compress.text import TextError, TextSource
-from compress.train import TRAIN, TrainConfig
+from compress.training.train import TRAIN, TrainConfig
 
 STAGES: dict[str, Stage[Any]] = {"train": TRAIN, "prune": PRUNE, "slim": SLIM, "distill": DISTILL, "quantize": QUANTIZE}
 

@@ -6,9 +6,9 @@ from typing import Any
 
 REGISTRIES: dict[str, str] = {
     "stages": "recipes.stages.STAGES",
-    "pruning criteria (prune.criterion)": "compress.sparsify.CRITERIA",
-    "importance of heads, neurons and channels (slim.importance)": "compress.importance.IMPORTANCES",
-    "distillation losses (distill.losses)": "compress.losses.LOSSES",
+    "pruning criteria (prune.criterion)": "compress.pruning.sparsify.CRITERIA",
+    "importance of heads, neurons and channels (slim.importance)": "compress.slimming.importance.IMPORTANCES",
+    "distillation losses (distill.losses)": "compress.distillation.losses.LOSSES",
     "quantization schemes (quantize.scheme)": "compress.quantize.SCHEMES",
     "graph passes (export)": "export.passes.PASSES",
     "metrics (gate)": "evaluation.measurement.METRICS",

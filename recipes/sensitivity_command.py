@@ -1,7 +1,8 @@
 """`demitasse sensitivity MODEL --text FILE`: what each block and kind of linear can bear, as a table and a picture.
 
-What is looked at comes from the knobs of `compress/sensitivity.py`. With --out the losses are noted as they are taken,
-so that the same command goes on where it was stopped; the folder holds sensitivity.json, .png and .svg when it appears.
+What is looked at comes from the knobs of `compress/pruning/sensitivity.py`. With --out the losses are noted as they are
+taken, so that the same command goes on where it was stopped; the folder holds sensitivity.json, .png and .svg when it
+appears.
 """
 
 import json
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compress.sensitivity import SensitivityConfig
+from compress.pruning.sensitivity import SensitivityConfig
 from compress.stage import Progress
 from compress.text import TextSource
 from recipes.options import build, command, keyword, parameters
 from recipes.verb_commands import DEBUG, FOLDER_HELP, READS, WRITES, text_source
 
 if TYPE_CHECKING:
-    from compress.sensitivity import Sensitivity
+    from compress.pruning.sensitivity import Sensitivity
 
 RESULT = "sensitivity.json"
 LogTo = Callable[[Path], None]
@@ -114,7 +115,7 @@ def _check(survey: Survey) -> None:
 def _measure(survey: Survey, notes: Path | None, progress: Progress) -> "Sensitivity":
     from compress.calibration import calibration_rows
     from compress.checkpoint import load_tokenizer
-    from compress.sensitivity import measure_sensitivity
+    from compress.pruning.sensitivity import measure_sensitivity
 
     config = survey.config
     rows = config.rows + config.held_out

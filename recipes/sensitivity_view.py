@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from compress.sensitivity import Curve, Level, Point, Sensitivity
+from compress.pruning.sensitivity import Curve, Level, Point, Sensitivity
 from evaluation.units import MINUS, format_value
 
 if TYPE_CHECKING:

@@ -161,7 +161,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -
         from transformers import AutoConfig, AutoModelForCausalLM
 
         from compress.checkpoint import save_checkpoint
-        from compress.train import train_tokenizer
+        from compress.training.train import train_tokenizer
 
         tokenizer = train_tokenizer([text_file.read_text(encoding="utf-8")], VOCABULARY)
         shape = {**SHAPES[model_type], "vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, **changes}

@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from compress.allocation import allocate, bounds, fit, levels, spend
-from compress.sensitivity import Curve, Point, Sensitivity
+from compress.pruning.allocation import allocate, bounds, fit, levels, spend
+from compress.pruning.sensitivity import Curve, Point, Sensitivity
 
 GRID = (0.25, 0.5, 0.75)
 SIZES = (100, 100, 200, 400)

@@ -12,11 +12,11 @@ import torch
 
 from compress import Stage, StageInput, TextSource, inspect_checkpoint
 from compress.calibration import inputs_of
-from compress.distill import LossName
-from compress.losses import LOSSES
-from compress.prune import PruneConfig
+from compress.distillation.distill import LossName
+from compress.distillation.losses import LOSSES
+from compress.pruning.prune import PruneConfig
+from compress.pruning.sparsify import CRITERIA, Amount, choose
 from compress.quantize import SCHEMES, QuantizeConfig
-from compress.sparsify import CRITERIA, Amount, choose
 from evaluation.measurement import METRICS
 from recipes import load_recipe
 from recipes.stages import STAGES

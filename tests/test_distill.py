@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from compress import DistillConfig, StageError, StageInput, TextSource, losses
+from compress import DistillConfig, StageError, StageInput, TextSource
 from compress.checkpoint import load_model, load_tokenizer
-from compress.distill import run, spread, with_layers
+from compress.distillation import losses
+from compress.distillation.distill import run, spread, with_layers
+from compress.distillation.losses import LOSSES, chunked_loss, distillation_loss, ends_in_linear_head
 from compress.linears import blocks
-from compress.losses import LOSSES, chunked_loss, distillation_loss, ends_in_linear_head
 
 
 def given(source: Path, tmp_path: Path, text_file: Path) -> StageInput:

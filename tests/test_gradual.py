@@ -15,15 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress import DistillConfig, StageError, StageInput, TextSource, TrainConfig
-from compress.amount import Amount
 from compress.checkpoint import load_model
-from compress.distill import run as distill
-from compress.gradual import GradualConfig, Ramp
+from compress.distillation.distill import run as distill
 from compress.linears import BlockLinear, block_linears
+from compress.pruning.amount import Amount
 from compress.stage import Silent
-from compress.train import run as train
-from compress.training import fit, next_token_loss
-from compress.zeros import FILE, Zeros, smallest
+from compress.training.fit import fit, next_token_loss
+from compress.training.gradual import GradualConfig, Ramp
+from compress.training.train import run as train
+from compress.training.zeros import FILE, Zeros, smallest
 
 KNOBS: dict[str, Any] = {"tokens": 20 * 8 * 32, "length": 32, "batch": 8, "checkpoints": 4, "learning_rate": 3e-3}
 """20 steps; a ramp of 0.6 ends after step 12."""

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from compress import PruneConfig, StageError, StageInput, TextError, TextSource
 from compress.calibration import calibration_rows, inputs_of
 from compress.checkpoint import load_model, load_tokenizer
-from compress.distill import DistillConfig
-from compress.distill import run as distill
+from compress.distillation.distill import DistillConfig
+from compress.distillation.distill import run as distill
 from compress.linears import block_linears, blocks, sparsity
-from compress.masks import keep_largest
-from compress.prune import PRUNE
-from compress.prune import run as prune
-from compress.sparsify import CRITERIA, Amount, choose
+from compress.pruning.masks import keep_largest
+from compress.pruning.prune import PRUNE
+from compress.pruning.prune import run as prune
+from compress.pruning.sparsify import CRITERIA, Amount, choose
 
 MakeCheckpoint = Callable[..., Path]
 TEACHER = Path(__file__).resolve().parent.parent / "recipes" / "models" / "novels-gpt2"

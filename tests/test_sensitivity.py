@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from compress.ablation import Prefix, linear_inputs
 from compress.checkpoint import load_model
 from compress.linears import block_linears, blocks
-from compress.sensitivity import Sensitivity, SensitivityConfig, measure_sensitivity
-from compress.sparsify import CRITERIA
+from compress.pruning.ablation import Prefix, linear_inputs
+from compress.pruning.sensitivity import Sensitivity, SensitivityConfig, measure_sensitivity
+from compress.pruning.sparsify import CRITERIA
 from compress.stage import StageError
 
 LEVELS = (0.25, 0.6)
@@ -135,7 +135,7 @@ def test_the_error_is_that_of_the_paired_increases(sharp: Path) -> None:
 def test_rows_that_go_on_from_a_block_have_the_whole_models_loss(
     family: str, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.ablation.AT_ONCE", 48)  # two rows at once, the last one alone
+    monkeypatch.setattr("compress.pruning.ablation.AT_ONCE", 48)  # two rows at once, the last one alone
     model, ids_NT = load_model(make(make_checkpoint, family)), some_rows(rows=5)
     whole = [loss_of(model, row_T[None]) for row_T in ids_NT]
     prefix = Prefix(model, torch.from_numpy(ids_NT))

@@ -15,13 +15,13 @@ from slim_models import anatomy, loud
 from compress import SlimConfig, StageError, StageInput, TextSource, inspect_checkpoint
 from compress.calibration import calibration_rows
 from compress.checkpoint import load_model, load_tokenizer
-from compress.depth import Stack, block_influence, least_missed
-from compress.importance import IMPORTANCES, Evidence, most_important, most_important_heads
 from compress.linears import blocks
-from compress.repair import refit
-from compress.slim import Goal, materials, run
+from compress.slimming.depth import Stack, block_influence, least_missed
+from compress.slimming.importance import IMPORTANCES, Evidence, most_important, most_important_heads
+from compress.slimming.repair import refit
+from compress.slimming.slim import Goal, materials, run
+from compress.slimming.widths import SHRINK_AXES
 from compress.stage import Silent
-from compress.widths import SHRINK_AXES
 
 Make = Callable[..., Path]
 

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compress.axes import FAMILIES, Family, Shape, config_for, family_of
 from compress.checkpoint import load_model, load_tokenizer, save_checkpoint
 from compress.float_model import empty_model
 from compress.linears import blocks
-from compress.slicing import Kept, KeptUnits, all_units, cut, positions, sliced_model, slices
+from compress.slimming.axes import FAMILIES, Family, Shape, config_for, family_of
+from compress.slimming.slicing import Kept, KeptUnits, all_units, cut, positions, sliced_model, slices
 from compress.stage import StageError
 from compress.tensor_files import TensorFiles
 

@@ -6,10 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from compress.axes import FAMILIES, Shape
-from compress.slim import SlimConfig
-from compress.stage import StageError
-from compress.widths import (
+from compress.slimming.axes import FAMILIES, Shape
+from compress.slimming.slim import SlimConfig
+from compress.slimming.widths import (
     Parameters,
     asked_shape,
     fit_latency,
@@ -19,6 +18,7 @@ from compress.widths import (
     spread,
     thin,
 )
+from compress.stage import StageError
 
 GPT2_SMALL = Shape(layers=12, hidden=768, heads=12, kv_heads=12, ffn=3072, head_dim=64)
 SMOLLM2 = Shape(layers=30, hidden=576, heads=9, kv_heads=3, ffn=1536, head_dim=64)

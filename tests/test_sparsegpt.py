@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress import sparsegpt
 from compress.calibration import DAMPING, Inputs, inputs_of
-from compress.sparsify import CRITERIA, Amount, choose
+from compress.pruning import sparsegpt
+from compress.pruning.sparsify import CRITERIA, Amount, choose
 
 AMOUNTS = {
     "layer": Amount(sparsity=0.5, scope="layer"),

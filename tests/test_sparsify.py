@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from compress.calibration import Inputs, gram, inputs_of
-from compress.cut import cut
-from compress.masks import keep_largest, keep_n_of_m, keep_share
-from compress.sparsify import CRITERIA, Amount, choose
+from compress.pruning.cut import cut
+from compress.pruning.masks import keep_largest, keep_n_of_m, keep_share
+from compress.pruning.sparsify import CRITERIA, Amount, choose
 
 
 def read(weight_OI: Tensor, tokens: int = 40, seed: int = 0) -> Inputs:

@@ -12,8 +12,8 @@ from killing import KillAt, KilledError
 from compress import StageError, StageInput, TextSource, TrainConfig
 from compress.checkpoint import load_model
 from compress.stage import Silent
-from compress.train import run, train_tokenizer
-from compress.training import data_order, last_checkpoint
+from compress.training.fit import data_order, last_checkpoint
+from compress.training.train import run, train_tokenizer
 
 SHAPE = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
 KNOBS: dict[str, Any] = {
@@ -82,7 +82,7 @@ def test_fine_tuning_starts_from_the_source(gpt2: Path, text_file: Path, tmp_pat
 
 def test_bf16_is_what_the_loss_is_computed_in(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
     """Also where a loss calls parts of the model rather than the model itself."""
-    from compress.training import fit
+    from compress.training.fit import fit
 
     model, seen = load_model(gpt2), []
 

@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compress.amount import LATENCY, Amount
-from compress.gradual import GradualConfig, Ramp
 from compress.linears import BlockLinear, block_linears
-from compress.masks import choose, keep_n_of_m, keep_share
+from compress.pruning.amount import LATENCY, Amount
+from compress.pruning.masks import choose, keep_n_of_m, keep_share
 from compress.stage import Facts, StageError
+from compress.training.gradual import GradualConfig, Ramp
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

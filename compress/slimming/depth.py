@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.axes import Family
 from compress.checkpoint import load_model
-from compress.importance import most_important
 from compress.linears import blocks
+from compress.slimming.axes import Family
+from compress.slimming.importance import most_important
 from compress.stage import Progress
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from compress.calibration import Inputs
-from compress.masks import Choose
+from compress.pruning.masks import Choose
 
 BLOCK = 128
 """Columns whose mask is chosen at once, and after which the columns to the right are brought up to date."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from compress.amount import Amount, AmountConfig
+from compress.pruning.amount import Amount, AmountConfig
 from compress.stage import Progress, Silent, StageConfig, StageError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def measure_sensitivity(
         CheckpointError: the folder holds no dense checkpoint.
         StageError: there are too few rows, or a pattern does not fit a linear.
     """
-    from compress.ablation import Ablation
+    from compress.pruning.ablation import Ablation
 
     config = config or SensitivityConfig()
     if len(ids_NT) <= config.held_out:

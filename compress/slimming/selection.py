@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from compress.axes import Family, Shape
 from compress.blockwise import BlockWalk
-from compress.depth import Stack, least_missed, most_influential
-from compress.importance import IMPORTANCES, Evidence, most_important
-from compress.narrowing import Cut, Narrowed, Survey, channel_slices, choose_units, survey
-from compress.slicing import Kept, all_units
+from compress.slimming.axes import Family, Shape
+from compress.slimming.depth import Stack, least_missed, most_influential
+from compress.slimming.importance import IMPORTANCES, Evidence, most_important
+from compress.slimming.narrowing import Cut, Narrowed, Survey, channel_slices, choose_units, survey
+from compress.slimming.slicing import Kept, all_units
 from compress.stage import Facts, StageInput
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from compress.slim import SlimConfig
+    from compress.slimming.slim import SlimConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,13 +19,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compress.axes import Axis, Family, Shape
 from compress.blockwise import Block, BlockWalk
-from compress.depth import block_influence
-from compress.importance import Evidence, Importance, by_activations, most_important, most_important_heads
 from compress.linears import BlockLinear
-from compress.repair import refit
-from compress.slicing import KeptUnits, all_units, positions, slices
+from compress.slimming.axes import Axis, Family, Shape
+from compress.slimming.depth import block_influence
+from compress.slimming.importance import Evidence, Importance, by_activations, most_important, most_important_heads
+from compress.slimming.repair import refit
+from compress.slimming.slicing import KeptUnits, all_units, positions, slices
 from compress.stage import Task
 
 UnitAxis = Literal["heads", "ffn"]

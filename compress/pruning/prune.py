@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from compress.amount import LATENCY, Amount, AmountConfig
+from compress.pruning.amount import LATENCY, Amount, AmountConfig
 from compress.stage import Facts, Material, Stage, StageError, StageInput
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compress.blockwise import BlockWalk
-    from compress.targets import Target
+    from compress.pruning.targets import Target
 
 READS_TEXT = frozenset({"wanda", "sparsegpt"})
 ROWS_TO_SPLIT = 4
@@ -94,9 +94,9 @@ def materials(config: PruneConfig) -> frozenset[Material]:
 def run(config: PruneConfig, given: StageInput) -> Facts:
     """Leaves a dense checkpoint in the source's own precision, with zeros."""
     from compress.blockwise import BlockWalk
-    from compress.prune_walk import prune_blocks, prune_matrix, prune_whole
-    from compress.sparsify import CRITERIA
-    from compress.targets import block_targets, extra_targets
+    from compress.pruning.prune_walk import prune_blocks, prune_matrix, prune_whole
+    from compress.pruning.sparsify import CRITERIA
+    from compress.pruning.targets import block_targets, extra_targets
 
     assert given.source is not None
     ids_NT = _calibration(config, given)
@@ -129,8 +129,8 @@ def _shares(config: PruneConfig, given: StageInput, ids_NT: "NDArray[np.int64] |
     """
     if config.allocation == "uniform":
         return {}
-    from compress.allocation import allocate, levels
-    from compress.sensitivity import SensitivityConfig, measure_sensitivity
+    from compress.pruning.allocation import allocate, levels
+    from compress.pruning.sensitivity import SensitivityConfig, measure_sensitivity
 
     assert given.source is not None
     assert ids_NT is not None

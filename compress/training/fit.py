@@ -30,11 +30,11 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from compress.amount import Amount
 from compress.checkpoint import no_bars
-from compress.gradual import GradualConfig, Ramp
+from compress.pruning.amount import Amount
 from compress.stage import Progress, StageError, Task
-from compress.zeros import Zeros
+from compress.training.gradual import GradualConfig, Ramp
+from compress.training.zeros import Zeros
 
 Loss = Callable[[PreTrainedModel, Tensor], Tensor]
 """(model, ids_BT) -> mean loss over the predicted tokens, a scalar tensor with gradient."""

@@ -24,18 +24,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compress.amount import Amount
 from compress.calibration import Inputs, Reads, inputs_of
 from compress.checkpoint import load_model
 from compress.linears import BlockLinear, block_linears, blocks, linears_of
-from compress.masks import choose
-from compress.sparsify import CRITERIA
+from compress.pruning.amount import Amount
+from compress.pruning.masks import choose
+from compress.pruning.sparsify import CRITERIA
 from compress.stage import StageError, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from compress.sensitivity import Level, SensitivityConfig, Take
+    from compress.pruning.sensitivity import Level, SensitivityConfig, Take
 
 AT_ONCE = 2048
 """Tokens whose logits are held at once."""

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from compress.blockwise import Block, BlockWalk
 from compress.calibration import Inputs, Reads, inputs_of
-from compress.cut import cut
 from compress.linears import BlockLinear
-from compress.masks import choose
-from compress.sparsify import CRITERIA, Criterion
+from compress.pruning.cut import cut
+from compress.pruning.masks import choose
+from compress.pruning.sparsify import CRITERIA, Criterion
+from compress.pruning.targets import Target
 from compress.stage import StageError, Task
-from compress.targets import Target
 from compress.tensor_files import TensorFiles
 
 Found = Callable[[BlockLinear, Inputs], None]

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from compress.checkpoint import end_of_text, load_model, load_tokenizer, save_checkpoint
 from compress.stage import Facts, Stage, StageError, StageInput
 from compress.text import pack, read_documents, tokenize
-from compress.train import TrainingKnobs
+from compress.training.train import TrainingKnobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -52,10 +52,10 @@ def run(config: DistillConfig, given: StageInput) -> Facts:
     """Leaves a dense checkpoint of the student, trained on `given.train_text`."""
     import torch
 
+    from compress.distillation.losses import distillation_loss, ends_in_linear_head
     from compress.linears import sparsity
-    from compress.losses import distillation_loss, ends_in_linear_head
-    from compress.training import fit
-    from compress.zeros import pruning_facts
+    from compress.training.fit import fit
+    from compress.training.zeros import pruning_facts
 
     assert given.source is not None
     if given.teacher is None or given.train_text is None:

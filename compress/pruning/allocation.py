@@ -16,7 +16,7 @@ Not covered: kinds of linears, patterns, and what a later training stage mends.
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.sensitivity import Curve, Sensitivity
+from compress.pruning.sensitivity import Curve, Sensitivity
 
 SPREAD = 0.25
 """How far a block's sparsity may lie from the whole model's."""

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress import sparsegpt
-from compress.amount import Amount as Amount
 from compress.calibration import Inputs as Inputs
 from compress.calibration import Reads
-from compress.masks import Choose as Choose
-from compress.masks import choose as choose
+from compress.pruning import sparsegpt
+from compress.pruning.amount import Amount as Amount
+from compress.pruning.masks import Choose as Choose
+from compress.pruning.masks import choose as choose
 
 Score = Callable[[Tensor, Inputs | None], Tensor]
 Prune = Callable[[Tensor, Inputs | None, Choose], Tensor]

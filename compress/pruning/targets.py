@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from compress.amount import Amount
+from compress.pruning.amount import Amount
 from compress.stage import StageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from compress.prune import PruneConfig
+    from compress.pruning.prune import PruneConfig
 
 SHOWN = 4
 

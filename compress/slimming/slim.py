@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from compress.axes import Family, Shape, Size, config_for, family_of, shape_of
 from compress.checkpoint import load_tokenizer, read_config, save_checkpoint
+from compress.slimming.axes import Family, Shape, Size, config_for, family_of, shape_of
+from compress.slimming.widths import Parameters, ShrinkAxis, Width, asked_shape, fit_latency, fit_parameters, path, thin
 from compress.stage import Facts, Material, Stage, StageConfig, StageError, StageInput
-from compress.widths import Parameters, ShrinkAxis, Width, asked_shape, fit_latency, fit_parameters, path, thin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,8 +110,8 @@ def materials(config: SlimConfig) -> frozenset[Material]:
 def run(config: SlimConfig, given: StageInput) -> Facts:
     """Leaves a smaller dense checkpoint in the source's own precision."""
     from compress.blockwise import BlockWalk
-    from compress.selection import choose
-    from compress.slicing import sliced_model
+    from compress.slimming.selection import choose
+    from compress.slimming.slicing import sliced_model
 
     assert given.source is not None
     walk = BlockWalk(given.source)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from compress.amount import AmountConfig
+from compress.pruning.amount import AmountConfig
 
 UPDATES = 75
 """About how many times the masks are extended unless `every` says otherwise."""

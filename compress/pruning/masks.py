@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.amount import Amount
+from compress.pruning.amount import Amount
 
 
 @dataclass(frozen=True)

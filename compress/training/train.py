@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from compress.checkpoint import DType, end_of_text, load_model, load_tokenizer, save_checkpoint
-from compress.gradual import GradualConfig
 from compress.stage import Facts, Material, Stage, StageConfig, StageError, StageInput
 from compress.text import SEPARATOR, pack, read_documents, tokenize
+from compress.training.gradual import GradualConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from compress.training import Schedule
+    from compress.training.fit import Schedule
 
 HELD_OUT_ROWS = 128
 
@@ -53,7 +53,7 @@ class TrainingKnobs(StageConfig):
     """Zero the smallest weights on the way: {sparsity: 0.5} or {pattern: "2:4"}, and when: `ramp`, `every`."""
 
     def schedule(self) -> "Schedule":
-        from compress.training import Schedule
+        from compress.training.fit import Schedule
 
         return Schedule(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Schedule)})
 
@@ -71,8 +71,8 @@ class TrainConfig(TrainingKnobs):
 
 def run(config: TrainConfig, given: StageInput) -> Facts:
     """Leaves a dense checkpoint, trained on `given.train_text`."""
-    from compress.training import fit, next_token_loss
-    from compress.zeros import pruning_facts
+    from compress.training.fit import fit, next_token_loss
+    from compress.training.zeros import pruning_facts
 
     if given.train_text is None:
         raise StageError("train: expected a training text (data.train), got none")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from compress.axes import Axis, Family, Shape, config_for, split_name
+from compress.slimming.axes import Axis, Family, Shape, config_for, split_name
 from compress.tensor_files import TensorFiles
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from compress.axes import Axes, Family, Shape, Size
+from compress.slimming.axes import Axes, Family, Shape, Size
 from compress.stage import StageError
 
 ShrinkAxis = Literal["ffn", "heads", "hidden", "layers"]

@@ -1,0 +1,1 @@
+"""Smaller shapes: heads, neurons, hidden channels and layers go."""

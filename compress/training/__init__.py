@@ -1,0 +1,1 @@
+"""Fitting a model to text, and keeping its zeros while it learns."""
