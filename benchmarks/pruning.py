@@ -213,12 +213,12 @@ def perplexity(checkpoint: Path, test: Path, length: int = LENGTH) -> float:
     from compress.calibration import calibration_rows
     from compress.checkpoint import load_model, load_tokenizer
     from compress.text import TextSource
-    from compress.training.fit import next_token_loss
+    from compress.training.objective import Objective
 
-    model = load_model(checkpoint)
+    objective = Objective(load_model(checkpoint))
     rows_NT = calibration_rows(TextSource(file=test), load_tokenizer(checkpoint), WINDOWS, length)
     with torch.inference_mode():
-        losses = [float(next_token_loss(model, torch.from_numpy(row[None]))) for row in rows_NT]
+        losses = [float(objective.next_token_loss(torch.from_numpy(row[None]))) for row in rows_NT]
     return float(np.exp(np.mean(losses)))
 
 

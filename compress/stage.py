@@ -78,6 +78,8 @@ class StageInput:
     """Seconds per decoded token of a dense checkpoint's shape on the runtime that will serve it, once measured; None
     where nothing can measure it.
     """
+    logs: Path | None = None
+    """Where curves are written while training, for TensorBoard; None: into `scratch`."""
     lineage: tuple[Facts, ...] = ()
     """What made the source: its key first, then kind and knobs of every earlier stage; a bundle's manifest says it."""
     progress: Progress = field(default_factory=Silent)
@@ -100,3 +102,5 @@ class Stage(Generic[Config]):
     """The materials that these knobs make it read."""
     libraries: tuple[str, ...] = ()
     """Distributions whose versions change the numbers, and so are part of an artifact's key."""
+    parallel: bool = False
+    """Whether every process of a launch takes part in `run`; else the first one runs it and the others wait."""

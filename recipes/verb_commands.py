@@ -79,11 +79,12 @@ def _folder(option: str, about: str) -> object:
 
 def _runner(stage: Stage[Any]) -> Callable[..., None]:
     def run(**given: Any) -> None:
+        from recipes.processes import Other, crew
         from recipes.session import session
 
-        with session(debug=given["debug"], goes_on=True) as terminal:
+        with session(debug=given["debug"], goes_on=True, shared=stage.parallel) as terminal, crew() as mates:
             from recipes.outcome import facts_table, shown_path
-            from recipes.verbs import Order, carry_out
+            from recipes.verbs import Order, carry_out, help_order
 
             order = Order(
                 stage=stage,
@@ -95,8 +96,11 @@ def _runner(stage: Stage[Any]) -> Callable[..., None]:
                 calibration_text=text_source("--calibration-text", given["calibration_text"]),
                 seed=given["seed"],
             )
+            if isinstance(mates, Other):
+                mates.follow(help_order(order))
+                return
             started = time.monotonic()
-            facts = carry_out(order, terminal.progress, log_to=terminal.log_to)
+            facts = carry_out(order, terminal.progress, log_to=terminal.log_to, crew=mates)
             terminal.console.print(facts_table(facts))
             terminal.say(f"{stage.kind}: {shown_path(order.out)} is complete ({time.monotonic() - started:.1f} s)")
 

@@ -13,10 +13,11 @@ import torch
 from compress import Stage, StageInput, TextSource, inspect_checkpoint
 from compress.calibration import inputs_of
 from compress.distillation.distill import LossName
-from compress.distillation.losses import LOSSES
+from compress.distillation.layers import LAYER_LOSSES
 from compress.pruning.prune import PruneConfig
 from compress.pruning.sparsify import CRITERIA, Amount, choose
 from compress.quantize import SCHEMES, QuantizeConfig
+from compress.training.losses import LOSSES, Chunk
 from evaluation.measurement import METRICS
 from recipes import load_recipe
 from recipes.stages import STAGES
@@ -90,7 +91,7 @@ def test_no_room_is_called_after_a_dependency_or_after_nothing() -> None:
 
 def test_registries_and_the_knobs_that_name_their_entries_agree() -> None:
     assert set(get_args(PruneConfig.model_fields["criterion"].annotation)) == set(CRITERIA)
-    assert set(get_args(LossName)) == set(LOSSES)
+    assert set(get_args(LossName)) == {*LOSSES, *LAYER_LOSSES}
     assert set(get_args(QuantizeConfig.model_fields["scheme"].annotation)) == set(SCHEMES)
     assert all(kind == stage.kind for kind, stage in STAGES.items())
     assert all(metric.summary and metric.better in {"lower", "higher"} for metric in METRICS.values())
@@ -112,14 +113,19 @@ def test_every_criterion_scores_each_weight_and_changes_none(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_every_loss_is_a_sum_over_positions_with_a_true_gradient(name: str) -> None:
-    student_NV = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    teacher_NV, next_N = torch.randn(3, 5, dtype=torch.float64), torch.tensor([0, 4, 2])
-    loss = LOSSES[name]
-    parts = [loss(student_NV[row : row + 1], teacher_NV[row : row + 1], next_N[row : row + 1], 1.5) for row in range(3)]
-    torch.testing.assert_close(loss(student_NV, teacher_NV, next_N, 1.5), torch.stack(parts).sum())
-    assert torch.autograd.gradcheck(lambda logits: loss(logits, teacher_NV, next_N, 1.5), student_NV)
-    assert loss.__doc__
+def test_every_loss_is_told_position_by_position_with_its_slope(name: str) -> None:
+    """Its slope is its derivative where log q may change freely, and says what it is."""
+    log_q_NV, log_p_NV = (torch.randn(3, 5, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    value_N, slope_NV = LOSSES[name](Chunk(log_q_NV, log_p_NV, None, torch.tensor([0, 4, 2]), 0.1))
+    assert value_N.shape == (3,)
+    assert slope_NV.shape == (3, 5)
+    assert (value_N >= 0).all()
+    assert LOSSES[name].__doc__
+
+
+@pytest.mark.parametrize("name", sorted(LAYER_LOSSES))
+def test_every_loss_between_layers_says_what_it_is(name: str) -> None:
+    assert LAYER_LOSSES[name].__doc__
 
 
 def source_for(stage: Stage[Any], gpt2: Path, int8: Path) -> Path:

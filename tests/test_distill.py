@@ -1,143 +1,308 @@
-"""Distillation: losses against autograd and closed forms, students cut from their teacher."""
+"""The distill stage: students of every kind, trained by every loss, resumed exactly."""
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
-from torch.nn import functional
+from safetensors.torch import load_file
 
-from compress import DistillConfig, StageError, StageInput, TextSource
+from compress import DistillConfig, QuantizeConfig, StageError, StageInput, TextSource
 from compress.checkpoint import load_model, load_tokenizer
-from compress.distillation import losses
-from compress.distillation.distill import run, spread, with_layers
-from compress.distillation.losses import LOSSES, chunked_loss, distillation_loss, ends_in_linear_head
-from compress.linears import blocks
+from compress.distillation.distill import LossName, run
+from compress.distillation.layers import LAYER_LOSSES
+from compress.distillation.objective import weight_at
+from compress.distillation.students import with_layers
+from compress.int8 import read_int8_matrices
+from compress.quantize import run as quantize
+from compress.training.losses import LOSSES, DenseTarget, Head, Mix, chunked_loss
+from compress.training.objective import last_hidden
+
+KNOBS: dict[str, Any] = {
+    "layers": 2,
+    "tokens": 16 * 8 * 32,
+    "length": 32,
+    "batch": 8,
+    "learning_rate": 3e-3,
+    "checkpoints": 3,
+    "report_to": (),
+}
+"""16 steps, a checkpoint after every fourth."""
 
 
-def given(source: Path, tmp_path: Path, text_file: Path) -> StageInput:
-    out, scratch = tmp_path / "out", tmp_path / "scratch"
-    out.mkdir()
-    scratch.mkdir()
-    return StageInput(source=source, out=out, scratch=scratch, teacher=source, train_text=TextSource(file=text_file))
+@pytest.fixture(scope="module")
+def opinionated(make_checkpoint: Callable[..., Path]) -> Path:
+    """A teacher whose predictions differ from position to position."""
+    return make_checkpoint("gpt2", initializer_range=0.2)
 
 
-def test_kl_of_equal_distributions_is_zero() -> None:
-    logits_NV = torch.randn(5, 11)
-    shifted_NV = logits_NV + 3.0
-    assert LOSSES["forward_kl"](logits_NV, shifted_NV, torch.zeros(5, dtype=torch.long), 2.0).item() == pytest.approx(
-        0, abs=1e-5
+def given(source: Path, folder: Path, text_file: Path, **rest: Any) -> StageInput:
+    out, scratch = folder / "out", folder / "scratch"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    scratch.mkdir(exist_ok=True)
+    text = TextSource(file=text_file)
+    return StageInput(
+        source=source,
+        out=out,
+        scratch=scratch,
+        **{"teacher": source, "train_text": text, "calibration_text": text} | rest,
     )
 
 
-def test_forward_kl_matches_the_sum_and_scales_with_temperature_squared() -> None:
-    student_NV, teacher_NV = torch.randn(4, 7, dtype=torch.float64), torch.randn(4, 7, dtype=torch.float64)
-    p, q = torch.softmax(teacher_NV / 3, -1), torch.softmax(student_NV / 3, -1)
-    expected = 9 * (p * (p.log() - q.log())).sum()
-    assert LOSSES["forward_kl"](student_NV, teacher_NV, torch.zeros(4, dtype=torch.long), 3.0).item() == pytest.approx(
-        expected.item()
-    )
+class Killed(Exception):  # noqa: N818 (it is no error)
+    """Stands for a kill: nothing of ours catches it."""
 
 
-def test_cross_entropy_ignores_the_teacher() -> None:
-    student_NV, next_N = torch.randn(4, 7), torch.tensor([0, 6, 3, 3])
-    expected = -torch.log_softmax(student_NV, -1)[range(4), next_N].sum()
-    assert LOSSES["cross_entropy"](student_NV, torch.randn(4, 7), next_N, 5.0).item() == pytest.approx(
-        expected.item(), rel=1e-6
-    )
+class KillAt:
+    """A progress that ends the process, as it were, after some steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.done = 0
+
+    @contextmanager
+    def task(self, label: str, total: float, done: float = 0.0) -> Iterator["KillAt"]:
+        yield self
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        self.done += 1
+        if self.done == self.step:
+            raise Killed
 
 
-def test_position_t_is_held_against_token_t_plus_1(gpt2: Path) -> None:
-    model = load_model(gpt2)
-    ids_BT = torch.arange(24).reshape(2, 12)
-    loss = distillation_loss(model, model, ids_BT, {"cross_entropy": 1.0}, 1.0)
-    logits_BTV = model(input_ids=ids_BT).logits
-    expected = functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-def test_chunked_loss_and_gradients_equal_the_naive_ones(
-    gpt2: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = {"forward_kl": 0.7, "cross_entropy": 0.3}
-    for folder in (gpt2, llama):
-        teacher, student = load_model(folder).double(), load_model(folder).double()
-        with torch.no_grad():
-            for parameter in student.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.02)
-        hidden_ND = torch.randn(20, 64, dtype=torch.float64, requires_grad=True)
-        teacher_ND, next_N = torch.randn(20, 64, dtype=torch.float64), torch.randint(0, 320, (20,))
-        gradients = []
-        for chunk in (2**25, 320 * 6):
-            monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
-            loss = chunked_loss(student, teacher, hidden_ND, teacher_ND, next_N, weights, 2.0)
-            head = student.get_output_embeddings().weight
-            gradients.append((loss.detach(), *torch.autograd.grad(loss, [hidden_ND, head])))
-        for whole, pieces in zip(*gradients, strict=True):
-            torch.testing.assert_close(pieces, whole, rtol=1e-6, atol=1e-6)
-
-
-def test_spread_is_the_one_distilgpt2_uses() -> None:
-    assert spread(12, 6) == [0, 2, 4, 7, 9, 11]
-    assert spread(6, 6) == list(range(6))
-    assert spread(6, 1) == [0]
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_student_is_the_teacher_with_blocks_left_out(family: str, request: pytest.FixtureRequest) -> None:
-    """Skipping a block's work in the teacher gives the student's logits."""
-    teacher = load_model(request.getfixturevalue(family))
-    student = with_layers(teacher, [0, 2])
-    ids_BT = torch.arange(10)[None]
-    expected = student(input_ids=ids_BT).logits
-    skipped = blocks(teacher)[1][1]
-    skipped.forward = lambda hidden, *rest, **named: hidden  # type: ignore[method-assign]  # the block becomes the identity
-    torch.testing.assert_close(teacher(input_ids=ids_BT, use_cache=False).logits, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_head_behind_soft_capping_is_noticed(gpt2: Path) -> None:
-    model, ids_BT = load_model(gpt2), torch.arange(6)[None]
-    assert ends_in_linear_head(model, ids_BT)
-    plain = model.forward
-
-    def capped(*arguments: object, **named: object) -> object:
-        answer = plain(*arguments, **named)
-        answer.logits = torch.tanh(answer.logits)
-        return answer
-
-    model.forward = capped  # type: ignore[method-assign]  # a final soft cap, as Gemma has
-    assert not ends_in_linear_head(model, ids_BT)
-
-
-def test_distilling_brings_the_student_closer(
-    make_checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path
-) -> None:
-    opinionated = make_checkpoint("gpt2", initializer_range=0.2)
-    config = DistillConfig(layers=2, tokens=16384, length=64, batch=8, learning_rate=3e-3, losses={"forward_kl": 1.0})
-    stage = given(opinionated, tmp_path, text_file)
-    facts = run(config, stage)
-    assert facts["kept_layers"] == [0, 2]
-    teacher, student = load_model(opinionated), load_model(stage.out)
-    untrained = with_layers(teacher, [0, 2])
-    ids_BT = torch.tensor([load_tokenizer(opinionated)(text_file.read_text())["input_ids"][:64]])
+def divergence(student: Path | Any, teacher: Path, text_file: Path) -> float:
+    """Forward KL on some text, in nats per token."""
+    models = [load_model(each) if isinstance(each, Path) else each for each in (student, teacher)]
+    ids_BT = torch.tensor([load_tokenizer(teacher)(text_file.read_text())["input_ids"][:64]])
     with torch.no_grad():
-        before, after = (
-            distillation_loss(model, teacher, ids_BT, {"forward_kl": 1.0}, 1.0) for model in (untrained, student)
-        )
-    assert after < 0.8 * before
+        hidden_ND, teacher_ND = (last_hidden(model, ids_BT) for model in models)
+        target, mix = DenseTarget(teacher_ND, Head.of(models[1])), Mix(weights={"forward_kl": 1.0})
+        total, _ = chunked_loss(hidden_ND, Head.of(models[0]), target, ids_BT[0, 1:], mix)
+    return float(total) / len(hidden_ND)
+
+
+def test_distilling_brings_the_student_closer(opinionated: Path, text_file: Path, tmp_path: Path) -> None:
+    stage = given(opinionated, tmp_path, text_file)
+    facts = run(DistillConfig(**KNOBS | {"tokens": 16384, "losses": {"forward_kl": 1.0}}), stage)
+    assert facts["kept_layers"] == [0, 2]
+    untrained = with_layers(load_model(opinionated), [0, 2])
+    assert divergence(stage.out, opinionated, text_file) < 0.8 * divergence(untrained, opinionated, text_file)
+
+
+def test_the_losses_that_can_be_named_are_all_there_are() -> None:
+    assert set(get_args(LossName)) == {*LOSSES, *LAYER_LOSSES}
+
+
+@pytest.mark.parametrize("name", sorted({*LOSSES, *LAYER_LOSSES}))
+def test_every_loss_falls(name: str, opinionated: Path, text_file: Path, tmp_path: Path) -> None:
+    facts = run(
+        DistillConfig(**KNOBS | {"tokens": 16384, "losses": {name: 1.0}}), given(opinionated, tmp_path, text_file)
+    )
+    losses = [row["loss"] for row in facts["history"]]
+    assert sum(losses[-8:]) < 0.97 * sum(losses[:8])
+
+
+def test_mixed_losses_are_told_one_by_one_and_add_up(opinionated: Path, text_file: Path, tmp_path: Path) -> None:
+    losses = {"forward_kl": {"start": 1.0, "end": 0.5}, "cross_entropy": 0.25, "hidden_states": 0.1}
+    facts = run(DistillConfig.model_validate(KNOBS | {"losses": losses}), given(opinionated, tmp_path, text_file))
+    for row in facts["history"]:
+        faded = 1.0 - 0.5 * (row["step"] - 1) / 16
+        parts = faded * row["forward_kl"] + 0.25 * row["cross_entropy"] + 0.1 * row["hidden_states"]
+        assert row["loss"] == pytest.approx(parts, abs=2e-4)
+
+
+def test_a_weight_changes_along_a_line_and_stays_at_its_end() -> None:
+    fade = DistillConfig.model_validate(
+        {"losses": {"forward_kl": 1, "hidden_states": {"start": 2, "end": 0, "over": 0.5}}}
+    ).losses["hidden_states"]
+    assert [weight_at(fade, progress) for progress in (0, 0.25, 0.5, 0.9)] == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("choose", ["spread", "block_influence", "perplexity"])
+def test_layers_are_chosen_as_asked(choose: str, opinionated: Path, text_file: Path, tmp_path: Path) -> None:
+    stage = given(opinionated, tmp_path, text_file)
+    facts = run(DistillConfig(**KNOBS | {"choose": choose, "tokens": 256}), stage)
+    assert len(facts["kept_layers"]) == load_model(stage.out).config.num_hidden_layers == 2
+    assert facts.get("depth", {}).get("by") == (None if choose == "spread" else choose)
+
+
+def test_a_student_may_be_another_checkpoint(
+    opinionated: Path, make_checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    narrow = make_checkpoint("gpt2", seed=3, n_embd=32, n_layer=2)
+    losses = {"forward_kl": 1.0, "hidden_states": 0.1, "attention_relations": 0.1}
+    config = DistillConfig(**KNOBS | {"layers": None, "student": narrow, "losses": losses, "tokens": 8192})
+    stage = given(opinionated, tmp_path, text_file)
+    run(config, stage)
+    assert load_model(stage.out).config.n_embd == 32
+    assert not [name for name in load_file(stage.out / "model.safetensors") if "projection" in name]
+    assert divergence(stage.out, opinionated, text_file) < divergence(narrow, opinionated, text_file)
+
+
+def test_a_student_may_be_made_from_a_config(opinionated: Path, text_file: Path, tmp_path: Path) -> None:
+    stage = given(opinionated, tmp_path, text_file)
+    facts = run(DistillConfig(**KNOBS | {"layers": None, "architecture": {"n_layer": 1}, "tokens": 256}), stage)
+    student, teacher = load_model(stage.out), load_model(opinionated)
+    assert student.config.n_layer == 1
+    assert student.config.vocab_size == teacher.config.vocab_size
+    assert "history" in facts
+
+
+@pytest.mark.parametrize("method", [{"draws": 32}, {"top_k": 16}])
+def test_a_teacher_is_run_once_and_used_again(
+    method: dict[str, int], opinionated: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DistillConfig.model_validate(
+        KNOBS | {"stored": method | {"folder": str(tmp_path / "teachers")}, "losses": {"forward_kl": 1.0}}
+    )
+    first = given(opinionated, tmp_path / "first", text_file)
+    facts = run(config, first)
+    assert not facts["stored_teacher"]["reused"]
+    assert facts["stored_teacher"]["bias"].startswith("biased" if "top_k" in method else "unbiased")
+    assert divergence(first.out, opinionated, text_file) < divergence(
+        with_layers(load_model(opinionated), [0, 2]), opinionated, text_file
+    )
+    again = run(
+        config.model_copy(update={"layers": 1, "tokens": 1024}), given(opinionated, tmp_path / "second", text_file)
+    )
+    assert again["stored_teacher"]["reused"]
+    assert again["stored_teacher"]["key"] == facts["stored_teacher"]["key"]
+
+
+def test_a_quantization_aware_student_is_what_quantize_makes_of_it(
+    opinionated: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """Its loss is already that of the rounded weights: rounding them for good changes nothing."""
+    config = DistillConfig(**KNOBS | {"quantization_aware": True, "losses": {"forward_kl": 1.0}, "held_out": True})
+    stage = given(opinionated, tmp_path / "student", text_file)
+    facts = run(config, stage)
+    small = given(stage.out, tmp_path / "small", text_file)
+    quantize(QuantizeConfig(embeddings=True), small)
+    model, matrices = load_model(stage.out), read_int8_matrices(small.out)
+    assert len(matrices) == 2 * 4 + 1
+    with torch.no_grad():
+        for name, matrix in matrices.items():
+            weight = model.get_submodule(name).weight
+            rounded = torch.from_numpy(matrix.dequantize())
+            assert not torch.equal(weight, rounded.T if rounded.shape != weight.shape else rounded)
+            weight.copy_(rounded.T if weight.shape != rounded.shape or "mlp" in name or "attn" in name else rounded)
+    held_out = min(row["held_out_loss"] for row in facts["history"] if "held_out_loss" in row)
+    assert _held_out_loss(model, stage, text_file) == pytest.approx(held_out, abs=1e-4)
+
+
+def _held_out_loss(model: Any, stage: StageInput, text_file: Path) -> float:
+    from compress.training.objective import Objective
+    from compress.training.train import held_out_rows
+
+    rows_NT = held_out_rows(DistillConfig(**KNOBS | {"held_out": True}), stage, load_tokenizer(stage.out))
+    assert rows_NT is not None
+    with torch.no_grad():
+        return float(Objective(model).next_token_loss(torch.from_numpy(rows_NT)))
+
+
+@pytest.mark.parametrize("killed_at", [6, 13])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"losses": {"forward_kl": {"start": 1, "end": 0.5}, "hidden_states": 0.1}, "held_out": True},
+        {"accumulate": 2, "gradient_checkpointing": True, "losses": {"skewed_kl": 1, "cross_entropy": 0.1}},
+    ],
+)
+def test_killed_and_resumed_it_ends_in_the_same_bits(
+    killed_at: int, knobs: dict[str, Any], opinionated: Path, text_file: Path, tmp_path: Path
+) -> None:
+    config = DistillConfig.model_validate(KNOBS | knobs)
+    whole = given(opinionated, tmp_path / "whole", text_file)
+    uninterrupted = run(config, whole)
+    with pytest.raises(Killed):
+        run(config, given(opinionated, tmp_path / "killed", text_file, progress=KillAt(killed_at)))
+    assert list((tmp_path / "killed" / "scratch").glob("checkpoint-*"))
+    resumed = given(opinionated, tmp_path / "killed", text_file)
+    assert run(config, resumed)["history"] == uninterrupted["history"]
+    assert (resumed.out / "model.safetensors").read_bytes() == (whole.out / "model.safetensors").read_bytes()
+
+
+def test_parts_of_a_batch_one_after_the_other_are_the_same_step(
+    opinionated: Path, text_file: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for knobs in ({}, {"accumulate": 4}, {"accumulate": 4, "gradient_checkpointing": True}):
+        stage = given(opinionated, tmp_path / str(len(losses)), text_file)
+        losses.append([row["loss"] for row in run(DistillConfig(**KNOBS | knobs), stage)["history"]])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+    assert losses[2] == pytest.approx(losses[1], abs=1e-3)
+
+
+def test_the_best_weights_are_kept_and_patience_ends_the_training(
+    opinionated: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """Trained far too fast, a student is best early on."""
+    knobs = {"held_out": True, "patience": 2, "learning_rate": 0.3, "checkpoints": 15, "warmup": 0.0}
+    stage = given(opinionated, tmp_path, text_file)
+    history = run(DistillConfig(**KNOBS | knobs), stage)["history"]
+    held_out = [row["held_out_loss"] for row in history if "held_out_loss" in row]
+    assert 3 <= len(held_out) < 16
+    assert min(held_out) == held_out[-3]
+    assert _held_out_loss(load_model(stage.out), stage, text_file) == pytest.approx(min(held_out), abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_ends_it_with_the_step_and_the_way_out(
+    opinionated: Path, text_file: Path, tmp_path: Path
+) -> None:
+    config = DistillConfig(**KNOBS | {"learning_rate": 1e30, "warmup": 0.0})
+    with pytest.raises(StageError, match=r"the loss became nan at step \d+ of 16; lower `learning_rate` \(1e\+30\)"):
+        run(config, given(opinionated, tmp_path, text_file))
+
+
+def test_curves_are_written_for_tensorboard(opinionated: Path, text_file: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stage = given(opinionated, tmp_path, text_file, logs=tmp_path / "curves")
+    facts = run(DistillConfig(**KNOBS | {"report_to": ("tensorboard",)}), stage)
+    events = EventAccumulator(str(tmp_path / "curves"))
+    events.Reload()
+    drawn = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert drawn == [(row["step"], pytest.approx(row["loss"])) for row in facts["history"]]
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"), [({"layers": 9}, "the source has 3 layers"), ({"keep": (0, 7)}, "expected layers below 3")]
+    ("knobs", "message"),
+    [
+        ({"layers": 9}, "the source has 3 layers"),
+        ({"layers": None, "keep": (0, 7)}, "expected layers below 3"),
+        ({"batch": 8, "accumulate": 3}, "expected a divisor of batch"),
+        ({"patience": 2}, "held_out: true"),
+        ({"report_to": ("wandb",)}, "wandb is not installed; pip install wandb"),
+    ],
 )
-def test_more_layers_than_there_are_is_an_error(
-    knobs: dict[str, object], message: str, gpt2: Path, text_file: Path, tmp_path: Path
+def test_what_cannot_be_is_an_error(
+    knobs: dict[str, Any], message: str, gpt2: Path, text_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(StageError, match=message):
-        run(DistillConfig(**knobs), given(gpt2, tmp_path, text_file))
+        run(DistillConfig(**KNOBS | knobs), given(gpt2, tmp_path, text_file))
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"layers": 2, "keep": [0]}, "expected one of layers, keep"),
+        ({"keep": [2, 1]}, "expected layer numbers from 0, rising"),
+        ({"losses": {"forward_kl": 0}}, "at least one weight above 0"),
+        ({"stored": {"draws": 4}, "losses": {"reverse_kl": 1}}, "suffices for forward_kl"),
+        ({"stored": {"draws": 4}, "losses": {"hidden_states": 1}}, "no hidden states"),
+        ({"stored": {"draws": 4, "top_k": 4}}, "expected either `draws`"),
+        ({"quantization_aware": True}, "expected divergences alone"),
+    ],
+)
+def test_knobs_that_contradict_each_other_are_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DistillConfig.model_validate(knobs)
 
 
 def test_a_teacher_with_another_vocabulary_of_the_same_size_is_refused(
@@ -149,7 +314,5 @@ def test_a_teacher_with_another_vocabulary_of_the_same_size_is_refused(
     first, second = [token for token, number in vocabulary.items() if number in {300, 301}]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(StageError, match="must share one vocabulary"):
-        run(
-            DistillConfig(layers=2, tokens=1024), dataclasses.replace(given(gpt2, tmp_path, text_file), teacher=teacher)
-        )
+    with pytest.raises(StageError, match="tokenizer"):
+        run(DistillConfig(**KNOBS), dataclasses.replace(given(gpt2, tmp_path, text_file), teacher=teacher))

@@ -20,8 +20,9 @@ from compress.distillation.distill import run as distill
 from compress.linears import BlockLinear, block_linears
 from compress.pruning.amount import Amount
 from compress.stage import Silent
-from compress.training.fit import fit, next_token_loss
+from compress.training.fit import fit
 from compress.training.gradual import GradualConfig, Ramp
+from compress.training.objective import Objective
 from compress.training.train import run as train
 from compress.training.zeros import FILE, Zeros, smallest
 
@@ -42,7 +43,7 @@ def adamw(model: PreTrainedModel) -> torch.optim.AdamW:
 
 
 def train_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    next_token_loss(model, torch.randint(0, 300, (4, 16))).backward()
+    Objective(model).next_token_loss(torch.randint(0, 300, (4, 16))).backward()
     optimizer.step()
     optimizer.zero_grad()
 
@@ -161,13 +162,14 @@ def test_training_follows_the_ramp_and_changes_no_mask_after_it(gpt2: Path, tmp_
     """What every step is computed with: the masks of the step before it."""
     model, seen = load_model(gpt2), list[list[Tensor]]()
 
-    def loss(trained: PreTrainedModel, ids_BT: Tensor) -> Tensor:
-        seen.append([zeros_of(linear) for linear in block_linears(trained)])
-        return next_token_loss(trained, ids_BT)
+    class Watched(Objective):
+        def loss(self, ids_BT: Tensor, row_B: Tensor | None) -> Tensor:
+            seen.append([zeros_of(linear) for linear in block_linears(self.model)])
+            return super().loss(ids_BT, row_B)
 
     schedule = TrainConfig(**KNOBS, prune=GradualConfig(sparsity=0.5, every=4)).schedule()
     rows_NT = np.random.default_rng(0).integers(0, 300, (40, 32))
-    history = fit(model, rows_NT, schedule, loss=loss, scratch=tmp_path, seed=0, progress=Silent(), label="train")
+    history = fit(Watched(model), rows_NT, schedule, scratch=tmp_path, seed=0, progress=Silent(), label="train")
     ramp = Ramp(first=0.0, last=0.5, steps=12, every=4)
     shares = [0.0] * 4 + [ramp.share(4)] * 4 + [ramp.share(8)] * 4 + [0.5] * 8
     for step, zeros in enumerate(seen):

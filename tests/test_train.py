@@ -80,22 +80,24 @@ def test_fine_tuning_starts_from_the_source(gpt2: Path, text_file: Path, tmp_pat
     assert after.config.to_diff_dict() | {"_name_or_path": ""} == before.config.to_diff_dict() | {"_name_or_path": ""}
 
 
-def test_bf16_is_what_the_loss_is_computed_in(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
+def test_bf16_is_what_the_loss_is_computed_in(gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a loss calls parts of the model rather than the model itself."""
+    from compress.training import losses
     from compress.training.fit import fit
+    from compress.training.objective import Objective
 
-    model, seen = load_model(gpt2), []
+    seen: list[torch.dtype] = []
+    logits = losses.Head.logits
 
-    def loss(trained: Any, ids_BT: torch.Tensor) -> torch.Tensor:
-        hidden_BTD = trained.base_model(input_ids=ids_BT).last_hidden_state
-        logits_BTV = trained.get_output_embeddings()(hidden_BTD)
-        seen.append(logits_BTV.dtype)
-        return logits_BTV.float().square().mean()
+    def watched(head: losses.Head, hidden_ND: torch.Tensor) -> torch.Tensor:
+        seen.extend((hidden_ND.dtype, head.weight_VD.dtype))
+        return logits(head, hidden_ND)
 
+    monkeypatch.setattr(losses.Head, "logits", watched)
     schedule = TrainConfig(tokens=64, length=32, batch=1, precision="bf16", checkpoints=0).schedule()
     rows_NT = np.arange(64, dtype=np.int64).reshape(2, 32)
-    fit(model, rows_NT, schedule, loss=loss, scratch=tmp_path, seed=0, progress=Silent(), label="train")
-    assert seen == [torch.bfloat16] * 2
+    fit(Objective(load_model(gpt2)), rows_NT, schedule, scratch=tmp_path, seed=0, progress=Silent(), label="train")
+    assert seen == [torch.bfloat16] * 4
 
 
 def test_a_device_that_is_not_there_is_an_error(gpt2: Path, text_file: Path, tmp_path: Path) -> None:

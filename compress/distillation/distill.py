@@ -1,167 +1,229 @@
-"""Distillation: a student with fewer layers learns to predict what the teacher predicts.
+"""Distillation: a smaller student learns to predict what the teacher predicts.
 
-The student starts as the source with some blocks left out, so that every weight it has is one the source had. The
-teacher is the recipe's source. With `layers` as deep as the source, nothing is left out: that is how a pruned model
-recovers, and with `prune` how a dense one becomes sparse on the way (`gradual.py`).
-Sources: DistilBERT/DistilGPT2 for the spread of the kept layers (arXiv 1910.01108); Minitron for forward KL as the
-main loss (arXiv 2407.14679).
+The student is the source with some blocks left out (`layers`, `keep`), the source itself (`layers` absent: how a pruned
+or slimmed model recovers), another checkpoint (`student`), or a model made from a config (`architecture`); wherever
+shapes allow, it starts with the teacher's weights. The teacher is the recipe's source. It runs beside the student, or
+it ran once before and was written down (`stored`).
 
-Not covered: narrower students, losses between hidden states, a stored teacher.
+    loss = sum of weight * loss over LOSSES (`compress/training/losses.py`: between distributions over the vocabulary)
+           and LAYER_LOSSES (`layers.py`: between hidden states and attention relations)
+
+With `quantization_aware` the student computes with its weights rounded to int8, as `quantize` will round them, so that
+it makes up for that rounding too; its losses are divergences from the teacher alone, because the text would pull it
+away from what is to be preserved (LLM-QAT, arXiv 2305.17888).
+Sources: Hinton et al. (arXiv 1503.02531); DistilBERT for the spread of the kept layers (arXiv 1910.01108); Minitron for
+forward KL as the main loss (arXiv 2407.14679).
+
+Not covered: teachers of another vocabulary, text that the student writes itself (on-policy distillation).
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compress.checkpoint import end_of_text, load_model, load_tokenizer, save_checkpoint
-from compress.stage import Facts, Stage, StageError, StageInput
+from compress.checkpoint import end_of_text, load_model, load_tokenizer, read_config, save_checkpoint
+from compress.stage import Facts, Material, Stage, StageConfig, StageError, StageInput
 from compress.text import pack, read_documents, tokenize
-from compress.training.train import TrainingKnobs
+from compress.training.train import TrainingKnobs, held_out_rows, materials
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
-LossName = Literal["forward_kl", "cross_entropy"]
+    from compress.distillation.objective import Distillation
+
+LossName = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "skewed_kl",
+    "cross_entropy",
+    "hidden_states",
+    "attention_relations",
+]
+BETWEEN_LAYERS = frozenset({"hidden_states", "attention_relations"})
+PROBE_ROWS = 32
+"""Rows of the training text on which layers are weighed."""
+STORABLE = frozenset({"forward_kl", "cross_entropy"})
+
+
+class Fade(BaseModel):
+    """A weight that changes while training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    start: float = Field(ge=0)
+    """The weight at the first step."""
+    end: float = Field(ge=0)
+    """The weight from the end of the change on."""
+    over: float = Field(default=1.0, gt=0, le=1)
+    """Share of the steps over which it changes, along a line."""
+
+
+class StoredConfig(StageConfig):
+    """A teacher that runs once over the training text and is written down."""
+
+    draws: int | None = Field(default=None, gt=0)
+    """Sampled: about how many tokens of each position are kept at most; the loss stays unbiased."""
+    top_k: int | None = Field(default=None, gt=0)
+    """Or the likeliest tokens of each position with one bucket for the rest: biased."""
+    folder: Path | None = None
+    """Where stored teachers are kept for further runs and students; default: ~/.cache/demitasse/teachers."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "StoredConfig":
+        if (self.draws is None) == (self.top_k is None):
+            raise ValueError("expected either `draws`, sampled and unbiased, or `top_k`, biased")
+        return self
 
 
 class DistillConfig(TrainingKnobs):
-    """Train a student with fewer layers on the teacher's predictions."""
+    """Train a smaller student on the teacher's predictions."""
 
     layers: int | None = Field(default=None, gt=0)
-    """How many of the source's layers the student keeps, first and last among them; absent: all of them."""
+    """How many of the source's layers the student keeps; absent: all of them."""
+    choose: Literal["spread", "block_influence", "perplexity"] = "spread"
+    """Which: evenly spaced with first and last among them, or those that the training text shows to matter most."""
     keep: tuple[int, ...] | None = None
     """Or the kept layers themselves, counted from 0."""
-    losses: Mapping[LossName, float] = Field(default={"forward_kl": 0.9, "cross_entropy": 0.1})
-    """Weights of the losses."""
+    student: Path | None = None
+    """Or another checkpoint with the teacher's tokenizer."""
+    architecture: dict[str, Any] | None = None
+    """Or a new model: what its config.json has other than the teacher's; it starts with what fits of the teacher."""
+    losses: Mapping[LossName, float | Fade] = Field(default={"forward_kl": 0.9, "cross_entropy": 0.1})
+    """Weights of the losses: numbers, or {start: 1, end: 0, over: 0.5}."""
     temperature: float = Field(default=1.0, gt=0)
-    """Softening of both distributions in the KL."""
+    """Softening of both distributions in the divergences."""
+    skew: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the teacher in the mixture of `skewed_kl`."""
+    layer_map: tuple[tuple[int, int], ...] | None = None
+    """[student's layer, teacher's layer] of the losses between layers; absent: each kept layer to where it was."""
+    stored: StoredConfig | None = None
+    """Run the teacher once and write it down: {draws: 64} or {top_k: 64}; absent: it runs beside the student."""
+    quantization_aware: bool = False
+    """Train against the rounding to int8 that `quantize` will do, embeddings too; losses: divergences alone."""
 
     @model_validator(mode="after")
-    def _one_choice(self) -> "DistillConfig":
-        if self.layers is not None and self.keep is not None:
-            raise ValueError("expected either `layers`, a count, or `keep`, a list of layers")
+    def _fits_together(self) -> "DistillConfig":
+        students = [name for name in ("layers", "keep", "student", "architecture") if getattr(self, name) is not None]
+        if len(students) > 1:
+            raise ValueError(f"expected one of {', '.join(students)}: each says what the student is")
         if self.keep is not None and (not self.keep or list(self.keep) != sorted(set(self.keep)) or self.keep[0] < 0):
             raise ValueError("keep: expected layer numbers from 0, rising, such as [0, 2, 5]")
-        if not any(weight > 0 for weight in self.losses.values()):
+        weights = self.losses.values()
+        if not any(max(weight.start, weight.end) > 0 if isinstance(weight, Fade) else weight > 0 for weight in weights):
             raise ValueError("losses: expected at least one weight above 0")
+        if self.stored is not None and set(self.losses) - STORABLE - BETWEEN_LAYERS:
+            raise ValueError("losses: a stored teacher knows a few tokens, which suffices for forward_kl and no other")
+        if self.stored is not None and set(self.losses) & BETWEEN_LAYERS:
+            raise ValueError("losses: a stored teacher has no hidden states; leave out `stored`, or the layers' losses")
+        if self.quantization_aware and set(self.losses) & {"cross_entropy", *BETWEEN_LAYERS}:
+            raise ValueError("losses: expected divergences alone with quantization_aware, such as {forward_kl: 1}")
         return self
 
 
 def run(config: DistillConfig, given: StageInput) -> Facts:
     """Leaves a dense checkpoint of the student, trained on `given.train_text`."""
-    import torch
-
-    from compress.distillation.losses import distillation_loss, ends_in_linear_head
     from compress.linears import sparsity
     from compress.training.fit import fit
+    from compress.training.rounding import round_int8, unround
     from compress.training.zeros import pruning_facts
 
     assert given.source is not None
     if given.teacher is None or given.train_text is None:
         raise StageError("distill: expected a teacher (the recipe's source) and a training text (data.train)")
-    source, tokenizer = load_model(given.source), load_tokenizer(given.source)
-    teacher = load_model(given.teacher).requires_grad_(False)
-    if load_tokenizer(given.teacher).get_vocab() != tokenizer.get_vocab():
-        raise StageError(f"distill: {given.source} and its teacher {given.teacher} must share one vocabulary")
-    kept = _kept(config, source.config.num_hidden_layers)
-    student = with_layers(source, kept)
+    tokenizer = load_tokenizer(given.source)
     rows_NT = pack(tokenize(read_documents(given.train_text), tokenizer), config.length, end_of_text(tokenizer))
-    for model in (student, teacher):
-        if not ends_in_linear_head(model, torch.from_numpy(rows_NT[:1, :8])):
-            raise StageError(
-                f"distill: {model.config.model_type} changes its logits after the head, which is not supported"
-            )
-    weights: dict[str, float] = {str(name): weight for name, weight in config.losses.items()}
+    student, made = _student(config, given, rows_NT)
+    objective, teacher = _objective(config, given, student, rows_NT, made)
+    if config.quantization_aware:
+        round_int8(student, embeddings=True)
     schedule = config.schedule()
     history = fit(
-        student,
+        objective,
         rows_NT,
         schedule,
-        loss=lambda model, ids_BT: distillation_loss(model, teacher, ids_BT, weights, config.temperature),
         scratch=given.scratch,
         seed=given.seed,
         progress=given.progress,
         label="distill",
+        held_out_NT=held_out_rows(config, given, tokenizer),
+        logs=given.logs,
     )
+    objective.close()
+    unround(student)
     save_checkpoint(student, tokenizer, given.out, dtype=config.save_dtype)
     pruned = pruning_facts(config.prune, schedule.steps(config.length), student)
-    return {
-        "kept_layers": kept,
-        "sparsity": sparsity(student),
-        "text_tokens": int(rows_NT.size),
-        **pruned,
-        "history": history,
-    }
+    facts = {"sparsity": sparsity(student), "text_tokens": int(rows_NT.size)}
+    return {**made, **teacher, **facts, **pruned, "history": history}
 
 
-def _kept(config: DistillConfig, depth: int) -> list[int]:
-    if config.keep is not None:
-        kept = list(config.keep)
-        if kept[-1] >= depth:
-            raise StageError(f"distill: keep: expected layers below {depth}, the source's depth, got {kept[-1]}")
-        return kept
+def _student(config: DistillConfig, given: StageInput, rows_NT: "NDArray[np.int64]") -> "tuple[PreTrainedModel, Facts]":
+    """The student before training, and what is to be said of where it came from."""
+    from compress.distillation.students import by_influence, fresh, same_tokenizer, spread, with_layers
+
+    assert given.source is not None
+    assert given.teacher is not None
+    folder = config.student or given.source
+    tokenizer = load_tokenizer(given.teacher)
+    same_tokenizer(tokenizer, load_tokenizer(folder))
+    if config.architecture is not None:
+        return fresh(config.architecture, load_model(given.teacher), tokenizer, given.seed)
+    source = load_model(folder)
+    depth, noted = source.config.num_hidden_layers, dict[str, Any]()
     layers = depth if config.layers is None else config.layers
     if layers > depth:
         raise StageError(
             f"distill: layers: the source has {depth} layers, so a student of {layers} cannot be cut from it"
         )
-    return spread(depth, layers)
+    if config.keep is not None:
+        kept = list(config.keep)
+        if kept[-1] >= depth:
+            raise StageError(f"distill: keep: expected layers below {depth}, the source's depth, got {kept[-1]}")
+    elif config.choose == "spread" or layers == depth:
+        kept = spread(depth, layers)
+    else:
+        kept, noted = by_influence(folder, rows_NT[:PROBE_ROWS], layers, by=config.choose, progress=given.progress)
+    return with_layers(source, kept), {"kept_layers": kept, **noted}
 
 
-def spread(depth: int, layers: int) -> list[int]:
-    """`layers` of `depth` layers, evenly spaced with the first and the last kept: 12 -> 6 gives 0, 2, 4, 7, 9, 11."""
-    if layers == 1:
-        return [0]
-    return [round(index * (depth - 1) / (layers - 1)) for index in range(layers)]
+def _objective(
+    config: DistillConfig,
+    given: StageInput,
+    student: "PreTrainedModel",
+    rows_NT: "NDArray[np.int64]",
+    made: Facts,
+) -> "tuple[Distillation, Facts]":
+    """What is minimized, and what is to be said of the teacher."""
+    import torch
 
+    from compress.distillation.objective import Distillation, Live, cached
 
-def with_layers(source: "PreTrainedModel", kept: list[int]) -> "PreTrainedModel":
-    """A new model of the source's architecture whose blocks are the source's blocks `kept`, weights copied."""
-    import copy
-
-    from transformers import AutoModelForCausalLM
-
-    from compress.linears import block_list
-
-    name, _ = block_list(source)
-    shape = copy.deepcopy(source.config)
-    shape.num_hidden_layers = len(kept)
-    if getattr(shape, "layer_types", None):
-        shape.layer_types = [shape.layer_types[index] for index in kept]
-    for key in _dropouts(shape):
-        setattr(shape, key, 0.0)  # a student imitates a fixed function: noise only slows it
-    student: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=source.dtype)
-    renamed = {}
-    for key, tensor in source.state_dict().items():
-        if not key.startswith(f"{name}."):
-            renamed[key] = tensor
-            continue
-        index, _, rest = key.removeprefix(f"{name}.").partition(".")
-        if int(index) in kept:
-            renamed[f"{name}.{kept.index(int(index))}.{rest}"] = tensor
-    student.load_state_dict(renamed, strict=True)
-    student.tie_weights()
-    student.eval()
-    return student
-
-
-def _dropouts(config: "PreTrainedConfig") -> list[str]:
-    return [
-        key
-        for key, value in config.to_dict().items()
-        if key.endswith(("dropout", "pdrop")) and isinstance(value, float)
-    ]
+    assert given.source is not None
+    assert given.teacher is not None
+    teacher = load_model(given.teacher, dtype="bfloat16" if config.precision == "bf16" else "float32")
+    teacher.requires_grad_(False)
+    source, facts = (Live(teacher), {}) if config.stored is None else cached(config, given, teacher, rows_NT)
+    uncut = read_config(config.student or given.source) == read_config(given.teacher)
+    origins = made.get("kept_layers") if uncut else None
+    return Distillation(student, source, config, origins=origins, probe_BT=torch.from_numpy(rows_NT[:4])), facts
 
 
 DISTILL = Stage(
     kind="distill",
-    summary="train a student with fewer layers (or the pruned model itself) on the teacher's predictions",
-    version=1,
+    summary="train a smaller student (or the pruned model itself) on the teacher's predictions",
+    version=2,
     config=DistillConfig,
     takes=frozenset({"dense"}),
     leaves="dense",
     run=run,
-    materials=lambda config: frozenset({"teacher", "train_text"}),
+    materials=lambda config: _materials(config),
     libraries=("torch", "transformers", "accelerate", "tokenizers", "numpy"),
 )
+
+
+def _materials(config: DistillConfig) -> frozenset[Material]:
+    return materials(config) | {"teacher"}

@@ -5,7 +5,7 @@ model's config (the keys of its config.json) and `vocabulary` the size of the by
 training text first (Sennrich et al., arXiv 1508.07909; byte level as in GPT-2).
 With `prune` the model becomes sparse as it trains (`gradual.py`); zeros that it already has stay in any case.
 
-Not covered: data that does not fit into memory, several machines.
+Not covered: data that does not fit into memory.
 """
 
 import dataclasses
@@ -19,6 +19,8 @@ from compress.text import SEPARATOR, pack, read_documents, tokenize
 from compress.training.gradual import GradualConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from compress.training.fit import Schedule
@@ -34,19 +36,29 @@ class TrainingKnobs(StageConfig):
     length: int = Field(default=256, ge=2)
     """Tokens per training sequence."""
     batch: int = Field(default=16, gt=0)
-    """Sequences per step."""
+    """Sequences per step, over all processes."""
+    accumulate: int = Field(default=1, gt=0)
+    """Parts that a step's sequences are taken in, one after the other: less memory, the same step."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate; it rises over the warm-up and falls along a cosine to 0."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """AdamW's decoupled weight decay; norms and biases are exempt."""
+    """AdamW's decoupled weight decay; norms, biases and embeddings are exempt."""
     warmup: float = Field(default=0.05, ge=0, le=1)
     """Share of the steps over which the learning rate rises."""
     precision: Literal["bf16", "fp32"] = "fp32"
     """Arithmetic of the matrix products: bf16 autocast pays where the hardware has bf16 matrix units (AMX, GPUs)."""
+    gradient_checkpointing: bool = False
+    """Keep only what enters each block and compute the rest again on the way back: less memory, a third more time."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to train; the result depends on it in the last digits."""
     checkpoints: int = Field(default=10, ge=0)
     """How many resumable checkpoints are written, evenly spaced."""
+    held_out: bool = False
+    """Take the loss on the calibration text at every checkpoint, and keep the weights for which it was lowest."""
+    patience: int | None = Field(default=None, gt=0)
+    """Checkpoints without a lower held-out loss after which training ends; absent: it goes on to the end."""
+    report_to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Where the curves go while training."""
     save_dtype: DType = "float32"
     """Type of the saved weights."""
     prune: GradualConfig | None = None
@@ -65,13 +77,12 @@ class TrainConfig(TrainingKnobs):
     """The new model's config, as in config.json (`model_type` and the sizes); absent: fine-tune the source."""
     vocabulary: int = Field(default=4096, ge=257)
     """Size of the byte-level BPE vocabulary that a new model gets; not used in fine-tuning."""
-    held_out: bool = False
-    """Follow the loss on the calibration text while training, at every checkpoint."""
 
 
 def run(config: TrainConfig, given: StageInput) -> Facts:
     """Leaves a dense checkpoint, trained on `given.train_text`."""
-    from compress.training.fit import fit, next_token_loss
+    from compress.training.fit import fit
+    from compress.training.objective import Objective
     from compress.training.zeros import pruning_facts
 
     if given.train_text is None:
@@ -81,25 +92,33 @@ def run(config: TrainConfig, given: StageInput) -> Facts:
     documents = read_documents(given.train_text)
     model, tokenizer = _fresh(config, documents, given.seed) if config.architecture is not None else _source(given)
     rows_NT = pack(tokenize(documents, tokenizer), config.length, end_of_text(tokenizer))
-    held_out_NT = None
-    if config.held_out and given.calibration_text is not None:
-        held_out = tokenize(read_documents(given.calibration_text), tokenizer)
-        held_out_NT = pack(held_out, config.length, end_of_text(tokenizer))[:HELD_OUT_ROWS]
     schedule = config.schedule()
     history = fit(
-        model,
+        Objective(model),
         rows_NT,
         schedule,
-        loss=next_token_loss,
         scratch=given.scratch,
         seed=given.seed,
         progress=given.progress,
         label="train",
-        held_out_NT=held_out_NT,
+        held_out_NT=held_out_rows(config, given, tokenizer),
+        logs=given.logs,
     )
     save_checkpoint(model, tokenizer, given.out, dtype=config.save_dtype)
     pruned = pruning_facts(config.prune, schedule.steps(config.length), model)
     return {"text_tokens": int(rows_NT.size), **pruned, "history": history}
+
+
+def held_out_rows(
+    config: TrainingKnobs, given: StageInput, tokenizer: "PreTrainedTokenizerBase"
+) -> "NDArray[np.int64] | None":
+    """The first rows of the calibration text, where the loss on them is asked for."""
+    if not config.held_out:
+        return None
+    if given.calibration_text is None:
+        raise StageError("held_out: expected a calibration text (data.calibration), got none")
+    documents = tokenize(read_documents(given.calibration_text), tokenizer)
+    return pack(documents, config.length, end_of_text(tokenizer))[:HELD_OUT_ROWS]
 
 
 def _source(given: StageInput) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -149,7 +168,7 @@ def train_tokenizer(documents: list[str], vocabulary: int) -> "PreTrainedTokeniz
     return fast
 
 
-def materials(config: TrainConfig) -> frozenset[Material]:
+def materials(config: TrainingKnobs) -> frozenset[Material]:
     """Training text always; the calibration text too, where it is held out to follow the loss."""
     return frozenset({"train_text", "calibration_text"} if config.held_out else {"train_text"})
 
@@ -157,7 +176,7 @@ def materials(config: TrainConfig) -> frozenset[Material]:
 TRAIN = Stage(
     kind="train",
     summary="fit a GPT from a config, or fine-tune one",
-    version=1,
+    version=2,
     config=TrainConfig,
     takes=frozenset({"nothing", "dense"}),
     leaves="dense",

@@ -1,0 +1,48 @@
+"""What a launcher tells the processes that it starts: torchrun, accelerate launch and their like, by the environment.
+
+    RANK, WORLD_SIZE            which process of how many        LOCAL_RANK, LOCAL_WORLD_SIZE    on this machine
+    MASTER_ADDR, MASTER_PORT    where the store is that they meet at
+
+Nothing is imported here that takes time: a process on its own is the common case, and it looks here too.
+"""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One process among those that were started together."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+
+def launch() -> Launch:
+    """This process; one that no launcher started is alone."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or "RANK" not in os.environ:
+        return Launch()
+    rank = int(os.environ["RANK"])
+    return Launch(
+        rank=rank,
+        world=world,
+        local_rank=int(os.environ.get("LOCAL_RANK", rank)),
+        local_world=int(os.environ.get("LOCAL_WORLD_SIZE", world)),
+    )
+
+
+def unfit(batch: int, accumulate: int, world: int) -> str | None:
+    """What is wrong with dealing out `batch` rows to `world` processes in `accumulate` parts each; None: nothing."""
+    parts = world * accumulate
+    if batch % parts == 0:
+        return None
+    taken = f"{world} processes with {accumulate} parts each" if accumulate > 1 else f"{world} processes"
+    return f"expected a multiple of {parts}, because {taken} share it, got {batch}"
