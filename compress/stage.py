@@ -100,6 +100,8 @@ class Stage(Generic[Config]):
     run: Callable[[Config, StageInput], Facts]
     materials: Callable[[Config], frozenset[Material]] = lambda config: frozenset()
     """The materials that these knobs make it read."""
+    folders: Callable[[Config], dict[str, Path]] = lambda config: {}
+    """Further checkpoints that these knobs make it read, by the knob that names them."""
     libraries: tuple[str, ...] = ()
     """Distributions whose versions change the numbers, and so are part of an artifact's key."""
     parallel: bool = False

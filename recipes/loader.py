@@ -74,7 +74,7 @@ def _check(draft: Draft, file: Path, stages: Stages) -> Recipe:
     content = draft.content
     model = _section(draft, "model", ModelSource) if content.get("model") is not None else None
     data = _section(draft, "data", DataConfig)
-    planned = _stages(draft, stages)
+    planned = _resolve_folders(draft, _stages(draft, stages), stages, file.parent)
     evaluate = _section(draft, "evaluate", EvaluateConfig) if content.get("evaluate") is not None else EvaluateConfig()
     benchmark = _section(draft, "benchmark", BenchmarkConfig) if content.get("benchmark") is not None else None
     gate = _gate(draft)
@@ -247,6 +247,27 @@ def _absolute(draft: Draft, path: KeyPath, file: Path, folder: Path) -> Path:
     """A path of the recipe from its folder, of an override from the working directory."""
     base = folder if draft.where.override(path) is None else Path.cwd()
     return Path(os.path.normpath(base.absolute() / file.expanduser()))
+
+
+def _resolve_folders(
+    draft: Draft, planned: Sequence[PlannedStage | None], stages: Stages, folder: Path
+) -> list[PlannedStage | None]:
+    """The stages with the checkpoints that their knobs name found."""
+    return [
+        planned_stage and _resolved(draft, ("stages", index, planned_stage.kind), planned_stage, stages, folder)
+        for index, planned_stage in enumerate(planned)
+    ]
+
+
+def _resolved(draft: Draft, path: KeyPath, planned: PlannedStage, stages: Stages, folder: Path) -> PlannedStage:
+    found = {
+        knob: _absolute(draft, (*path, knob), named, folder)
+        for knob, named in stages[planned.kind].folders(planned.config).items()
+    }
+    for knob, place in found.items():
+        if not place.is_dir():
+            draft.refuse((*path, knob), f"expected an existing checkpoint folder, got {str(place)!r}")
+    return planned.model_copy(update={"config": planned.config.model_copy(update=found)})
 
 
 def _resolve_model(draft: Draft, model: ModelSource | None, folder: Path) -> ModelSource | None:

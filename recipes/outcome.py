@@ -3,6 +3,7 @@
 The figures come as finished text from evaluation's table; here they only get their places and colors.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,13 +117,20 @@ def show_plan(console: Console, plan: "Plan") -> None:
         table.add_column(heading, no_wrap=heading != "Knobs", justify="right" if heading in ESTIMATES else "left")
     for step in plan.steps:
         state = "[green]cached[/]" if step.cached else "to do"
-        knobs = ", ".join(f"{name} {value}" for name, value in step.knobs.items() if value is not None)
+        knobs = ", ".join(f"{name}: {_flow(value)}" for name, value in step.knobs.items()) or "defaults"
         table.add_row(escape(f"{step.number} {step.name}"), step.form, state, *_estimate(step), escape(knobs))
     console.print(table)
     left = sum(not step.cached for step in plan.steps)
     memory, disk = format_value("peak_memory", plan.memory), format_value("disk_bytes", plan.disk)
     todo = f"to do: about {format_duration(plan.seconds)}, {disk} of disk, {memory} of memory; measurements come on top"
     console.print(todo if left else "everything is cached", soft_wrap=True)
+
+
+def _flow(value: Any) -> str:
+    """A knob's value as a recipe has it, on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_flow(inner)}" for name, inner in value.items()) + "}"
+    return str(value) if isinstance(value, str | float) else json.dumps(value)
 
 
 def _estimate(step: "PlannedStep") -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from compress import Form, Stage, StageConfig
 from recipes.loader import TEXTS
 from recipes.schema import Recipe, Stages, available_cores
-from recipes.source import Source, resolve
+from recipes.source import Source, digest_folder, resolve
 from recipes.store import Store, digest_of, versions
 
 FLOAT = 4
@@ -65,6 +65,7 @@ class PlannedStep:
     form: Form
     """The form it leaves."""
     knobs: dict[str, Any]
+    """Those that differ from their defaults."""
     key: str
     folder: Path
     cached: bool
@@ -128,7 +129,7 @@ def _planned(step: Step, store: Store, estimate: Estimate) -> PlannedStep:
         name=step.name,
         kind=step.stage.kind,
         form=step.stage.leaves,
-        knobs=step.config.model_dump(mode="json"),
+        knobs=step.config.model_dump(mode="json", exclude_defaults=True),
         key=step.key,
         folder=store.name(step.stage.kind, step.key),
         cached=cached,
@@ -147,7 +148,10 @@ def chain(recipe: Recipe, source: Source, stages: Stages | None = None) -> Itera
     for index, planned in enumerate(recipe.stages):
         stage = stages[planned.kind]
         wanted = sorted(stage.materials(planned.config))
-        digests = {name: teacher if name == "teacher" else texts[name].digest() for name in wanted}
+        digests: dict[str, str | None] = {
+            name: teacher if name == "teacher" else texts[name].digest() for name in wanted
+        }
+        digests |= {knob: digest_folder(folder) for knob, folder in stage.folders(planned.config).items()}
         identity = {
             "kind": stage.kind,
             "version": stage.version,

@@ -22,6 +22,7 @@ from compress.int8 import read_int8_matrices
 from compress.quantize import run as quantize
 from compress.training.losses import LOSSES, DenseTarget, Head, Mix, chunked_loss
 from compress.training.objective import last_hidden
+from recipes.errors import RecipeError
 
 KNOBS: dict[str, Any] = {
     "layers": 2,
@@ -152,6 +153,27 @@ def test_a_student_may_be_made_from_a_config(opinionated: Path, text_file: Path,
     assert student.config.n_layer == 1
     assert student.config.vocab_size == teacher.config.vocab_size
     assert "history" in facts
+
+
+def test_what_a_student_was_is_a_part_of_the_results_key(
+    opinionated: Path, make_checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    """The folder may stay where it is and hold another student."""
+    from recipes import load_recipe
+    from recipes.planning import plan
+
+    student = Path(shutil.copytree(make_checkpoint("gpt2", seed=3, n_layer=1), tmp_path / "student"))
+    (tmp_path / "recipe.yaml").write_text(
+        f"model: {opinionated}\ndata: {{train: {text_file}, test: {text_file}}}\n"
+        "stages:\n  - distill: {student: student}\nevaluate: {window: 32}\n"
+    )
+    keys = [plan(load_recipe(tmp_path / "recipe.yaml")).steps[0].key]
+    shutil.copytree(make_checkpoint("gpt2", seed=4, n_layer=1), student, dirs_exist_ok=True)
+    keys.append(plan(load_recipe(tmp_path / "recipe.yaml")).steps[0].key)
+    assert keys[0] != keys[1]
+    shutil.rmtree(student)
+    with pytest.raises(RecipeError, match=r"distill.student: expected an existing checkpoint folder"):
+        load_recipe(tmp_path / "recipe.yaml")
 
 
 @pytest.mark.parametrize("method", [{"draws": 32}, {"top_k": 16}])

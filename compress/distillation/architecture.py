@@ -49,7 +49,7 @@ def spread(depth: int, layers: int) -> list[int]:
 
 def of_layers(config: "PreTrainedConfig", kept: Sequence[int]) -> "PreTrainedConfig":
     """A copy of a config that says that these layers are all."""
-    from compress.slimming.axes import _follow_layers
+    from compress.slimming.axes import follow_layers
 
     changed: Any = copy.deepcopy(config)
     for key in PER_LAYER:
@@ -57,7 +57,7 @@ def of_layers(config: "PreTrainedConfig", kept: Sequence[int]) -> "PreTrainedCon
             setattr(changed, key, [getattr(config, key)[layer] for layer in kept])
     if getattr(config, "attention_types", None):  # GPT-Neo says it twice
         changed.attention_types = [[list(changed.attention_layers), 1]]
-    _follow_layers(changed, kept)
+    follow_layers(changed, kept)
     changed.num_hidden_layers = len(kept)
     answer: PreTrainedConfig = changed
     return answer

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.checkpoint import end_of_text, load_model, load_tokenizer, read_config, save_checkpoint
-from compress.stage import Facts, Material, Stage, StageConfig, StageError, StageInput
+from compress.stage import Facts, Stage, StageConfig, StageError, StageInput
 from compress.text import pack, read_documents, tokenize
 from compress.training.train import TrainingKnobs, held_out_rows, materials
 
@@ -201,6 +201,7 @@ def _objective(
     import torch
 
     from compress.distillation.objective import Distillation, Live, cached
+    from compress.distillation.students import spread
 
     assert given.source is not None
     assert given.teacher is not None
@@ -209,6 +210,8 @@ def _objective(
     source, facts = (Live(teacher), {}) if config.stored is None else cached(config, given, teacher, rows_NT)
     uncut = read_config(config.student or given.source) == read_config(given.teacher)
     origins = made.get("kept_layers") if uncut else None
+    if config.architecture is not None and made["from_teacher"]["weights"]:
+        origins = spread(teacher.config.num_hidden_layers, student.config.num_hidden_layers)
     return Distillation(student, source, config, origins=origins, probe_BT=torch.from_numpy(rows_NT[:4])), facts
 
 
@@ -220,10 +223,7 @@ DISTILL = Stage(
     takes=frozenset({"dense"}),
     leaves="dense",
     run=run,
-    materials=lambda config: _materials(config),
+    materials=lambda config: materials(config) | {"teacher"},
+    folders=lambda config: {} if config.student is None else {"student": config.student},
     libraries=("torch", "transformers", "accelerate", "tokenizers", "numpy"),
 )
-
-
-def _materials(config: DistillConfig) -> frozenset[Material]:
-    return materials(config) | {"teacher"}

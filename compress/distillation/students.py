@@ -137,10 +137,10 @@ def _keep_scores(student: "PreTrainedModel", kept: Sequence[int]) -> None:
         import torch
 
         from compress.slimming.axes import FAMILIES
-        from compress.slimming.slicing import _renumber
+        from compress.slimming.slicing import renumber
 
         with torch.no_grad():
-            _renumber(student, FAMILIES["gpt2"], list(kept))
+            renumber(student, FAMILIES["gpt2"].blocks, kept)
 
 
 def _check_places(source: "PreTrainedModel", student: "PreTrainedModel", kept: Sequence[int]) -> None:

@@ -295,11 +295,11 @@ def config_for(config: "PreTrainedConfig", family: Family, shape: Shape, layers:
         setattr(changed, key, shape.hidden)
     if not family.square and (hasattr(config, "head_dim") or shape.head_dim * shape.heads != shape.hidden):
         changed.head_dim = shape.head_dim
-    _follow_layers(changed, layers)
+    follow_layers(changed, layers)
     return changed
 
 
-def _follow_layers(config: Any, layers: Sequence[int]) -> None:
+def follow_layers(config: Any, layers: Sequence[int]) -> None:
     """What a config says of single layers."""
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in layers]

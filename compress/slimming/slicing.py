@@ -9,7 +9,7 @@ layer's number does the query part of a layer that has moved up carry the ratio 
 Not covered: which units to keep (`importance.py`), and what is left to repair in the weights (`repair.py`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -127,14 +127,14 @@ def sliced_model(
         assert axes is not None, name
         parameter.copy_(cut(tensor, axes, units, kept.hidden, whole))
     if getattr(source.config, "scale_attn_by_inverse_layer_idx", False):
-        _renumber(model, family, layers)
+        renumber(model, family.blocks, layers)
     model.eval()
     return model
 
 
-def _renumber(model: "PreTrainedModel", family: Family, layers: list[int]) -> None:
+def renumber(model: "PreTrainedModel", blocks: str, layers: Sequence[int]) -> None:
     """Let queries that GPT-2 divides by their layer's new number give the scores that the old number gave."""
     for new, old in enumerate(layers):
-        packed = model.get_submodule(f"{family.blocks}.{new}.attn.c_attn")
+        packed = model.get_submodule(f"{blocks}.{new}.attn.c_attn")
         for parameter in packed.parameters():
             parameter[..., : parameter.shape[-1] // 3] *= (new + 1) / (old + 1)
