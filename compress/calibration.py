@@ -5,6 +5,7 @@
 Both are sums, so that no method depends on how the rows were batched.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,6 +92,25 @@ def inputs_of(x_TI: Tensor, reads: Reads) -> Inputs:
         return Inputs(len(x_TI), torch.stack(parts).sum(dim=0))
     gram_II = gram(x_TI)
     return Inputs(len(x_TI), gram_II.diagonal().clone(), gram_II)
+
+
+class Arriving:
+    """What arrives at linears as a model runs: those that are fed one tensor share its statistics."""
+
+    def __init__(self, reads: Reads) -> None:
+        self.reads: Reads = reads
+        self._last: tuple[Tensor, Inputs] | None = None
+
+    def __call__(self, x: Tensor) -> Inputs:
+        """The statistics of a linear's input [..., in]."""
+        if self._last is None or self._last[0] is not x:
+            self._last = x, inputs_of(x.flatten(0, -2), self.reads)
+        return self._last[1]
+
+
+def seed_of(lot: str) -> int:
+    """The seed of a lot's random numbers: the same on every machine, another for every text."""
+    return int.from_bytes(hashlib.sha256(lot.encode()).digest()[:7], "big")
 
 
 def gram(x_TI: Tensor) -> Tensor:

@@ -320,6 +320,7 @@ def test_what_cannot_be_is_an_error(
         ({"stored": {"draws": 4}, "losses": {"hidden_states": 1}}, "no hidden states"),
         ({"stored": {"draws": 4, "top_k": 4}}, "expected either `draws`"),
         ({"quantization_aware": True}, "expected divergences alone"),
+        ({"quantization_aware": True, "losses": {"forward_kl": 1}, "save_dtype": "bfloat16"}, "expected float32"),
     ],
 )
 def test_knobs_that_contradict_each_other_are_refused(knobs: dict[str, Any], message: str) -> None:

@@ -122,6 +122,8 @@ class DistillConfig(TrainingKnobs):
             raise ValueError("losses: a stored teacher has no hidden states; leave out `stored`, or the layers' losses")
         if self.quantization_aware and set(self.losses) & {"cross_entropy", *BETWEEN_LAYERS}:
             raise ValueError("losses: expected divergences alone with quantization_aware, such as {forward_kl: 1}")
+        if self.quantization_aware and self.save_dtype != "float32":
+            raise ValueError("save_dtype: expected float32 with quantization_aware: rounded weights round differently")
         return self
 
 
@@ -223,6 +225,7 @@ DISTILL = Stage(
     takes=frozenset({"dense"}),
     leaves="dense",
     run=run,
+    parallel=True,
     materials=lambda config: materials(config) | {"teacher"},
     folders=lambda config: {} if config.student is None else {"student": config.student},
     libraries=("torch", "transformers", "accelerate", "tokenizers", "numpy"),

@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 from compress.checkpoint import weight_files
 from compress.distillation.layers import LAYER_LOSSES, LayerLosses, layer_pairs
 from compress.stage import Facts, StageError, StageInput
+from compress.training.distributed import barrier, together
+from compress.training.launch import launch
 from compress.training.losses import WITHOUT_TEACHER, DenseTarget, Head, Mix, Target, chunked_loss
 from compress.training.objective import Objective, ends_in_linear_head, last_hidden
 
@@ -79,17 +81,21 @@ def cached(
     if config.device == "cuda":
         nn.Module.to(teacher, config.device)
     method = {"sampled": config.stored.draws} if config.stored.draws else {"top_k": config.stored.top_k}
-    store = StoredTeacher.obtain(
-        teacher,
-        rows_NT,
-        root=(config.stored.folder or CACHE).expanduser(),
-        teacher_digest=_digest(given.teacher),
-        method={name: amount for name, amount in method.items() if amount is not None},
-        temperature=config.temperature,
-        seed=given.seed,
-        batch=max(1, config.batch // config.accumulate),
-        progress=given.progress,
-    )
+    with together(config.device):
+        store = StoredTeacher.obtain(
+            teacher,
+            rows_NT,
+            root=(config.stored.folder or CACHE).expanduser(),
+            teacher_digest=_digest(given.teacher),
+            method={name: amount for name, amount in method.items() if amount is not None},
+            temperature=config.temperature,
+            seed=given.seed,
+            batch=max(1, config.batch // config.accumulate),
+            progress=given.progress,
+            rank=launch().rank,
+            world=launch().world,
+            barrier=barrier,
+        )
     return Stored(store), {"stored_teacher": store.facts()}
 
 
@@ -162,6 +168,9 @@ class Distillation(Objective):
         if len(parts) > 1:
             self._count += 1
             self._sums = {name: self._sums.get(name, 0) + value for name, value in parts.items()}
+
+    def frozen(self) -> list[PreTrainedModel]:
+        return [self.teacher.model] if isinstance(self.teacher, Live) else []
 
     def figures(self) -> dict[str, float]:
         means = {name: float(total) / self._count for name, total in self._sums.items()}

@@ -17,14 +17,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compress.calibration import Inputs, Reads, inputs_of
+from compress.calibration import Arriving, Inputs, Reads, seed_of
 from compress.checkpoint import load_model
 from compress.linears import BlockLinear, block_linears, blocks, linears_of
 from compress.pruning.amount import Amount
@@ -203,15 +202,12 @@ def linear_inputs(model: "PreTrainedModel", ids_NT: Tensor, reads: Reads) -> dic
     """
     linears = {linear.parameter: linear.name for linear in block_linears(model)}
     if reads == "nothing":
-        return {name: Inputs(seed=crc32(name.encode())) for name in linears.values()}
+        return {name: Inputs(seed=seed_of(name)) for name in linears.values()}
     found: dict[str, Inputs] = {}
-    last: list[tuple[Tensor, Inputs]] = []
+    inputs = Arriving(reads)
 
     def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0]
-        if not last or last[0][0] is not x:
-            last[:] = [(x, inputs_of(x.flatten(0, -2), reads))]
-        found[linears[module.weight]] = last[0][1]  # type: ignore[index]  # a linear's weight is a parameter
+        found[linears[module.weight]] = inputs(args[0])  # type: ignore[index]  # a linear's weight is a parameter
 
     modules = [module for module in model.modules() if getattr(module, "weight", None) in linears]
     hooks = [module.register_forward_pre_hook(note) for module in modules]

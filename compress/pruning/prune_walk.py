@@ -13,7 +13,6 @@ pass through the unpruned model, and the threshold from two readings of them (`c
 matrix is held at a time.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.blockwise import Block, BlockWalk
-from compress.calibration import Inputs, Reads, inputs_of
+from compress.calibration import Arriving, Inputs, Reads, seed_of
 from compress.linears import BlockLinear
 from compress.pruning.cut import cut
 from compress.pruning.masks import choose
@@ -77,7 +76,7 @@ def prune_whole(
 def prune_matrix(files: TensorFiles, out: Path, criterion: str, target: Target, seed: int) -> None:
     """Prune a matrix outside the blocks: by lots where the criterion is lots, else by magnitude."""
     chosen = CRITERIA[criterion if criterion == "random" else "magnitude"]
-    inputs = Inputs(seed=seed_of(target.name, seed))
+    inputs = Inputs(seed=seed_of(f"{seed}:{target.name}"))
     files.write(out, target.name, chosen.prune(files.read(target.name), inputs, choose(target.amount)))
 
 
@@ -88,7 +87,7 @@ def visit(walk: BlockWalk, reads: Reads, targets: Mapping[str, Target], found: F
         linears = [linear for linear in block.linears() if linear.name in left]
         if reads == "nothing":
             for linear in linears:
-                found(linear, Inputs(seed=seed_of(linear.name, seed)))
+                found(linear, Inputs(seed=seed_of(f"{seed}:{linear.name}")))
         else:
             _run(block, linears, reads, found)
         left -= {linear.name for linear in linears}
@@ -100,16 +99,13 @@ def visit(walk: BlockWalk, reads: Reads, targets: Mapping[str, Target], found: F
 def _run(block: Block, linears: list[BlockLinear], reads: Reads, found: Found) -> None:
     """Run a block; each of `linears` is handed to `found` when its input arrives, before it computes."""
     waiting = {linear.name: linear for linear in linears}
-    last: list[tuple[Tensor, Inputs]] = []
+    inputs = Arriving(reads)
 
     def arrived(linear: BlockLinear, module: nn.Module, args: tuple[Any, ...]) -> None:
         if waiting.pop(linear.name, None) is None:
             return
-        x = args[0]
-        if not last or last[0][0] is not x:
-            last[:] = [(x, inputs_of(x.flatten(0, -2), reads))]
         try:
-            found(linear, last[0][1])
+            found(linear, inputs(args[0]))
         except ValueError as error:
             raise StageError(f"prune: {linear.name}: {error}") from error
 
@@ -129,11 +125,6 @@ def _run(block: Block, linears: list[BlockLinear], reads: Reads, found: Found) -
             f"prune: {', '.join(waiting)}: never called on the calibration text, so nothing is known of its inputs; "
             "leave it out with `linears`, or choose a criterion that reads none, such as magnitude"
         )
-
-
-def seed_of(name: str, seed: int) -> int:
-    """A tensor's own seed: the same on every machine, another for every name."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
 
 
 def _read_OI(files: TensorFiles, target: Target) -> Tensor:

@@ -12,12 +12,13 @@ Source: Minitron, Muralidharan et al. (arXiv 2407.14679), whose best aggregation
 the L2 norm over the batch.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from compress.calibration import seed_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +68,7 @@ def by_weights(evidence: Evidence) -> Tensor:
 
 def by_lot(evidence: Evidence) -> Tensor:
     """Uniform random numbers, the same for the same lot."""
-    digest = hashlib.sha256(evidence.lot.encode()).digest()
-    return torch.rand(evidence.count, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+    return torch.rand(evidence.count, generator=torch.Generator().manual_seed(seed_of(evidence.lot)))
 
 
 IMPORTANCES: dict[str, Importance] = {

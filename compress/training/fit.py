@@ -34,9 +34,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from compress.checkpoint import no_bars
 from compress.stage import Progress, StageError
+from compress.training.distributed import from_first, make_whole, shard, shard_frozen, together
 from compress.training.gradual import GradualConfig
+from compress.training.launch import Launch, launch, unfit
 from compress.training.memory import kept_memory
 from compress.training.objective import Objective
+from compress.training.spread import SpreadTrainer
 from compress.training.trainer import PlainTrainer, Pruning, Rows, Tracker
 
 FIGURES = {"loss": "loss", "eval_loss": "held_out_loss", "sparsity": "sparsity"}
@@ -51,6 +54,8 @@ class Schedule:
     """Training tokens in all; rounded down to whole steps, at least one."""
     batch: int
     """Sequences per step, over all processes."""
+    distributed: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the work."""
     accumulate: int = 1
     """Parts that a step's sequences are taken in, one after the other."""
     learning_rate: float
@@ -97,19 +102,54 @@ def fit(
             to prune, or the loss is no longer a number.
     """
     check(schedule, held_out=held_out_NT is not None)
-    nn.Module.to(objective, schedule.device)
+    with together(schedule.device) as here:
+        if here.world > 1 and schedule.distributed == "fsdp":
+            shard(objective, schedule.device)
+            for model in objective.frozen():
+                shard_frozen(model, schedule.device)
+        else:
+            nn.Module.to(objective, schedule.device)
+        history = _fit(
+            objective,
+            rows_NT,
+            schedule,
+            here,
+            scratch=scratch,
+            seed=seed,
+            progress=progress,
+            label=label,
+            held_out_NT=held_out_NT,
+            logs=logs,
+        )
+        make_whole(objective)
+    return history
+
+
+def _fit(
+    objective: Objective,
+    rows_NT: NDArray[np.int64],
+    schedule: Schedule,
+    here: Launch,
+    *,
+    scratch: Path,
+    seed: int,
+    progress: Progress,
+    label: str,
+    held_out_NT: NDArray[np.int64] | None,
+    logs: Path | None,
+) -> list[dict[str, float]]:
     length = rows_NT.shape[1]
     steps = schedule.steps(length)
     order = data_order(len(rows_NT), steps * schedule.batch, seed)
     pruning = Pruning(objective.model, schedule.prune, steps)
-    resume = last_checkpoint(scratch)
+    resume = from_first(last_checkpoint(scratch) if here.first else None)
     if resume is not None:
         pruning.resume(resume)
     if schedule.gradient_checkpointing:
         objective.model.activation_checkpointing_enable({"use_reentrant": False})
-    arguments = _arguments(schedule, steps, scratch, seed, evaluate=held_out_NT is not None)
+    arguments = _arguments(schedule, steps, scratch, seed, here.world, evaluate=held_out_NT is not None)
     with no_bars(), kept_memory(), progress.task(label, total=steps, done=_step_of(resume)) as task:
-        trainer = PlainTrainer(
+        trainer = (SpreadTrainer if here.world > 1 else PlainTrainer)(
             objective,
             arguments,
             pruning=pruning,
@@ -130,8 +170,9 @@ def check(schedule: Schedule, *, held_out: bool) -> None:
     """Refuse what cannot be trained so."""
     if schedule.device == "cuda" and not torch.cuda.is_available():
         raise StageError("device: cuda: PyTorch sees no CUDA device here; use cpu, or a PyTorch built for this GPU")
-    if schedule.batch % schedule.accumulate:
-        raise StageError(f"accumulate: expected a divisor of batch ({schedule.batch}), got {schedule.accumulate}")
+    wrong = unfit(schedule.batch, schedule.accumulate, launch().world)
+    if wrong is not None:
+        raise StageError(f"batch: {wrong}")
     if schedule.patience is not None and not held_out:
         raise StageError("patience: expected `held_out: true`, whose loss tells when to stop")
     if schedule.patience is not None and schedule.prune is not None:
@@ -165,13 +206,15 @@ def _step_of(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
 
 
-def _arguments(schedule: Schedule, steps: int, scratch: Path, seed: int, *, evaluate: bool) -> TrainingArguments:
+def _arguments(
+    schedule: Schedule, steps: int, scratch: Path, seed: int, world: int, *, evaluate: bool
+) -> TrainingArguments:
     interval = max(1, steps // (schedule.checkpoints + 1))
     arguments = TrainingArguments(
         output_dir=str(scratch),
         max_steps=steps,
-        per_device_train_batch_size=schedule.batch // schedule.accumulate,
-        per_device_eval_batch_size=schedule.batch // schedule.accumulate,
+        per_device_train_batch_size=schedule.batch // (schedule.accumulate * world),
+        per_device_eval_batch_size=schedule.batch // (schedule.accumulate * world),
         gradient_accumulation_steps=schedule.accumulate,
         learning_rate=schedule.learning_rate,
         weight_decay=schedule.weight_decay,

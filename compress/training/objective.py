@@ -51,6 +51,10 @@ class Objective(nn.Module):
         total, _ = chunked_loss(last_hidden(self.model, ids_BT), Head.of(self.model), None, next_N, TEXT)
         return total / len(next_N)
 
+    def frozen(self) -> list[PreTrainedModel]:
+        """Models that only run, which may be spread over the processes too."""
+        return []
+
     def figures(self) -> dict[str, float]:
         """What is told beside the loss since it was last asked for."""
         return {}

@@ -35,6 +35,8 @@ class TrainingKnobs(StageConfig):
     """Training tokens in all; the text is repeated, newly shuffled, when it is shorter."""
     length: int = Field(default=256, ge=2)
     """Tokens per training sequence."""
+    distributed: Literal["ddp", "fsdp"] = "ddp"
+    """On several processes: the whole model on each (ddp), or on each a part of it (fsdp); docs/distributed.md."""
     batch: int = Field(default=16, gt=0)
     """Sequences per step, over all processes."""
     accumulate: int = Field(default=1, gt=0)
@@ -181,6 +183,7 @@ TRAIN = Stage(
     takes=frozenset({"nothing", "dense"}),
     leaves="dense",
     run=run,
+    parallel=True,
     materials=materials,
     libraries=("torch", "transformers", "accelerate", "tokenizers", "numpy"),
 )

@@ -167,8 +167,12 @@ class PlainTrainer(Trainer):
         ]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        parts = {f"part_{name}": value for name, value in self.trained.figures().items()} if "loss" in logs else {}
+        parts = {f"part_{name}": value for name, value in self.parts().items()} if "loss" in logs else {}
         super().log(logs | parts | self.pruning.figures(), start_time)
+
+    def parts(self) -> dict[str, float]:
+        """What the objective tells beside its loss."""
+        return self.trained.figures()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert output_dir is not None

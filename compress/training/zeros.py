@@ -10,7 +10,11 @@ so that every group of M keeps its N largest.
 Legend: O outputs, I inputs of a linear y = W x, W [out, in].
 Sources: Zhu and Gupta (arXiv 1710.01878); N:M sparsity, Mishra et al. (arXiv 2104.08378).
 
-Not covered: embeddings, the head, several processes.
+Where processes hold parts of the parameters, masks and moments lie in the same parts, and hooks on gradients never run:
+the trainer calls `mask_gradients` instead. What to drop is chosen from whole weights, which every process then holds
+for a moment.
+
+Not covered: embeddings, the head.
 """
 
 from pathlib import Path
@@ -19,11 +23,13 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from compress.linears import BlockLinear, block_linears
 from compress.pruning.amount import LATENCY, Amount
 from compress.pruning.masks import choose, keep_n_of_m, keep_share
 from compress.stage import Facts, StageError
+from compress.training.distributed import is_first, spread_like, whole
 from compress.training.gradual import GradualConfig, Ramp
 
 if TYPE_CHECKING:
@@ -66,7 +72,7 @@ class Zeros:
         chosen = smallest(amount, last, self._scores())
         total = sum(mask_OI.numel() for mask_OI in chosen)
         dropped = sum(_false(mask_OI) for mask_OI in chosen)
-        done = sum(_false(held | mask_OI) for held, mask_OI in zip(self.masks_OI, chosen, strict=True))
+        done = sum(_false(whole(held) | mask_OI) for held, mask_OI in zip(self.masks_OI, chosen, strict=True))
         if done == dropped:
             raise StageError(
                 f"prune: {done} of {total} weights are zero already, so {_asked(amount)} leaves nothing to prune; "
@@ -78,36 +84,42 @@ class Zeros:
     def drop(self, amount: Amount, share: float, optimizer: "Optimizer") -> None:
         """Extend the masks until `share` of the weights of each unit of `amount` are zero, smallest first."""
         chosen = smallest(amount, share, self._scores())
-        for linear, mask, mask_OI, chosen_OI in zip(self.linears, self._masks, self.masks_OI, chosen, strict=True):
-            mask_OI &= chosen_OI
+        for linear, mask, chosen_OI in zip(self.linears, self._masks, chosen, strict=True):
+            mask &= spread_like(chosen_OI.T if linear.transposed else chosen_OI, mask)
             linear.parameter.masked_fill_(~mask, 0)  # a product would leave -0.0
             for moment in _moments(optimizer, linear.parameter):
                 moment.mul_(mask)
         self._hold()
 
     def save(self, folder: Path) -> None:
-        """Write the masks beside a checkpoint of the weights."""
-        named = {linear.name: mask for linear, mask in zip(self.linears, self._masks, strict=True)}
-        save_file(named, folder / FILE)
+        """Write the masks beside a checkpoint of the weights; every process calls this, and the first one writes."""
+        named = {linear.name: whole(mask) for linear, mask in zip(self.linears, self._masks, strict=True)}
+        if is_first():
+            save_file(named, folder / FILE)
 
     def load(self, folder: Path) -> None:
         """Go on with the masks of a checkpoint whose weights are loaded too."""
         named = load_file(folder / FILE)
         for linear, mask in zip(self.linears, self._masks, strict=True):
-            mask.copy_(named[linear.name])
+            mask.copy_(spread_like(named[linear.name], mask))
         self._hold()
+
+    def mask_gradients(self) -> None:
+        """Once more or for the first time; before gradients are clipped, since all of them enter the norm."""
+        for linear, mask in zip(self.linears, self._masks, strict=True):
+            _Masked(mask)(linear.parameter)
 
     def _hold(self) -> None:
         """Mask the gradient of every linear that has zeros."""
         for index, (linear, mask) in enumerate(zip(self.linears, self._masks, strict=True)):
-            if index not in self._held and not bool(mask.all()):
+            if index not in self._held and _false(mask) and not isinstance(linear.parameter, DTensor):
                 linear.parameter.register_post_accumulate_grad_hook(_Masked(mask))
                 self._held.add(index)
 
     def _scores(self) -> list[Tensor]:
         """Magnitudes [out, in], below every one of them what is held at zero."""
         return [
-            linear.weight_OI().abs().masked_fill_(~mask_OI, -1)
+            whole(linear.weight_OI()).abs().masked_fill_(~whole(mask_OI), -1)
             for linear, mask_OI in zip(self.linears, self.masks_OI, strict=True)
         ]
 
@@ -165,7 +177,7 @@ def smallest(amount: Amount, share: float, scores: list[Tensor]) -> list[Tensor]
 
 def _nonzero(parameter: nn.Parameter) -> Tensor:
     mask = parameter.detach() != 0
-    return mask if bool(mask.any()) else torch.ones_like(mask)
+    return mask if _false(mask) < mask.numel() else torch.ones_like(mask)
 
 
 def _moments(optimizer: "Optimizer", parameter: nn.Parameter) -> list[Tensor]:
@@ -175,7 +187,7 @@ def _moments(optimizer: "Optimizer", parameter: nn.Parameter) -> list[Tensor]:
 
 
 def _false(mask: Tensor) -> int:
-    return mask.numel() - int(mask.count_nonzero())
+    return mask.numel() - int(whole(mask.sum()))
 
 
 def _asked(amount: Amount) -> str:

@@ -1,0 +1,195 @@
+"""The distillation benchmark: every part on tiny models, what its tables show, and that a killed run goes on."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from benchmarks import distillation, distillation_quality
+from benchmarks.distillation import joined, measure, read_knob
+from benchmarks.distillation_order import Order, Part, Texts, perplexity
+from benchmarks.distillation_quality import CONTROLS, DISTILLED, TEXT_ONLY, UNTRAINED, VARIANTS, quickstart_budget
+from benchmarks.distillation_speed import ARMS
+from benchmarks.distillation_tables import TITLES, distillation_outcomes, distillation_tables
+from benchmarks.page import write_page
+
+BUDGET = {"tokens": 64, "batch": 2, "length": 32, "learning_rate": 1e-3, "checkpoints": 0}
+
+
+@pytest.fixture(scope="module")
+def order(make_checkpoint: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Order:
+    texts = Texts(train=text_file, held_out=text_file, test=text_file)
+    return Order(
+        work=tmp_path_factory.mktemp("work"),
+        tell=lambda what: None,
+        model=make_checkpoint("llama"),
+        texts=texts,
+        embedded=make_checkpoint("gpt2", n_layer=4),
+        novels=texts,
+        tokens=128,
+        knobs={"batch": 2, "length": 32, "checkpoints": 1},
+        budget=BUDGET,
+        seeds=(0, 1),
+        positions=64,
+        vocabulary=4000,
+        width=32,
+        blocks=2,
+        steps=2,
+        threads=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(order: Order, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every part, as it would be stored."""
+    out = tmp_path_factory.mktemp("results") / "distillation.json"
+    measure(["loss", "speed", "half"], replace(order, model=None), out)
+    measure(["smollm2"], order, out)
+    stored: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return stored
+
+
+def test_both_losses_give_the_same_gradients_and_are_measured(run: dict[str, Any]) -> None:
+    part = run["parts"]["loss"]
+    assert max(part["errors"].values()) < 1e-6
+    assert set(part["rows"]) == {"chunked", "naive"}
+    for name, row in part["rows"].items():
+        assert row["peak"] > row["held"] > 0, name
+        assert len(row["seconds"]) == 2, name
+        assert min(row["seconds"]) > 0, name
+
+
+def test_every_arm_trains(run: dict[str, Any], order: Order) -> None:
+    rows = run["parts"]["speed"]["rows"]
+    assert list(rows) == [order.embedded.name]
+    row = rows[order.embedded.name]
+    assert set(row["seconds"]) == set(ARMS) == set(TITLES)
+    for arm, seconds in row["seconds"].items():
+        assert len(seconds) == 2, arm
+        assert min(seconds) > 0, arm
+
+
+def test_controls_have_every_seed_and_variants_one(run: dict[str, Any]) -> None:
+    part = run["parts"]["half"]
+    expected = {f"{name}, seed {seed}" for name in CONTROLS for seed in (0, 1)} | {
+        f"{name}, seed 0" for name in VARIANTS
+    }
+    assert set(part["rows"]) == expected | {f"{UNTRAINED}, seed 0"}
+    assert part["layers"] == 2
+    for name, row in part["rows"].items():
+        assert row["perplexity"] > 1, name
+    kept = {row["arm"]: row["kept"] for row in part["rows"].values()}
+    assert kept[DISTILLED] == kept[UNTRAINED] == [0, 3]
+    trained, untrained = part["rows"][f"{DISTILLED}, seed 0"], part["rows"][f"{UNTRAINED}, seed 0"]
+    assert trained["perplexity"] != untrained["perplexity"]
+    assert trained["perplexity"] != part["rows"][f"{DISTILLED}, seed 1"]["perplexity"], "the seed orders the rows"
+
+
+def test_a_real_model_is_followed_on_held_out_text(run: dict[str, Any]) -> None:
+    part = run["parts"]["smollm2"]
+    assert set(part["rows"]) == {DISTILLED, TEXT_ONLY, UNTRAINED}
+    assert part["layers"] == 2
+    for name in (DISTILLED, TEXT_ONLY):
+        row = part["rows"][name]
+        assert len(row["curve"]) >= 1
+        assert row["curve"][-1][0] <= 128
+        assert row["kept"] == part["rows"][UNTRAINED]["kept"]
+
+
+def test_the_tables_show_every_row_and_every_target(run: dict[str, Any], tmp_path: Path) -> None:
+    tables = distillation_tables(run)
+    assert set(tables) == {*distillation.PARTS, "targets"}
+    text = "\n".join(table.markdown() for found in tables.values() for table in found)
+    for name in ("chunked", "naive", *TITLES.values(), *CONTROLS, *VARIANTS, UNTRAINED, "teacher"):
+        assert f"| {name} |" in text, name
+    assert len(list(distillation_outcomes(run["parts"]))) == 3 + 2
+    page = page_of(run, tmp_path)
+    assert "## Distillation" in page
+    assert all(table.markdown() in page for found in tables.values() for table in found)
+
+
+def test_the_page_shows_finished_parts_alone(run: dict[str, Any], tmp_path: Path) -> None:
+    half = run["parts"]["half"]
+    unfinished = run | {"parts": {"half": half, "speed": {"complete": False, "rows": {}}}}
+    page = page_of(unfinished, tmp_path)
+    assert all(table.markdown() in page for table in distillation_tables(run)["half"])
+    assert "Training speed" not in page
+    assert set(distillation_tables(unfinished)) == {"half"}
+
+
+def page_of(run: dict[str, Any], folder: Path) -> str:
+    (folder / "distillation.json").write_text(json.dumps(run), encoding="utf-8")
+    write_page(folder, folder / "page.md")
+    return (folder / "page.md").read_text(encoding="utf-8")
+
+
+def test_targets_are_held_to_the_paired_ratio() -> None:
+    slow, fast = [2.0, 2.2, 2.1, 2.0, 2.1, 2.0], [1.0, 1.1, 1.05, 1.0, 1.05, 1.0]
+    rows = {"chunked": {"held": 10, "peak": 40, "seconds": slow}, "naive": {"held": 10, "peak": 110, "seconds": fast}}
+    speed = {"tiny": {"seconds": {"plain": slow, "ours": fast, "stored": fast}}}
+    parts = {"loss": {"rows": rows, "errors": {"hidden": 1e-9}}, "speed": {"rows": speed}}
+    found = [(outcome.verdict, outcome.value) for outcome in distillation_outcomes(parts)]
+    assert [verdict for verdict, _ in found] == ["PASS", "short", "PASS", "PASS", "short"]
+    assert [value for _, value in found] == pytest.approx([0.3, 2.0, 1e-9, 2.0, 1.0])
+
+
+def test_a_killed_run_goes_on_with_the_rows_it_has(
+    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, measured, killed = tmp_path / "distillation.json", list[str](), list[str]()
+
+    def three_rows(order: Order, part: Part) -> None:
+        for name in ("a", "b", "c"):
+            if name == "c" and not killed:
+                killed.append(name)
+                raise RuntimeError("killed")
+            part.row(name, lambda name=name: measured.append(name) or {"name": name})
+
+    monkeypatch.setitem(distillation.PARTS, "half", three_rows)
+    with pytest.raises(RuntimeError, match="killed"):
+        measure(["half"], order, out)
+    measure(["half"], order, out)
+    assert measured == ["a", "b", "c"]
+    assert json.loads(out.read_text(encoding="utf-8"))["parts"]["half"]["complete"]
+    measure(["half"], order, out)
+    assert measured == ["a", "b", "c"] * 2, "a finished part is measured anew"
+
+
+def test_the_embedded_teacher_gets_the_quickstarts_budget() -> None:
+    budget = quickstart_budget()
+    assert set(budget) == set(distillation_quality.BUDGET)
+    assert budget["tokens"] > 0
+
+
+def test_perplexity_is_exp_of_the_mean_loss(order: Order, text_file: Path) -> None:
+    import numpy as np
+    import torch
+
+    from compress.checkpoint import end_of_text, load_model, load_tokenizer
+    from compress.text import TextSource, pack, read_documents, tokenize
+
+    model, tokenizer = load_model(order.embedded), load_tokenizer(order.embedded)
+    rows_NT = pack(tokenize(read_documents(TextSource(file=text_file)), tokenizer), 32, end_of_text(tokenizer))
+    with torch.inference_mode():
+        losses = [
+            float(model(input_ids=ids, labels=ids).loss) for ids in (torch.from_numpy(row[None]) for row in rows_NT[:3])
+        ]
+    found = perplexity(order.embedded, text_file, 3, 32, evenly=False)
+    assert found == pytest.approx(float(np.exp(np.mean(losses))), rel=1e-5)
+    assert perplexity(order.embedded, text_file, 3, 32, evenly=True) != found
+
+
+def test_knobs_and_texts_of_the_command_line(tmp_path: Path) -> None:
+    assert read_knob("batch=4") == ("batch", 4)
+    assert read_knob("precision=bf16") == ("precision", "bf16")
+    with pytest.raises(typer.BadParameter, match="expected name=value"):
+        read_knob("batch")
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for file in files:
+        file.write_text(file.stem, encoding="utf-8")
+    assert joined(files[:1], tmp_path) == files[0]
+    assert joined(files, tmp_path).read_text(encoding="utf-8") == "a\n<|endoftext|>\nb"
