@@ -1,13 +1,23 @@
 """Measurements, their intervals, the gate and the report: anything that scores tokens goes in, a verdict comes out."""
 
-from evaluation.gate import EXIT_CODES, GateResult, Limit, Verdict, exit_code, judge, limit_problem, overall
+from evaluation.gate import (
+    EXIT_CODES,
+    GateResult,
+    Limit,
+    Verdict,
+    describe_limit,
+    exit_code,
+    judge,
+    limit_problem,
+    overall,
+)
 from evaluation.latency import Arm, Samples, latency_measurements, time_arms
-from evaluation.measurement import METRICS, Interval, Measurement, Metric, Ratio
+from evaluation.measurement import METRICS, Change, Interval, Measurement, Metric, Ratio
 from evaluation.quality import Scorer, TokenScores, Windows, quality_measurements, score, windows_of
 from evaluation.render import render_markdown, write_report
 from evaluation.report import Report, ReportError, Row, headline, read_report
 from evaluation.statistics import Bootstrap, median_interval, samples_to_decide
-from evaluation.table import Cell, TableRow, describe_gate, describe_limit, table_columns, table_rows, what_it_bought
+from evaluation.table import Cell, TableRow, describe_gate, table_columns, table_rows, what_it_bought
 from evaluation.units import format_duration, format_interval, format_ratio, format_ratio_interval, format_value
 
 __all__ = [
@@ -16,6 +26,7 @@ __all__ = [
     "Arm",
     "Bootstrap",
     "Cell",
+    "Change",
     "GateResult",
     "Interval",
     "Limit",

@@ -1,70 +1,100 @@
-"""The verdict: may this model be released, judged by intervals and not by point values.
+"""The verdict: may this model be released, judged by bounds and not by point values.
 
-A gate is a limit on one metric, absolute (`max`, `min`) or as a ratio to the baseline. With the 95 % interval of what
-was measured:
+A gate is a limit on one metric: `max_ratio`, `min_ratio` and `max_increase` against the baseline, `at_most` and
+`at_least` in the metric's own unit. What was measured has two one-sided 95 % bounds (`measurement.py`):
 
-    PASS           the whole interval keeps the limit
-    FAIL           the whole interval breaks it
-    INCONCLUSIVE   the limit lies inside: the detail says how many samples would probably decide
-    INVALID        not measured as asked: NaN, unpaired, no interval, or not measured at all. Never a pass
+    PASS           the bound that faces the limit keeps it: the upper one of what must be small
+    FAIL           the opposite bound breaks it, too
+    INCONCLUSIVE   the limit lies between the two: says how many more samples would decide with a chance of 90 %
+    INVALID        not measured as asked: NaN, unpaired, no bounds, or not measured at all. Never a pass
 
-What is counted exactly (bytes, parameters) has no interval and is compared as it is. The overall verdict is the worst
-one. A wrong PASS of one gate has a chance of at most 2.5 %, and because all gates must pass, several of them need no
-correction for multiplicity (an intersection-union test; Berger 1982).
+What is counted exactly (bytes, parameters) has no bounds and is compared as it is. The overall verdict is the worst
+one. A wrong PASS of one gate has a chance of at most 5 %, and because all gates must pass, several of them need no
+correction for multiplicity (an intersection-union test; Berger 1982). Whoever looks again after measuring more gets one
+more chance to be wrong: `looks` widens the bounds for that (Bonferroni), see `deciding.py`.
+
+Not covered: a trade of one metric for another.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from evaluation.measurement import METRICS, Interval, Measurement, Value
-from evaluation.statistics import POWER, samples_to_decide
+from evaluation.measurement import METRICS, Comparison, Interval, Measurement, Value
+from evaluation.statistics import POWER, samples_to_decide, widened
+from evaluation.suspicion import suspicion
+from evaluation.units import format_change, format_ratio, format_value
 
 Verdict = Literal["PASS", "INCONCLUSIVE", "FAIL", "INVALID"]
 
 SEVERITY: dict[Verdict, int] = {"PASS": 0, "INCONCLUSIVE": 1, "FAIL": 2, "INVALID": 3}
 EXIT_CODES: dict[Verdict, int] = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3, "INVALID": 4}
 
-SAMPLED: dict[str, str] = {
-    "perplexity": "test text",
-    "next_token_accuracy": "test text",
-    "agreement": "test text",
-    "kl_divergence": "test text",
-    "prefill_latency": "timed blocks",
-    "decode_latency": "timed blocks",
+LIMITS: dict[str, str] = {
+    "max_ratio": "at most",
+    "min_ratio": "at least",
+    "max_increase": "at most",
+    "at_most": "at most",
+    "at_least": "at least",
 }
-"""Metrics that are estimates and so need an interval, with what there must be more of to narrow it."""
-
-WITHOUT_RATIO: frozenset[str] = frozenset({"agreement", "kl_divergence"})
-"""Metrics that compare with the baseline by themselves."""
-
-_HOPELESS = 1000
+"""Every kind of limit, and the side that it allows."""
+AGAINST_BASELINE = ("max_ratio", "min_ratio", "max_increase")
+RENAMED: dict[str, str] = {
+    "ratio": "`max_ratio` (or `min_ratio`, where higher is better)",
+    "max": "`at_most`",
+    "min": "`at_least`",
+}
+"""Former names of limits, with the way out."""
+HOPELESS = 1000
+"""Times the samples there are: more than so many will not be measured by anyone."""
 
 
 class Limit(Value):
-    """What a metric must keep: exactly one of the three."""
+    """What a metric must keep: exactly one of the five."""
 
-    ratio: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """At most (or, for a metric that is better when higher, at least) so many times the baseline's figure."""
-    max: float | None = Field(default=None, allow_inf_nan=False)
+    max_ratio: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """At most so many times the baseline's figure."""
+    min_ratio: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """At least so many times the baseline's figure, for a metric that is better when higher."""
+    max_increase: float | None = Field(default=None, allow_inf_nan=False)
+    """At most so much more than the baseline's figure, in the metric's own unit."""
+    at_most: float | None = Field(default=None, allow_inf_nan=False)
     """At most this, in the metric's own unit."""
-    min: float | None = Field(default=None, allow_inf_nan=False)
+    at_least: float | None = Field(default=None, allow_inf_nan=False)
     """At least this, in the metric's own unit."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, value: Any) -> Any:
+        for name in value if isinstance(value, Mapping) else ():
+            if name in RENAMED:
+                raise ValueError(f"expected one of {', '.join(LIMITS)}, got `{name}`, which is now {RENAMED[name]}")
+        return value
+
     @model_validator(mode="after")
-    def _one_of_three(self) -> "Limit":
-        given = [name for name in ("ratio", "max", "min") if getattr(self, name) is not None]
+    def _one(self) -> "Limit":
+        given = [name for name in LIMITS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"expected exactly one of ratio, max, min, got {' and '.join(given) or 'none'}")
+            raise ValueError(f"expected exactly one of {', '.join(LIMITS)}, got {' and '.join(given) or 'none'}")
         return self
 
     @property
+    def kind(self) -> str:
+        """Which of `LIMITS` it is."""
+        return next(name for name in LIMITS if getattr(self, name) is not None)
+
+    @property
     def bound(self) -> float:
-        """The number itself, whichever of the three it is."""
-        return next(value for value in (self.ratio, self.max, self.min) if value is not None)
+        """The number itself, whichever of them it is."""
+        return float(getattr(self, self.kind))
+
+    @property
+    def upper(self) -> bool:
+        """Whether what lies below the bound keeps it."""
+        return LIMITS[self.kind] == "at most"
 
 
 class GateResult(Value):
@@ -74,10 +104,17 @@ class GateResult(Value):
     limit: Limit
     verdict: Verdict
     value: float | None = None
-    """What was compared with the limit: the ratio if the limit is one; None if it was not measured."""
+    """What was compared with the limit: the ratio or the increase if the limit is one; None if it was not measured."""
     interval: Interval | None = None
+    """The 95 % interval of `value`, two-sided, for people."""
+    bounds: Interval | None = None
+    """The two one-sided bounds that were judged."""
     detail: str
     """The reason in one sentence."""
+    more: int | None = None
+    """INCONCLUSIVE: how many more samples would decide; None: no practical number would, or it is decided."""
+    suspicion: str = ""
+    """Why the figure is too good to be believed without a look; empty where it is not."""
 
 
 def limit_problem(metric: str, limit: Limit) -> str:
@@ -86,18 +123,34 @@ def limit_problem(metric: str, limit: Limit) -> str:
         close = get_close_matches(metric, METRICS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"expected one of {', '.join(METRICS)}, got {metric!r}{hint}"
-    right = "max" if METRICS[metric].better == "lower" else "min"
-    if limit.ratio is not None and metric in WITHOUT_RATIO:
-        return f"{metric} compares with the baseline by itself and has no ratio; expected `{right}`"
-    wrong = "min" if right == "max" else "max"
-    if getattr(limit, wrong) is not None:
-        return f"{metric} is better when {METRICS[metric].better}; expected `ratio` or `{right}`, got `{wrong}`"
-    return ""
+    better, relative = METRICS[metric].better, METRICS[metric].relative
+    right = [name for name, side in LIMITS.items() if (side == "at most") == (better == "lower")]
+    right = [name for name in right if not (relative and name in AGAINST_BASELINE)]
+    if limit.kind in right:
+        return ""
+    ways = " or ".join(f"`{name}`" for name in right)
+    if relative and limit.kind in AGAINST_BASELINE:
+        return f"{metric} compares with the baseline by itself and has no `{limit.kind}`; expected {ways}"
+    return f"{metric} is better when {better}; expected {ways}, got `{limit.kind}`"
 
 
-def judge(gates: Mapping[str, Limit], measurements: Mapping[str, Measurement]) -> list[GateResult]:
-    """Judge the final artifact's measurements (by metric) against every gate, in the order of the gates."""
-    return [_judge(metric, limit, measurements.get(metric)) for metric, limit in gates.items()]
+def judge(
+    gates: Mapping[str, Limit],
+    measurements: Mapping[str, Measurement],
+    *,
+    looks: int = 1,
+    bandwidth: float | None = None,
+) -> list[GateResult]:
+    """Judge the final artifact's measurements (by metric) against every gate, in the order of the gates.
+
+    Args:
+        looks: how often at most this is judged while samples are added; the bounds are widened for it.
+        bandwidth: bytes per second that the memory gives; a latency that would need more is suspicious.
+    """
+    results = [_judge(metric, limit, measurements.get(metric), looks) for metric, limit in gates.items()]
+    return [
+        result.model_copy(update={"suspicion": suspicion(result.metric, measurements, bandwidth)}) for result in results
+    ]
 
 
 def overall(results: Sequence[GateResult]) -> Verdict | None:
@@ -110,13 +163,44 @@ def exit_code(verdict: Verdict | None) -> int:
     return 0 if verdict is None else EXIT_CODES[verdict]
 
 
-def _judge(metric: str, limit: Limit, measurement: Measurement | None) -> GateResult:
+def describe_limit(metric: str, limit: Limit) -> str:
+    """Such as "at most 1.100x the baseline", "at most 30.0 MB", "at most 0.500 more than the baseline"."""
+    against = {"max_ratio": " the baseline", "min_ratio": " the baseline", "max_increase": " more than the baseline"}
+    return (
+        f"{LIMITS[limit.kind]} {format_compared(metric, limit, limit.bound, plain=True)}{against.get(limit.kind, '')}"
+    )
+
+
+def format_compared(metric: str, limit: Limit, value: float, *, plain: bool = False) -> str:
+    """A number that is compared with the limit, as text: a ratio, an increase (signed unless `plain`), or a figure."""
+    if metric not in METRICS:
+        return f"{value:g}"
+    if limit.kind in {"max_ratio", "min_ratio"}:
+        return format_ratio(value)
+    if limit.kind == "max_increase" and not plain:
+        return format_change(metric, value)
+    return format_value(metric, value)
+
+
+def _judge(metric: str, limit: Limit, measurement: Measurement | None, looks: int) -> GateResult:
     problem = limit_problem(metric, limit) or _invalid(metric, limit, measurement)
-    if problem or measurement is None:
+    compared = None if problem or measurement is None else _compared(limit, measurement)
+    if compared is None or measurement is None:
         return GateResult(metric=metric, limit=limit, verdict="INVALID", detail=problem)
-    value, interval = _compared(limit, measurement)
-    verdict, detail = _decide(metric, limit.bound, value, interval, measurement.samples)
-    return GateResult(metric=metric, limit=limit, verdict=verdict, value=value, interval=interval, detail=detail)
+    bounds = compared.bounds or compared.interval
+    bounds = None if bounds is None else widened(bounds, compared.value, looks)
+    verdict = _decide(limit, compared.value, bounds)
+    more = _more(limit, compared.value, bounds, measurement.samples) if verdict == "INCONCLUSIVE" else None
+    return GateResult(
+        metric=metric,
+        limit=limit,
+        verdict=verdict,
+        value=compared.value,
+        interval=compared.interval,
+        bounds=bounds,
+        detail=_explain(metric, limit, compared.value, bounds, verdict) + _how_many(metric, measurement, verdict, more),
+        more=more,
+    )
 
 
 def _invalid(metric: str, limit: Limit, measurement: Measurement | None) -> str:
@@ -125,43 +209,74 @@ def _invalid(metric: str, limit: Limit, measurement: Measurement | None) -> str:
         return "not measured on the final artifact"
     if measurement.invalid:
         return measurement.invalid
-    if limit.ratio is not None and measurement.ratio is None:
-        return "there is no ratio: the baseline was not measured, or its figure is zero"
-    value, interval = _compared(limit, measurement)
-    if not math.isfinite(value):
-        return f"expected a finite number, got {value}"
-    if interval is None:
-        return "an estimate without an interval cannot be judged" if metric in SAMPLED else ""
-    if not interval.low <= interval.high:  # NaN too
-        return f"expected an interval, got [{interval.low}, {interval.high}]"
+    compared = _compared(limit, measurement)
+    if compared is None:
+        return (
+            f"there is nothing for `{limit.kind}`: the baseline was not measured, or not alike, or its figure is zero"
+        )
+    if not math.isfinite(compared.value):
+        return f"expected a finite number, got {compared.value}"
+    bounds = compared.bounds or compared.interval
+    if bounds is None:
+        return "an estimate without an interval cannot be judged" if METRICS[metric].more else ""
+    if not bounds.low <= bounds.high:  # NaN too
+        return f"expected an interval, got [{bounds.low}, {bounds.high}]"
     return ""
 
 
-def _compared(limit: Limit, measurement: Measurement) -> tuple[float, Interval | None]:
-    if limit.ratio is not None and measurement.ratio is not None:
-        return measurement.ratio.value, measurement.ratio.interval
-    return measurement.value, measurement.interval
+def _compared(limit: Limit, measurement: Measurement) -> Comparison | None:
+    """What of the measurement the limit is about; None where there is no such thing."""
+    if limit.kind in {"max_ratio", "min_ratio"}:
+        return measurement.ratio
+    if limit.kind != "max_increase":
+        return Comparison(value=measurement.value, interval=measurement.interval, bounds=measurement.bounds)
+    ratio = measurement.ratio
+    if measurement.change is None and measurement.interval is None and ratio is not None and ratio.interval is None:
+        return Comparison(value=measurement.value - measurement.value / ratio.value)  # both are counted: exact
+    return measurement.change
 
 
-def _decide(metric: str, bound: float, value: float, interval: Interval | None, samples: int) -> tuple[Verdict, str]:
-    low, high = (value, value) if interval is None else (interval.low, interval.high)
-    at_most = METRICS[metric].better == "lower"
-    keeps, breaks = (high <= bound, low > bound) if at_most else (low >= bound, high < bound)
-    subject = "the value" if interval is None else f"the {interval.confidence * 100:g} % interval"
-    if keeps:
-        return "PASS", f"{subject} keeps the limit"
-    if breaks:
-        side = "above" if at_most else "below"
-        return "FAIL", f"{subject} lies {side} the limit"
-    return "INCONCLUSIVE", _how_many_more(metric, bound, value, interval, samples)
+def _decide(limit: Limit, value: float, bounds: Interval | None) -> Verdict:
+    low, high = (value, value) if bounds is None else (bounds.low, bounds.high)
+    if high <= limit.bound if limit.upper else low >= limit.bound:
+        return "PASS"
+    if low > limit.bound if limit.upper else high < limit.bound:
+        return "FAIL"
+    return "INCONCLUSIVE"
 
 
-def _how_many_more(metric: str, bound: float, value: float, interval: Interval | None, samples: int) -> str:
-    needed = None if interval is None else samples_to_decide(value, interval, bound, samples)
-    if needed is None or needed > _HOPELESS * samples:
-        return "the limit lies inside the interval, and so near the value that no practical number of samples decides"
-    what = SAMPLED.get(metric, "samples")
+def _more(limit: Limit, value: float, bounds: Interval | None, samples: int) -> int | None:
+    needed = None if bounds is None else samples_to_decide(value, bounds, limit.bound, samples)
+    return None if needed is None or needed > HOPELESS * samples else max(1, needed - samples)
+
+
+def _explain(metric: str, limit: Limit, value: float, bounds: Interval | None, verdict: Verdict) -> str:
+    """What was compared with what, in words."""
+
+    def text(number: float) -> str:
+        return format_compared(metric, limit, number)
+
+    asked = f"the limit of {format_compared(metric, limit, limit.bound, plain=True)}"
+    if bounds is None:
+        return f"counted: {text(value)} {'keeps' if verdict == 'PASS' else 'breaks'} {asked}"
+    level = f"{(1 + bounds.confidence) * 50:.3g} %"
+    facing, other = ("upper", "lower") if limit.upper else ("lower", "upper")
+    ends = {"upper": text(bounds.high), "lower": text(bounds.low)}
+    if verdict == "PASS":
+        return f"the {facing} {level} bound of {ends[facing]} keeps {asked}"
+    if verdict == "FAIL":
+        return f"even the {other} {level} bound of {ends[other]} breaks {asked}"
+    return f"{asked} lies between the lower and upper {level} bounds of {ends['lower']} and {ends['upper']}"
+
+
+def _how_many(metric: str, measurement: Measurement, verdict: Verdict, more: int | None) -> str:
+    if verdict != "INCONCLUSIVE":
+        return ""
+    if more is None:
+        return ", and so near the value that no practical number of samples decides"
+    what = METRICS[metric].more or "samples"
+    times = (measurement.samples + more) / measurement.samples
     return (
-        f"the limit lies inside the interval; about {needed - samples} more samples "
-        f"({needed / samples:.1f} times the {what}) would decide with a chance of {POWER * 100:g} %"
+        f"; about {more:,} more {what} ({times:.1f} times the {measurement.samples:,} there are) "
+        f"would decide with a chance of {POWER * 100:g} %"
     )

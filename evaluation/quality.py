@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.measurement import Interval, Measurement, Ratio
+from evaluation.measurement import METRICS, Change, Measurement, Ratio
 from evaluation.statistics import Bootstrap, Floats, Statistic, Units, units_of
 
 Scorer = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -235,6 +235,12 @@ RATIOS: dict[str, Statistic] = {
     "perplexity": lambda sums: np.exp((sums[..., NLL] - sums[..., BASELINE_NLL]) / sums[..., TOKENS]),
     "next_token_accuracy": lambda sums: sums[..., CORRECT] / sums[..., BASELINE_CORRECT],
 }
+CHANGES: dict[str, Statistic] = {
+    "perplexity": lambda sums: (
+        np.exp(sums[..., NLL] / sums[..., TOKENS]) - np.exp(sums[..., BASELINE_NLL] / sums[..., TOKENS])
+    ),
+    "next_token_accuracy": lambda sums: (sums[..., CORRECT] - sums[..., BASELINE_CORRECT]) / sums[..., TOKENS],
+}
 """Agreement and KL divergence compare with the baseline by themselves: a ratio would divide by 1 and by 0."""
 
 
@@ -262,18 +268,21 @@ def quality_measurements(
 
 def _measure(metric: str, bootstrap: Bootstrap, units: Units, method: str, *, paired: bool) -> Measurement:
     with np.errstate(all="ignore"):  # what is not finite comes back as "no interval"
-        value = bootstrap.value(STATISTICS[metric])
-        interval = bootstrap.interval(STATISTICS[metric])
-        ratio = _ratio(bootstrap, RATIOS[metric]) if paired and metric in RATIOS else None
-    invalid = "" if interval is not None else _no_interval(value, units)
+        own = bootstrap.compare(STATISTICS[metric])
+        against = paired and not METRICS[metric].relative
+        ratio = bootstrap.compare(RATIOS[metric]) if against else None
+        change = bootstrap.compare(CHANGES[metric]) if against else None
     return Measurement(
-        metric=metric, value=value, samples=units.count, method=method, interval=interval, ratio=ratio, invalid=invalid
+        metric=metric,
+        value=own.value,
+        samples=units.count,
+        method=method,
+        interval=own.interval,
+        bounds=own.bounds,
+        ratio=None if ratio is None or ratio.interval is None else Ratio(**dict(ratio)),
+        change=None if change is None or change.interval is None else Change(**dict(change)),
+        invalid="" if own.interval is not None else _no_interval(own.value, units),
     )
-
-
-def _ratio(bootstrap: Bootstrap, statistic: Statistic) -> Ratio | None:
-    interval: Interval | None = bootstrap.interval(statistic)
-    return None if interval is None else Ratio(value=bootstrap.value(statistic), interval=interval)
 
 
 def _no_interval(value: float, units: Units) -> str:

@@ -16,8 +16,7 @@ Fewer than `FEWEST_DOCUMENTS` documents cannot carry that. Contiguous blocks of 
 the unit (Carlstein's blocks, which never cross a document): such an interval speaks of more text like this one, not of
 other documents, and `Units.describe` says so.
 
-Not covered: several models compared at once, and a correction for looking at the figures repeatedly while text is
-added.
+Not covered: several models compared at once.
 
 Legend: U units, K summed columns, R resamples, T scored tokens.
 """
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.measurement import Interval
+from evaluation.measurement import JUDGED, SHOWN, Comparison, Interval
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
@@ -38,8 +37,7 @@ Statistic = Callable[[Floats], Floats]
 
 RESAMPLES = 2000
 FEWEST_DOCUMENTS = 8
-CONFIDENCE = 0.95
-POWER = 0.8
+POWER = 0.9
 _DRAWS_AT_ONCE = 4_000_000
 
 
@@ -106,7 +104,12 @@ class Bootstrap:
         """The statistic of all units, each once."""
         return float(statistic(self.sums_UK.sum(axis=0)))
 
-    def interval(self, statistic: Statistic, *, confidence: float = CONFIDENCE, widen: bool = True) -> Interval | None:
+    def compare(self, statistic: Statistic) -> Comparison:
+        """The statistic with what is shown (95 %) and what is judged (one-sided 95 %)."""
+        value, interval = self.value(statistic), self.interval(statistic)
+        return Comparison(value=value, interval=interval, bounds=self.interval(statistic, confidence=JUDGED))
+
+    def interval(self, statistic: Statistic, *, confidence: float = SHOWN, widen: bool = True) -> Interval | None:
         """The BCa interval; None where it does not exist (a single unit, or a resample whose statistic is not finite).
 
         `widen=False` gives the textbook interval, without the correction for few units.
@@ -123,7 +126,7 @@ class Bootstrap:
 
 
 def median_interval(
-    values_U: Floats, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0, widen: bool = True
+    values_U: Floats, *, confidence: float = SHOWN, resamples: int = RESAMPLES, seed: int = 0, widen: bool = True
 ) -> Interval | None:
     """The percentile interval of the median of independent values; None for fewer than two or a value not finite."""
     if len(values_U) < 2 or not np.isfinite(values_U).all():
@@ -152,6 +155,22 @@ def samples_to_decide(
     z = float(ndtri(0.5 + interval.confidence / 2))
     reach = (z + float(ndtri(power))) / z * max(half, 0.0) / distance
     return max(samples, math.ceil(samples * reach**2))
+
+
+def widened(interval: Interval, value: float, looks: int) -> Interval:
+    """The interval that still holds its promise when it is looked at `looks` times while samples are added.
+
+    Bonferroni: each look may be wrong with an equal share of the whole chance, so each half is stretched by the ratio
+    of the two normal quantiles. Conservative, because the looks share their samples.
+    """
+    from scipy.special import ndtri
+
+    if looks <= 1:
+        return interval
+    tail = (1 - interval.confidence) / 2
+    stretch = float(ndtri(1 - tail / looks) / ndtri(1 - tail))
+    low, high = value - stretch * (value - interval.low), value + stretch * (interval.high - value)
+    return Interval(low=low, high=high, confidence=1 - 2 * tail / looks)
 
 
 def _weights(units: int, resamples: int, seed: int) -> list[NDArray[np.int64]]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from evaluation.gate import GateResult, Limit
+from evaluation.gate import GateResult, format_compared
 from evaluation.measurement import METRICS, Measurement
 from evaluation.report import Report
 from evaluation.units import DASH, MINUS, TIMES, format_interval, format_ratio, format_ratio_interval, format_value
@@ -16,20 +16,7 @@ COLUMNS: dict[str, str] = {
 }
 """The metrics of the short table and their headings; the full list is in the details."""
 
-NAMES: dict[str, str] = {
-    "perplexity": "Perplexity",
-    "next_token_accuracy": "Next-token accuracy",
-    "agreement": "Agreement with the baseline",
-    "kl_divergence": "KL divergence from the baseline",
-    "parameters": "Parameters",
-    "nonzero_parameters": "Nonzero parameters",
-    "weight_bytes": "Weights",
-    "disk_bytes": "Size on disk",
-    "compressed_bytes": "Size on disk, compressed",
-    "peak_memory": "Peak memory",
-    "prefill_latency": "Prefill latency",
-    "decode_latency": "Decode latency per token",
-}
+NAMES: dict[str, str] = {metric: found.name for metric, found in METRICS.items()}
 """Every metric's name in prose."""
 
 
@@ -88,25 +75,16 @@ def cell_of(measurement: Measurement | None) -> Cell:
     )
 
 
-def describe_limit(metric: str, limit: Limit) -> str:
-    """Such as "at most 1.100x the baseline" or "at most 30 MB"."""
-    if limit.ratio is not None:
-        side = "at most" if METRICS.get(metric) is None or METRICS[metric].better == "lower" else "at least"
-        return f"{side} {format_ratio(limit.ratio)} the baseline"
-    bound = format_value(metric, limit.bound) if metric in METRICS else f"{limit.bound:g}"
-    return f"{'at most' if limit.max is not None else 'at least'} {bound}"
-
-
 def describe_gate(result: GateResult) -> Cell:
     """What was compared with the limit, as text."""
     if result.value is None:
         return Cell(value=DASH)
-    interval = result.interval
-    if result.limit.ratio is not None:
-        between = "" if interval is None else format_ratio_interval(interval)
-        return Cell(value=format_ratio(result.value), interval=between)
-    between = "" if interval is None else format_interval(result.metric, interval, result.value)
-    return Cell(value=format_value(result.metric, result.value), interval=between)
+    interval, value = result.interval, format_compared(result.metric, result.limit, result.value)
+    if interval is None:
+        return Cell(value=value)
+    if result.limit.kind in {"max_ratio", "min_ratio"}:
+        return Cell(value=value, interval=format_ratio_interval(interval))
+    return Cell(value=value, interval=format_interval(result.metric, interval, result.value))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,21 +9,20 @@ TIMES, MINUS, DASH = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{EN DASH}"
 
 BYTE_UNITS: dict[str, float] = {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1.0}
 COUNT_UNITS: dict[str, float] = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
-SHARES = frozenset({"next_token_accuracy", "agreement"})
-COUNTS = frozenset({"parameters", "nonzero_parameters"})
 
 
 def scale_of(metric: str, value: float) -> tuple[float, str]:
     """What to divide a metric's values by, and the unit they then have, so that `value` reads well."""
-    if metric in SHARES:
+    unit, size = METRICS[metric].unit, abs(value)
+    if unit == "share":
         return 0.01, "%"
-    if metric in COUNTS:
-        return _largest(COUNT_UNITS, value)
-    if METRICS[metric].unit == "B":
-        return _largest(BYTE_UNITS, value)
-    if METRICS[metric].unit == "s":
-        return (1.0, "s") if value >= 1 else (1e-3, "ms") if value >= 1e-4 else (1e-6, "µs")
-    return 1.0, METRICS[metric].unit
+    if unit == "count":
+        return _largest(COUNT_UNITS, size)
+    if unit == "B":
+        return _largest(BYTE_UNITS, size)
+    if unit == "s":
+        return (1.0, "s") if size >= 1 else (1e-3, "ms") if size >= 1e-4 else (1e-6, "µs")
+    return 1.0, unit
 
 
 def _largest(units: dict[str, float], value: float) -> tuple[float, str]:
@@ -42,6 +41,12 @@ def format_interval(metric: str, interval: Interval, like: float) -> str:
     """Such as "2.28 to 2.41", in the unit that `format_value(metric, like)` has."""
     factor, _ = scale_of(metric, like)
     return f"{format_number(interval.low / factor)} to {format_number(interval.high / factor)}"
+
+
+def format_change(metric: str, value: float) -> str:
+    """Such as "+1.20 MB" or "\N{MINUS SIGN}0.0310": a difference with its sign."""
+    sign = MINUS if value < 0 else "+"
+    return f"{sign}{format_value(metric, abs(value))}"
 
 
 def format_ratio(value: float) -> str:

@@ -54,6 +54,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, stages: Stag
     return _check(draft, file, stages)
 
 
+def load_gates(path: str | Path) -> dict[str, Limit]:
+    """The gates of a recipe, or of a file with nothing but `gate`; whatever else it holds is not looked at.
+
+    Raises:
+        RecipeError: everything that is wrong with the gates, or there are none.
+    """
+    draft = read(_find(path))
+    gates = _gate(draft, timed=True)
+    if not gates and not draft.problems:
+        draft.refuse(("gate",), "expected at least one gate, such as {perplexity: {max_ratio: 1.1}}, got none")
+    raise_problems(draft.problems)
+    return gates
+
+
 def _find(path: str | Path) -> Path:
     file = Path(path)
     if file.is_file():
@@ -77,7 +91,7 @@ def _check(draft: Draft, file: Path, stages: Stages) -> Recipe:
     planned = _resolve_folders(draft, _stages(draft, stages), stages, file.parent)
     evaluate = _section(draft, "evaluate", EvaluateConfig) if content.get("evaluate") is not None else EvaluateConfig()
     benchmark = _section(draft, "benchmark", BenchmarkConfig) if content.get("benchmark") is not None else None
-    gate = _gate(draft)
+    gate = _gate(draft, timed=content.get("benchmark") is not None)
     seed = _seed(draft)
     _chain(draft, planned, stages)
     _texts_exist(draft, file.parent)
@@ -169,10 +183,11 @@ def _stages(draft: Draft, stages: Stages) -> list[PlannedStage | None]:
     return planned
 
 
-def _gate(draft: Draft) -> dict[str, Limit]:
+def _gate(draft: Draft, *, timed: bool) -> dict[str, Limit]:
+    """The limits of every gate; `timed` where something measures latency."""
     gates = draft.content.get("gate") or {}
     if not isinstance(gates, Mapping):
-        draft.refuse(("gate",), f"expected a mapping such as {{perplexity: {{ratio: 1.1}}}}, got {got(gates)}")
+        draft.refuse(("gate",), f"expected a mapping such as {{perplexity: {{max_ratio: 1.1}}}}, got {got(gates)}")
         return {}
     limits: dict[str, Limit] = {}
     for metric, value in gates.items():
@@ -185,7 +200,7 @@ def _gate(draft: Draft) -> dict[str, Limit]:
             problem = limit_problem(metric, limit)
             if problem:
                 draft.refuse(("gate", metric), problem)
-        if metric.endswith("_latency") and draft.content.get("benchmark") is None:
+        if METRICS[metric].more == "blocks" and not timed:
             draft.refuse(("gate", metric), "expected a `benchmark` section that measures it, got none")
     return limits
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evaluation.gate import GateResult, Verdict
+from evaluation.gate import GateResult, Verdict, describe_limit
 from evaluation.report import Report, Row, headline
-from evaluation.table import Cell, cell_of, describe_gate, describe_limit, table_columns, table_rows
+from evaluation.table import Cell, cell_of, describe_gate, table_columns, table_rows
 from evaluation.units import format_duration, format_value
 
 if TYPE_CHECKING:

@@ -345,7 +345,7 @@ stages:
   - prune: {{sparsity: 0.5}}
 evaluate: {{window: 32, windows: 16}}
 gate:
-  perplexity: {{ratio: {ratio}}}
+  perplexity: {{max_ratio: {ratio}}}
 """
 
 
@@ -364,7 +364,7 @@ def test_run_ends_in_a_table_and_a_verdict(
     assert (out / "log.txt").is_file()
     code, said, _ = demitasse("plan", recipe, "--out", out)
     assert "everything is cached" in said
-    code, said, _ = demitasse("run", recipe, "--out", out, "--set", "gate.perplexity.ratio=0.5")
+    code, said, _ = demitasse("run", recipe, "--out", out, "--set", "gate.perplexity.max_ratio=0.5")
     assert code == 1
     assert "reused" in said
     assert "FAIL" in said

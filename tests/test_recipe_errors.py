@@ -24,8 +24,8 @@ stages:
   - export
 benchmark: {prompt: 8, tokens: 8, threads: 1}
 gate:
-  perplexity: {ratio: 1.1}
-  decode_latency: {ratio: 0.5}
+  perplexity: {max_ratio: 1.1}
+  decode_latency: {max_ratio: 0.5}
 """
 Write = Callable[..., Path]
 
@@ -90,7 +90,7 @@ def test_out_of_bounds(write: Write) -> None:
 
 
 def test_repeated_key(write: Write) -> None:
-    file = write(("  perplexity: {ratio: 1.1}", "  perplexity: {ratio: 1.1}\n  perplexity: {ratio: 1.2}"))
+    file = write(("  perplexity: {max_ratio: 1.1}", "  perplexity: {max_ratio: 1.1}\n  perplexity: {max_ratio: 1.2}"))
     assert errors_of(file) == (
         "recipe.yaml:14: gate.perplexity: expected each key once, got it again (first in line 13)"
     )
@@ -137,13 +137,19 @@ def test_unpinned_model(write: Write, given: str, revision: str) -> None:
 def test_gates_that_nothing_could_judge(write: Write) -> None:
     file = write(
         ("benchmark: {prompt: 8, tokens: 8, threads: 1}\n", ""),
-        ("perplexity: {ratio: 1.1}", "perplexity: {ratio: 1.1, max: 30}\n  agreement: {ratio: 1}"),
+        (
+            "perplexity: {max_ratio: 1.1}",
+            "perplexity: {max_ratio: 1.1, at_most: 30}\n  weight_bytes: {ratio: 0.3}\n  agreement: {max_ratio: 1}",
+        ),
     )
     assert errors_of(file).splitlines() == [
-        "recipe.yaml:12: gate.perplexity: expected exactly one of ratio, max, min, got ratio and max",
-        "recipe.yaml:13: gate.agreement: agreement compares with the baseline by itself and has no ratio; "
-        "expected `min`",
-        "recipe.yaml:14: gate.decode_latency: expected a `benchmark` section that measures it, got none",
+        "recipe.yaml:12: gate.perplexity: expected exactly one of max_ratio, min_ratio, max_increase, at_most, "
+        "at_least, got max_ratio and at_most",
+        "recipe.yaml:13: gate.weight_bytes: expected one of max_ratio, min_ratio, max_increase, at_most, at_least, "
+        "got `ratio`, which is now `max_ratio` (or `min_ratio`, where higher is better)",
+        "recipe.yaml:14: gate.agreement: agreement compares with the baseline by itself and has no `max_ratio`; "
+        "expected `at_least`",
+        "recipe.yaml:15: gate.decode_latency: expected a `benchmark` section that measures it, got none",
     ]
 
 
@@ -192,12 +198,14 @@ def test_overrides_have_no_line(write: Write) -> None:
 
 
 def test_everything_at_once_in_the_order_of_the_file(write: Write) -> None:
-    file = write(("sparsity: 0.3", "sparsity: 3"), ("test: test.txt", "test: tset.txt"), ("ratio: 0.5", "ration: 0.5"))
+    file = write(
+        ("sparsity: 0.3", "sparsity: 3"), ("test: test.txt", "test: tset.txt"), ("max_ratio: 0.5", "max_ration: 0.5")
+    )
     lines = errors_of(file).splitlines()
     assert [line.split(": ")[0:2] for line in lines] == [
         ["recipe.yaml:5", "data.test"],
         ["recipe.yaml:7", "prune.sparsity"],
-        ["recipe.yaml:14", "gate.decode_latency.ration"],
+        ["recipe.yaml:14", "gate.decode_latency.max_ration"],
     ]
 
 

@@ -31,8 +31,8 @@ stages:
 evaluate: {{window: 16}}
 benchmark: {{prompt: 4, tokens: 4, threads: 1}}
 gate:
-  weight_bytes: {{ratio: 0.6}}
-  decode_latency: {{ratio: 0.7}}
+  weight_bytes: {{max_ratio: 0.6}}
+  decode_latency: {{max_ratio: 0.7}}
 """
 
 
@@ -188,7 +188,7 @@ stages:
   - distill: {{tokens: 384, length: 32, batch: 4, checkpoints: 3}}
 evaluate: {{window: 32, windows: 8}}
 gate:
-  weight_bytes: {{ratio: 1.1}}
+  weight_bytes: {{max_ratio: 1.1}}
 """
 
 
