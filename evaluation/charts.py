@@ -6,6 +6,7 @@ Matplotlib draws with stand-in colors (`INKS`), which are then replaced by the p
 import io
 from typing import TYPE_CHECKING, Any
 
+from evaluation.gate import AGAINST_BASELINE, Limit
 from evaluation.measurement import Measurement
 from evaluation.report import Report, Row
 from evaluation.units import format_number, format_value, scale_of
@@ -93,13 +94,20 @@ def _name_points(axes: "Axes", names: list[str], xs: list[float], ys: list[float
 def _draw_limit(axes: "Axes", report: Report, baseline: float) -> None:
     for result in report.gates:
         if result.metric == "perplexity":
-            bound = result.limit.bound * (baseline if result.limit.ratio is not None else 1.0)
+            bound = _absolute(result.limit, baseline)
             axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle=(0, (5, 3)), zorder=0)
             label = f"gate {format_number(bound)}"
             axes.annotate(
                 label, (1, bound), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
                 ha="left", va="center", fontsize=9, color=LIMIT,
             )  # fmt: skip
+
+
+def _absolute(limit: Limit, baseline: float) -> float:
+    """A limit in the metric's own unit."""
+    if limit.kind == "max_increase":
+        return baseline + limit.bound
+    return limit.bound * (baseline if limit.kind in AGAINST_BASELINE else 1.0)
 
 
 def _bars(axes: "Axes", metric: str, rows: list[tuple[str, Measurement]], title: str) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.measurement import METRICS, Change, Measurement, Ratio
-from evaluation.statistics import Bootstrap, Floats, Statistic, Units, units_of
+from evaluation.statistics import Bootstrap, Floats, Scale, Statistic, Units, units_of
 
 Scorer = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """From token ids [B, T], right padded, to scores of the next token [B, T, V]: logits or log-probabilities."""
@@ -268,9 +268,9 @@ def quality_measurements(
 
 def _measure(metric: str, bootstrap: Bootstrap, units: Units, method: str, *, paired: bool) -> Measurement:
     with np.errstate(all="ignore"):  # what is not finite comes back as "no interval"
-        own = bootstrap.compare(STATISTICS[metric])
+        own = bootstrap.compare(STATISTICS[metric], _scale(metric))
         against = paired and not METRICS[metric].relative
-        ratio = bootstrap.compare(RATIOS[metric]) if against else None
+        ratio = bootstrap.compare(RATIOS[metric], "log") if against else None
         change = bootstrap.compare(CHANGES[metric]) if against else None
     return Measurement(
         metric=metric,
@@ -283,6 +283,10 @@ def _measure(metric: str, bootstrap: Bootstrap, units: Units, method: str, *, pa
         change=None if change is None or change.interval is None else Change(**dict(change)),
         invalid="" if own.interval is not None else _no_interval(own.value, units),
     )
+
+
+def _scale(metric: str) -> Scale:
+    return "share" if METRICS[metric].unit == "share" else "log"
 
 
 def _no_interval(value: float, units: Units) -> str:

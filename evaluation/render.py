@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation import table, units
 from evaluation.charts import latency_chart, size_chart
-from evaluation.gate import GateResult
-from evaluation.measurement import METRICS
-from evaluation.report import FILES, Report, gate_counts, headline
+from evaluation.gate import GateResult, describe_limit
+from evaluation.report import Report, gate_counts, headline
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+FILES = ("report.json", "report.md", "report.html")
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST_FACT = 160
 """Characters of a fact that is shown whole."""
@@ -74,8 +74,7 @@ def ruler(result: GateResult) -> Ruler | None:
         name: 100 * (value - start) / length
         for name, value in {"b": bound, "v": result.value, "l": low, "h": high}.items()
     }
-    at_most = METRICS[result.metric].better == "lower"
-    allowed = (0.0, at["b"]) if at_most else (at["b"], 100.0)
+    allowed = (0.0, at["b"]) if result.limit.upper else (at["b"], 100.0)
     return Ruler(
         limit=at["b"], value=at["v"], low=at["l"], high=at["h"], allowed_from=allowed[0], allowed_to=allowed[1]
     )
@@ -85,7 +84,7 @@ def _values(report: Report) -> dict[str, Any]:
     return {
         "report": report,
         "verdict": report.verdict or "NOT GATED",
-        "headline": headline(report.verdict),
+        "headline": headline(report.verdict, len(report.suspicions)),
         "gate_counts": gate_counts(report.gates),
         "bought": table.what_it_bought(report),
         "columns": table.table_columns(report),
@@ -93,7 +92,7 @@ def _values(report: Report) -> dict[str, Any]:
         "gates": [
             {
                 "name": table.NAMES.get(result.metric, result.metric),
-                "limit": table.describe_limit(result.metric, result.limit),
+                "limit": describe_limit(result.metric, result.limit),
                 "measured": table.describe_gate(result),
                 "ruler": ruler(result),
                 "result": result,

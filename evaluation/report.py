@@ -1,20 +1,26 @@
 """What a run found: a row per artifact with everything measured on it, the gates, the verdict, and where it was run.
 
-A `Report` is a plain value that reads and writes as JSON; `render.write_report` writes it down for people too.
+A `Report` is a plain value that reads and writes as JSON; `render.write_report` writes it down for people and for other
+programs too. Its JSON Schema ships as `templates/report.schema.json`; `SCHEMA_VERSION` is raised when a reader of the
+former one would misread it.
 """
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from evaluation.gate import GateResult, Verdict, exit_code
+from evaluation.latency import Session
 from evaluation.measurement import Measurement, Value
+from evaluation.suspicion import suspicions
 
 BASELINE = "baseline"
-FILES = ("report.json", "report.md", "report.html")
+REPORT = "report.json"
+SCHEMA_VERSION: Literal[2] = 2
 
 
 class ReportError(Exception):
@@ -37,6 +43,10 @@ class Row(Value):
     seconds: float | None = None
     """How long the stage took when it ran; None for the baseline."""
     reused: bool = False
+    hashes: dict[str, str] = Field(default_factory=dict)
+    """sha256 (hex) of every file of the artifact, by its path inside."""
+    samples: dict[str, str] = Field(default_factory=dict)
+    """Folders in the run store that hold the raw samples: {"quality": "quality-8793e5b217e0d687", ...}."""
     measurements: list[Measurement] = Field(default_factory=list)
 
     def measurement(self, metric: str) -> Measurement | None:
@@ -47,8 +57,11 @@ class Row(Value):
 class Report(Value):
     """Everything that a run found."""
 
+    schema_version: Literal[2] = SCHEMA_VERSION
     recipe: str
     """The recipe's file."""
+    recipe_text: str = ""
+    """What stands in it, with the overrides of the command line applied."""
     name: str
     rows: list[Row]
     """The baseline first, the final artifact last."""
@@ -57,9 +70,13 @@ class Report(Value):
     """None where the recipe has no gates."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Machine, operating system, versions, threads."""
+    memory_bandwidth: float | None = None
+    """Bytes per second that the machine's memory gives, where it was measured or stated."""
     created: datetime
     folder: Path | None = Field(default=None, exclude=True)
     """Where its files are; not written into them, so that a run folder can be moved."""
+    session: Session | None = Field(default=None, exclude=True)
+    """The raw latencies, for the plots; they are kept in the run store."""
 
     @property
     def exit_code(self) -> int:
@@ -69,6 +86,11 @@ class Report(Value):
     def final(self) -> Row:
         """The last artifact: what ships, and what the gates judged."""
         return self.rows[-1]
+
+    @property
+    def suspicions(self) -> dict[str, str]:
+        """What ships is too good under these metrics, gated or not, with the reason."""
+        return suspicions({found.metric: found for found in self.final.measurements}, self.memory_bandwidth)
 
     def row(self, name: str) -> Row:
         """The row of that name.
@@ -96,11 +118,21 @@ def read_report(path: Path) -> Report:
     Raises:
         ReportError: there is none, or it is no report.
     """
-    file = path / FILES[0] if path.is_dir() else path
+    file = path / REPORT if path.is_dir() else path
     try:
-        report = Report.model_validate_json(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except OSError as error:
         raise ReportError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise ReportError(f"{file}: expected a report, but it is no JSON ({error})") from error
+    version = content.get("schema_version", 1) if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ReportError(
+            f"{file}: expected a report of schema version {SCHEMA_VERSION}, got {version}; run the recipe again in the "
+            "same folder: what is stored is reused, and the report is written anew"
+        )
+    try:
+        report = Report.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -117,12 +149,17 @@ HEADLINES: dict[Verdict | None, str] = {
 }
 
 
-def headline(verdict: Verdict | None) -> str:
-    """The verdict in a sentence."""
-    return HEADLINES[verdict]
+def headline(verdict: Verdict | None, suspicious: int = 0) -> str:
+    """The verdict in a sentence, and what to do; `suspicious` figures too good to be believed are told of."""
+    if not suspicious:
+        return HEADLINES[verdict]
+    figures = "One figure is" if suspicious == 1 else f"{suspicious} figures are"
+    if verdict == "PASS":
+        return f"Every gate holds, but {figures.lower()} too good: look at that before releasing it."
+    return f"{HEADLINES[verdict]} {figures} too good: look at that, too."
 
 
 def gate_counts(gates: Sequence[GateResult]) -> str:
-    """Such as "1 of 3 gates fails"."""
+    """Such as "2 of 3 gates hold"."""
     held = sum(result.verdict == "PASS" for result in gates)
     return f"{held} of {len(gates)} gates {'holds' if held == 1 else 'hold'}" if gates else "no gates"

@@ -7,10 +7,17 @@ log-likelihood, ...), a statistic is a function of the summed rows, and a resamp
     sums_RK = weights_RU @ sums_UK          weights_RU[r] ~ Multinomial(U, 1/U)
     perplexity ratio = exp((nll_model - nll_baseline) / tokens)      both from the same resample: paired
 
-Intervals are BCa (bias-corrected and accelerated; Efron 1987), with the tails widened for small U as in Hesterberg's
-"expanded percentile" (2015, arXiv 1411.5279, section 5): the plain bootstrap is too narrow by about sqrt((U - 1) / U)
-and uses the normal where Student's t belongs. Medians of timed blocks use the percentile interval with the same
-widening, because the jackknife, and with it BCa, is inconsistent for a median.
+Intervals are bootstrap-t (Efron and Tibshirani 1993, chapter 12.5): each resample is measured in standard errors of its
+own, so that the interval is as lopsided as the documents are. With value v, its standard error s, v_r and s_r those of
+resample r:
+
+    z_r = (v_r - v) / s_r          interval = [v - s quantile(z, high), v - s quantile(z, low)]
+    s_r^2 = g_r' C_r g_r           C_r = U / (U - 1) sum_u (x_u - mean)(x_u - mean)'     g_r = gradient of the statistic
+
+What multiplies (a perplexity, a ratio) is treated on the scale of its logarithm. Where a few documents suffer far more
+than the rest, a "95 %" interval of a perplexity ratio holds the truth in 93.7 % of 8,000 simulated experiments with 24
+documents, in 94 % with 40. Medians of timed blocks use the percentile interval with the tails widened as in Hesterberg
+(2015, arXiv 1411.5279, section 5), because a median has no such standard error.
 
 Fewer than `FEWEST_DOCUMENTS` documents cannot carry that. Contiguous blocks of about W^(1/3) of the W windows are then
 the unit (Carlstein's blocks, which never cross a document): such an interval speaks of more text like this one, not of
@@ -24,7 +31,7 @@ Legend: U units, K summed columns, R resamples, T scored tokens.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +39,16 @@ from numpy.typing import NDArray
 from evaluation.measurement import JUDGED, SHOWN, Comparison, Interval
 
 Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], Floats]
-"""From sums [..., K] to values [...]."""
+Statistic = Callable[[Any], Any]
+"""From sums [..., K] to values [...], real to real and complex to complex."""
+Scale = Literal["plain", "log", "share"]
+"""Where an interval is symmetric if the units are: as it is, on the logarithm, or as it is but within [0, 1]."""
 
 RESAMPLES = 2000
 FEWEST_DOCUMENTS = 8
 POWER = 0.9
 _DRAWS_AT_ONCE = 4_000_000
+_COMPLEX_STEP, _NO_SPREAD, _SMALLEST_ERROR = 1e-30, 1e-12, 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,37 +102,81 @@ class Bootstrap:
 
     sums_UK: Floats
     sums_RK: Floats
+    spread_RKK: Floats
+    """Covariance of the sums of each resample; the last row is that of the units themselves, each once."""
 
     @classmethod
     def draw(cls, sums_UK: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> "Bootstrap":
         """Resample the rows of sums_UK."""
-        weights = _weights(len(sums_UK), resamples, seed)
-        with np.errstate(invalid="ignore"):  # an infinite sum spoils its own column, which then has no interval
-            return cls(sums_UK, np.concatenate([weights_RU @ sums_UK for weights_RU in weights]))
+        units, columns = sums_UK.shape
+        with np.errstate(invalid="ignore", over="ignore"):  # an infinite sum spoils its own column: no interval
+            products_UKK = sums_UK[:, :, None] * sums_UK[:, None, :]
+            both_UQ = np.concatenate([sums_UK, products_UKK.reshape(units, -1)], axis=1)
+            both_RQ = np.concatenate([weights_RU @ both_UQ for weights_RU in _weights(units, resamples, seed)])
+            all_RQ = np.concatenate([both_RQ, both_UQ.sum(axis=0)[None]])
+            sums_RK, squares_RKK = all_RQ[:, :columns], all_RQ[:, columns:].reshape(-1, columns, columns)
+            spread_RKK = squares_RKK - sums_RK[:, :, None] * sums_RK[:, None, :] / units
+        return cls(sums_UK, sums_RK[:-1], spread_RKK * units / max(1, units - 1))
 
     def value(self, statistic: Statistic) -> float:
         """The statistic of all units, each once."""
         return float(statistic(self.sums_UK.sum(axis=0)))
 
-    def compare(self, statistic: Statistic) -> Comparison:
+    def compare(self, statistic: Statistic, scale: Scale = "plain") -> Comparison:
         """The statistic with what is shown (95 %) and what is judged (one-sided 95 %)."""
-        value, interval = self.value(statistic), self.interval(statistic)
-        return Comparison(value=value, interval=interval, bounds=self.interval(statistic, confidence=JUDGED))
+        interval = self.interval(statistic, scale=scale)
+        bounds = self.interval(statistic, scale=scale, confidence=JUDGED)
+        return Comparison(value=self.value(statistic), interval=interval, bounds=bounds)
 
-    def interval(self, statistic: Statistic, *, confidence: float = SHOWN, widen: bool = True) -> Interval | None:
-        """The BCa interval; None where it does not exist (a single unit, or a resample whose statistic is not finite).
+    def interval(self, statistic: Statistic, *, confidence: float = SHOWN, scale: Scale = "plain") -> Interval | None:
+        """The bootstrap-t interval; None where it does not exist: a single unit, or a statistic that is not finite.
 
-        `widen=False` gives the textbook interval, without the correction for few units.
+        Args:
+            statistic: written with operations that numpy also has for complex numbers, by which its slope is taken.
         """
-        if len(self.sums_UK) < 2:
+        value = self.value(statistic)
+        if len(self.sums_UK) < 2 or not math.isfinite(value):
             return None
-        values_R = statistic(self.sums_RK)
-        if not (np.isfinite(values_R).all() and math.isfinite(self.value(statistic))):
+        log = scale == "log" and value > 0
+        pivots_R, error = self._pivots(statistic, log=log)
+        if not (np.isfinite(pivots_R).all() and math.isfinite(error)):
             return None
-        jackknife_U = statistic(self.sums_UK.sum(axis=0) - self.sums_UK)
-        tail = _tail(len(self.sums_UK), confidence, widen)
-        low, high = np.quantile(values_R, _bca_levels(values_R, self.value(statistic), jackknife_U, tail))
+        tail = (1 - confidence) / 2
+        center = math.log(value) if log else value
+        low, high = center - error * np.quantile(pivots_R, [1 - tail, tail])
+        if log:
+            low, high = np.exp([low, high])
+        if scale == "share":
+            low, high = np.clip([low, high], 0.0, 1.0)
         return Interval(low=float(low), high=float(high), confidence=confidence)
+
+    def _pivots(self, statistic: Statistic, *, log: bool) -> tuple[Floats, float]:
+        """How many of its own standard errors each resample lies off, and the standard error of the value itself."""
+        sums_RK = np.concatenate([self.sums_RK, self.sums_UK.sum(axis=0)[None]])
+        values_R, slopes_RK = statistic(sums_RK), _slopes(statistic, sums_RK)
+        used = np.flatnonzero(slopes_RK.any(axis=0))  # an infinite column spoils only what is made of it
+        spread_RKK, slopes_RK = self.spread_RKK[:, used][:, :, used], slopes_RK[:, used]
+        variance_R = np.einsum("rk,rkl,rl->r", slopes_RK, spread_RKK, slopes_RK)
+        error_R = np.sqrt(np.maximum(variance_R, 0.0))
+        if log:
+            values_R, error_R = np.log(values_R), error_R / np.abs(values_R)
+        away_R, error = values_R[:-1] - values_R[-1], float(error_R[-1])
+        if error <= _NO_SPREAD * abs(float(values_R[-1])):  # no unit differs from another
+            return np.zeros_like(away_R), 0.0
+        # a resample that drew like units only has no error of its own; without a floor it would rule the tail
+        return away_R / np.maximum(error_R[:-1], _SMALLEST_ERROR * error), error
+
+
+def _slopes(statistic: Statistic, sums_RK: Floats) -> Floats:
+    """The gradient of the statistic by complex steps, which lose no digits (Squire and Trapp 1998): [R, K]."""
+    slopes = []
+    for column in range(sums_RK.shape[1]):
+        size_R = np.abs(sums_RK[:, column])
+        step_R = _COMPLEX_STEP * np.where(np.isfinite(size_R), np.maximum(size_R, 1.0), 1.0)
+        moved_RK = sums_RK.astype(np.complex128)
+        moved_RK[:, column] += 1j * step_R
+        slopes.append(np.imag(statistic(moved_RK)) / step_R)
+    return np.stack(slopes, axis=1)
 
 
 def median_interval(
@@ -193,20 +247,3 @@ def _tail(units: int, confidence: float, widen: bool) -> float:
     if not widen:
         return tail
     return float(ndtr(math.sqrt(units / (units - 1)) * stdtrit(units - 1, tail)))
-
-
-def _bca_levels(values_R: Floats, value: float, jackknife_U: Floats, tail: float) -> Floats:
-    """The two quantile levels of the resampled values that bound the interval: [2]."""
-    from scipy.special import ndtr, ndtri
-
-    plain = np.array([tail, 1 - tail])
-    below = (np.count_nonzero(values_R < value) + 0.5 * np.count_nonzero(values_R == value)) / len(values_R)
-    deviation_U = jackknife_U.mean() - jackknife_U
-    spread = float((deviation_U**2).sum())
-    if not 0 < below < 1 or not math.isfinite(spread) or spread == 0:
-        return plain
-    acceleration = float((deviation_U**3).sum()) / (6 * spread**1.5)
-    shifted = ndtri(below) + ndtri(plain)
-    if (1 - acceleration * shifted <= 0).any():
-        return plain
-    return np.asarray(ndtr(ndtri(below) + shifted / (1 - acceleration * shifted)), dtype=np.float64)
