@@ -41,6 +41,8 @@ def main() -> None:
 
 def application() -> typer.Typer:
     """Every command."""
+    from recipes.compare_command import compare_command
+    from recipes.gate_command import gate_command
     from recipes.sensitivity_command import sensitivity_command
     from recipes.stages import STAGES
     from recipes.verb_commands import evaluate_command, stage_command
@@ -49,6 +51,8 @@ def application() -> typer.Typer:
     app.callback(help=HELP)(_root)
     app.command(rich_help_panel=RECIPES)(run)
     app.command(rich_help_panel=RECIPES)(plan)
+    app.command("gate", rich_help_panel=RECIPES)(gate_command())
+    app.command("compare", rich_help_panel=RECIPES)(compare_command())
     for stage in STAGES.values():
         app.command(stage.kind, rich_help_panel=VERBS)(stage_command(stage))
     app.command("evaluate", rich_help_panel=VERBS)(evaluate_command())

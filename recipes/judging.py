@@ -1,0 +1,247 @@
+"""A finished run judged again from its raw samples, without any model: `demitasse gate RUN`.
+
+    report.json --rows and gates-->  raw samples in the store, every file verified  -->  measurements  -->  verdict
+
+    quality      tokens.npz, per-token scores of the artifact and of the baseline
+    latency      latency.json, every time of every block
+    footprint    what was counted; it stands in the result's record, whose identity must have the key it is stored under
+
+The statistics draw their resamples by the recipe's seed, so the same samples give the same figures to the last digit:
+any difference means that report.json was changed, or that another version of demitasse wrote it, and is told. Other
+gates than the run's own may be put to the same figures.
+
+Not covered: whether the samples are true. Their hashes tell of a changed file, not of a measurement that was staged.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.gate import Limit, judge, overall
+from evaluation.latency import Session, latency_measurements
+from evaluation.measurement import Measurement
+from evaluation.quality import TokenScores, quality_measurements
+from evaluation.report import BASELINE, Report, Row, read_report
+from recipes.measure import TOKENS_FILE
+from recipes.runner import compared
+from recipes.store import RECORD, IntegrityError, Store, digest_of
+
+LATENCY_FILE, FINAL = "latency.json", "final"
+
+
+class JudgingError(Exception):
+    """A run cannot be judged again; the message says what is missing and the way out."""
+
+    exit_code = 2
+
+
+class ChangedError(IntegrityError):
+    """The samples do not say what the report says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A run, judged again."""
+
+    report: Report
+    """As it was, with the measurements of its last artifact computed again, and the gates judged on them."""
+    differences: tuple[str, ...]
+    """Figures that the report has otherwise; the verdict is the same all the same."""
+    notes: tuple[str, ...]
+    """What could not be computed again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A stored measurement: its record, and its files, which were verified."""
+
+    folder: Path
+    identity: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def judge_run(folder: Path, gates: Mapping[str, Limit] | None = None, *, bandwidth: float | None = None) -> Judged:
+    """Judge a run's last artifact again, by its own gates or by others.
+
+    Args:
+        gates: None: the run's own.
+        bandwidth: bytes per second that the memory gives; None: what the report says.
+
+    Raises:
+        ReportError: there is no report.
+        JudgingError: the raw samples are not there.
+        IntegrityError: a stored file is not what was stored, or the samples give another verdict than the report has.
+    """
+    report = read_report(folder)
+    limits = {result.metric: result.limit for result in report.gates} if gates is None else gates
+    runs = Stored(report)
+    runs.verify_artifacts()
+    measured, notes = runs.measure_final()
+    bandwidth = report.memory_bandwidth if bandwidth is None else bandwidth
+    results = judge(limits, {found.metric: found for found in measured}, bandwidth=bandwidth)
+    rows = [*report.rows[:-1], report.final.model_copy(update={"measurements": measured})]
+    again = report.model_copy(
+        update={"rows": rows, "gates": results, "verdict": overall(results), "memory_bandwidth": bandwidth}
+    )
+    if gates is None and again.verdict != report.verdict:
+        raise ChangedError(
+            f"{folder}: the report says {report.verdict}, but its samples give {again.verdict}: report.json was "
+            "changed, or another version of demitasse wrote it; run the recipe again to have it written anew"
+        )
+    differences = tuple(_differences(report.final, again.final))
+    return Judged(report=again, differences=differences, notes=notes)
+
+
+def _differences(old: Row, new: Row) -> list[str]:
+    """Where the report's figures are not those of the samples."""
+    found = []
+    for measurement in new.measurements:
+        before = old.measurement(measurement.metric)
+        if before is None or _figures(before) != _figures(measurement):
+            was = "nothing" if before is None else f"{before.value:g}"
+            found.append(f"{measurement.metric}: the report has {was}, the samples give {measurement.value:g}")
+    return found
+
+
+def _figures(measurement: Measurement) -> str:
+    """Every number of it as text, to the digits that two builds of the same library agree on."""
+    values = measurement.model_dump(mode="json", exclude={"method"})
+    return json.dumps(_rounded(values), sort_keys=True)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    return {name: _rounded(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A run's results in its store."""
+
+    report: Report
+
+    @property
+    def folder(self) -> Path:
+        assert self.report.folder is not None  # `read_report` sets it
+        return self.report.folder
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder / "artifacts")
+
+    @property
+    def baseline(self) -> Row:
+        return self.report.rows[0]
+
+    def verify_artifacts(self) -> None:
+        """Every stage's artifact is there, and every file of it is what was stored.
+
+        Raises:
+            IntegrityError: one is not.
+        """
+        for row in self.report.rows:
+            if row.kind != BASELINE and self.store.find(row.kind, row.key) is None:
+                raise IntegrityError(
+                    f"{self.store.name(row.kind, row.key)}: expected the artifact {row.name!r} that the report names, "
+                    "got nothing; run the recipe again to make it anew"
+                )
+
+    def scores(self, row: Row) -> tuple[TokenScores, Result]:
+        """The per-token scores of a row's artifact."""
+        found = self.result("quality", row)
+        return TokenScores.load(found.folder / TOKENS_FILE), found
+
+    def session(self) -> Session | None:
+        """The raw latencies; None where nothing was timed, or a run of an earlier version kept none."""
+        if self.report.final.measurement("decode_latency") is None:
+            return None
+        file = self.result("latency", self.report.final).folder / LATENCY_FILE
+        return Session.model_validate_json(file.read_bytes()) if file.is_file() else None
+
+    def measure_final(self) -> tuple[list[Measurement], tuple[str, ...]]:
+        """The measurements of the last artifact, computed again, in the report's order; and what could not be."""
+        row = self.report.final
+        found = {measurement.metric: measurement for measurement in [*self._quality(row), *self._footprint(row)]}
+        notes: tuple[str, ...] = ()
+        session = self.session()
+        if session is not None:
+            found |= {
+                measurement.metric: measurement for measurement in latency_measurements(session)[_arm(session, row)]
+            }
+        for measurement in row.measurements:
+            if measurement.metric not in found:
+                found[measurement.metric] = measurement
+                notes += (f"{measurement.metric}: taken as reported, because no raw samples of it were kept",)
+        order = [measurement.metric for measurement in row.measurements]
+        ordered = sorted(found.values(), key=lambda one: order.index(one.metric) if one.metric in order else len(order))
+        return ordered, notes
+
+    def _quality(self, row: Row) -> list[Measurement]:
+        scores, result = self.scores(row)
+        against = None if row is self.baseline else self.scores(self.baseline)[0]
+        methods = {found.metric: found.method for found in row.measurements}
+        taken = quality_measurements(scores, against, method="", seed=result.identity["seed"])
+        return [found.model_copy(update={"method": methods.get(found.metric, found.method)}) for found in taken]
+
+    def _footprint(self, row: Row) -> list[Measurement]:
+        counted = [Measurement.model_validate(values) for values in self.result("footprint", row).facts["measurements"]]
+        return counted if row is self.baseline else [compared(found, self.baseline) for found in counted]
+
+    def result(self, kind: str, row: Row) -> Result:
+        """The stored measurement of this kind that the report's row came of, verified.
+
+        Raises:
+            JudgingError: there is none, or several of which none says what the report says.
+            IntegrityError: it is not what was stored.
+        """
+        named = [self.store.root / row.samples[kind]] if kind in row.samples else self._candidates(kind, row)
+        if len(named) != 1:
+            way = "run the recipe again in the same folder: what is stored is reused"
+            raise JudgingError(
+                f"{self.folder}: expected the raw {kind} samples of {row.name!r}, got {len(named)}; {way}"
+            )
+        record = _record(named[0])
+        found = self.store.find(kind, record["key"])
+        if found is None or digest_of(record["identity"]) != record["key"]:
+            raise IntegrityError(
+                f"{named[0] / RECORD}: was changed since it was stored; remove {named[0]} and run again"
+            )
+        return Result(folder=found.files, identity=record["identity"], facts=found.facts)
+
+    def _candidates(self, kind: str, row: Row) -> list[Path]:
+        """Results about this artifact, held against this baseline; of several, those that say what the report says."""
+        base = None if row is self.baseline and kind == "quality" else self.baseline.key
+        about = [
+            folder
+            for folder in sorted(self.store.root.glob(f"{kind}-*"))
+            if (identity := _record(folder)["identity"])["artifact"] == row.key
+            and identity.get("baseline", base) == base
+        ]
+        return about if len(about) < 2 else [folder for folder in about if _says(folder, row)][:1]
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if isinstance(record, dict) and {"key", "identity", "facts"} <= record.keys():
+            return record
+        reason = "expected key, identity and facts"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise IntegrityError(f"{folder / RECORD}: cannot be read ({reason}); remove {folder} and run again to make it anew")
+
+
+def _says(folder: Path, row: Row) -> bool:
+    """Whether a result's figures are the row's."""
+    facts = _record(folder)["facts"]
+    said = {one["metric"]: f"{float(one['value']):.9g}" for one in facts.get("measurements", facts.get(FINAL, []))}
+    have = {one.metric: f"{one.value:.9g}" for one in row.measurements}
+    return bool(said) and all(have.get(metric) == value for metric, value in said.items())
+
+
+def _arm(session: Session, row: Row) -> str:
+    """The arm of the last artifact: the baseline's own where a recipe has but one row."""
+    return BASELINE if row.kind == BASELINE else next((arm for arm in session.arms if arm == FINAL), session.arms[-1])

@@ -1,0 +1,190 @@
+"""A finished run gives the same verdict again, tells of every change, and can be held against another."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Demitasse
+from finished_runs import BASE, baseline_scores, candidate_scores, finish
+
+from evaluation.gate import Limit
+from evaluation.quality import TokenScores, quality_measurements
+from evaluation.report import ReportError, read_report
+from recipes.comparing import CompareError, compare_runs
+from recipes.judging import ChangedError, JudgingError, judge_run
+from recipes.loader import load_gates
+from recipes.store import RECORD, IntegrityError, Store, digest_of
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    finish(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def stored(run: Path, kind: str, index: int = 0) -> Path:
+    return sorted((run / "artifacts").glob(f"{kind}-*"))[index]
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_the_same_gates_on_the_same_samples_give_the_same_verdict_and_figures(tmp_path: Path) -> None:
+    for name, cost, verdict in (("good", 0.03, "PASS"), ("bad", 0.2, "FAIL"), ("open", 0.0953, "INCONCLUSIVE")):
+        report = finish(tmp_path / name, cost=cost)
+        assert report.verdict == verdict
+        again = judge_run(tmp_path / name)
+        assert again.report.verdict == verdict
+        assert again.report.gates == report.gates
+        assert again.report.final.measurements == report.final.measurements
+        assert (again.differences, again.notes) == ((), ())
+
+
+def test_other_gates_are_put_to_the_same_figures(run: Path, tmp_path: Path) -> None:
+    strict = judge_run(run, {"perplexity": Limit(max_ratio=1.001), "gpu_memory": Limit(at_most=1)})
+    assert [result.verdict for result in strict.report.gates] == ["FAIL", "INVALID"]
+    assert strict.report.exit_code == 4
+    file = tmp_path / "gates.yaml"
+    file.write_text("gate:\n  decode_latency: {at_most: 0.01}\n")
+    assert judge_run(run, load_gates(file)).report.verdict == "PASS"
+
+
+@pytest.mark.parametrize("kind", ["export", "quality", "latency"])
+def test_a_changed_file_is_told(run: Path, kind: str) -> None:
+    file = next((stored(run, kind) / "files").iterdir())
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(IntegrityError, match="was changed"):
+        judge_run(run)
+
+
+def test_a_changed_record_or_a_missing_artifact_is_told(run: Path) -> None:
+    change(stored(run, "quality") / RECORD, '"seed": 5', '"seed": 6')
+    with pytest.raises(IntegrityError, match="was changed"):
+        judge_run(run)
+    stored(run, "export").rename(run / "elsewhere")
+    with pytest.raises(IntegrityError, match="expected the artifact 'export'"):
+        judge_run(run)
+
+
+def test_a_report_with_another_verdict_is_told(tmp_path: Path) -> None:
+    finish(tmp_path, cost=0.2)
+    content = json.loads((tmp_path / "report.json").read_text())
+    content["verdict"] = "PASS"
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    with pytest.raises(ChangedError, match="says PASS, but its samples give FAIL"):
+        judge_run(tmp_path)
+
+
+def test_a_report_with_another_figure_is_told_of(run: Path) -> None:
+    content = json.loads((run / "report.json").read_text())
+    content["rows"][-1]["measurements"][0]["value"] -= 1
+    (run / "report.json").write_text(json.dumps(content))
+    (difference,) = judge_run(run).differences
+    assert difference.startswith("perplexity: the report has")
+
+
+def test_missing_samples_and_missing_reports_are_refused(run: Path, tmp_path: Path) -> None:
+    stored(run, "latency").rename(run / "elsewhere")
+    with pytest.raises(JudgingError, match="expected the raw latency samples of 'export', got 0"):
+        judge_run(run)
+    with pytest.raises(ReportError, match="cannot be read"):
+        judge_run(tmp_path)
+
+
+def test_what_kept_no_raw_times_is_taken_as_reported_and_says_so(tmp_path: Path) -> None:
+    report = finish(tmp_path)
+    folder = stored(tmp_path, "latency")
+    record = json.loads((folder / RECORD).read_text())
+    record["files"] = {}
+    (folder / "files" / "latency.json").unlink()
+    (folder / RECORD).write_text(json.dumps(record))
+    again = judge_run(tmp_path)
+    assert again.report.verdict == report.verdict
+    assert any(note.startswith("decode_latency: taken as reported") for note in again.notes)
+
+
+def test_of_several_results_about_an_artifact_the_reported_one_is_taken(run: Path) -> None:
+    report = read_report(run)
+    for key, base in ((BASE, None), (report.final.key, BASE)):
+        scores = candidate_scores(baseline_scores(), 0.5, seed=3)
+        measured = quality_measurements(scores, None, method="another window", seed=5)
+        identity = {"artifact": key, "baseline": base, "evaluate": {"window": 8}, "test": "text 1", "seed": 5}
+
+        def make(files: Path, scratch: Path, scores: TokenScores = scores) -> dict[str, Any]:
+            scores.save(files / "tokens.npz")
+            return {"measurements": [found.model_dump(mode="json") for found in measured]}
+
+        Store(run / "artifacts").obtain("quality", identity, make)
+    assert len(list((run / "artifacts").glob("quality-*"))) == 4
+    assert judge_run(run).differences == ()
+
+
+def test_the_command_ends_in_the_verdicts_exit_code(demitasse: Demitasse, run: Path, tmp_path: Path) -> None:
+    code, said, _ = demitasse("gate", run, "--memory-bandwidth", "0.000001")
+    assert code == 0
+    assert "PASS" in said
+    assert "too good: decode_latency" in said
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("gate: {perplexity: {max_ratio: 1.001}}\n")
+    assert demitasse("gate", run, "--recipe", gates)[0] == 1
+    gates.write_text("gate: {perplexity: {ratio: 1.001}}\n")
+    code, _, errors = demitasse("gate", run, "--recipe", gates)
+    assert code == 2
+    assert "which is now `max_ratio`" in errors
+    (stored(run, "latency") / "files" / "latency.json").write_text("{}")
+    code, _, errors = demitasse("gate", run)
+    assert code == 5
+    assert "was changed" in errors
+
+
+def test_two_candidates_are_paired_by_document(tmp_path: Path) -> None:
+    finish(tmp_path / "a", cost=0.03, speed=0.25)
+    finish(tmp_path / "b", cost=0.05, speed=0.2, seed=9)
+    pairs = {pair.metric: pair for pair in compare_runs(tmp_path / "a", tmp_path / "b").pairs}
+    perplexity = pairs["perplexity"].ratio
+    assert perplexity is not None
+    assert perplexity.interval is not None
+    assert perplexity.value == pytest.approx(pairs["perplexity"].second.value / pairs["perplexity"].first.value)
+    assert 1.0 < perplexity.interval.low < perplexity.value < perplexity.interval.high < 1.05
+    own = pairs["perplexity"].first.interval
+    assert own is not None
+    assert (
+        perplexity.interval.high - perplexity.interval.low < (own.high - own.low) / pairs["perplexity"].first.value / 3
+    )
+    decode = pairs["decode_latency"].ratio
+    assert decode is not None
+    assert decode.interval is not None
+    assert decode.interval.low < 0.8 < decode.interval.high
+    assert pairs["weight_bytes"].ratio is not None
+    assert pairs["weight_bytes"].ratio.value == 1
+    assert pairs["agreement"].ratio is None
+
+
+def test_unpaired_runs_are_refused_with_the_reason(tmp_path: Path) -> None:
+    finish(tmp_path / "a")
+    finish(tmp_path / "text", text=2)
+    finish(tmp_path / "base", base=digest_of("another"))
+    with pytest.raises(CompareError, match="different test texts"):
+        compare_runs(tmp_path / "a", tmp_path / "text")
+    with pytest.raises(CompareError, match="different baselines"):
+        compare_runs(tmp_path / "a", tmp_path / "base")
+
+
+def test_compare_prints_a_table_and_writes_json(demitasse: Demitasse, tmp_path: Path) -> None:
+    finish(tmp_path / "a")
+    finish(tmp_path / "b", cost=0.05, seed=9)
+    code, said, _ = demitasse("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "both.json")
+    assert code == 0
+    assert "Perplexity" in said
+    assert "paired by document, 40 of them" in said
+    assert json.loads((tmp_path / "both.json").read_text())["baseline"] == BASE
+    finish(tmp_path / "c", text=2)
+    code, _, errors = demitasse("compare", tmp_path / "a", tmp_path / "c")
+    assert code == 2
+    assert "not paired" in errors
