@@ -11,7 +11,7 @@ from evaluation.gate import (
     limit_problem,
     overall,
 )
-from evaluation.latency import Arm, Samples, latency_measurements, time_arms
+from evaluation.latency import Arm, Session, blocks_to_decide, latency_measurements
 from evaluation.measurement import METRICS, Change, Interval, Measurement, Metric, Ratio
 from evaluation.quality import Scorer, TokenScores, Windows, quality_measurements, score, windows_of
 from evaluation.render import render_markdown, write_report
@@ -36,12 +36,13 @@ __all__ = [
     "Report",
     "ReportError",
     "Row",
-    "Samples",
     "Scorer",
+    "Session",
     "TableRow",
     "TokenScores",
     "Verdict",
     "Windows",
+    "blocks_to_decide",
     "describe_gate",
     "describe_limit",
     "exit_code",
@@ -63,7 +64,6 @@ __all__ = [
     "score",
     "table_columns",
     "table_rows",
-    "time_arms",
     "what_it_bought",
     "windows_of",
     "write_report",

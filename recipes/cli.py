@@ -41,6 +41,7 @@ def main() -> None:
 
 def application() -> typer.Typer:
     """Every command."""
+    from recipes.benchmark_command import benchmark
     from recipes.compare_command import compare_command
     from recipes.gate_command import gate_command
     from recipes.sensitivity_command import sensitivity_command
@@ -57,6 +58,7 @@ def application() -> typer.Typer:
         app.command(stage.kind, rich_help_panel=VERBS)(stage_command(stage))
     app.command("evaluate", rich_help_panel=VERBS)(evaluate_command())
     app.command("sensitivity", rich_help_panel=VERBS)(sensitivity_command())
+    app.command(rich_help_panel=VERBS)(benchmark)
     app.command(rich_help_panel=BUNDLES)(generate)
     app.command(rich_help_panel=BUNDLES)(verify)
     for helper in (schema, methods, doctor):

@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recipes.schema import available_cores
+
+if TYPE_CHECKING:
+    from evaluation.latency import Arm
 
 STEPS = 32
 PROMPT = 112
@@ -68,14 +71,12 @@ def decode_seconds(folder: Path, scratch: Path, *, threads: int | None = None) -
     Raises:
         StageError: the shape cannot be quantized or exported.
     """
-    import numpy as np
 
-    from evaluation.latency import time_arms
+    from evaluation.latency import steady_step
 
     with int8_bundle(folder, scratch) as bundle:
-        arm = _arm(bundle, threads or available_cores())
-        samples = time_arms({"shape": arm[0]}, blocks=BLOCKS, tokens=arm[1], warmup=1)["shape"]
-    return float(np.median([np.median(steps) for steps in samples.decode]))
+        arm, steps = _arm(bundle, threads or available_cores())
+        return steady_step(arm, blocks=BLOCKS, steps=steps)
 
 
 @contextmanager
@@ -102,15 +103,17 @@ def int8_bundle(folder: Path, scratch: Path) -> Iterator[Path]:
         yield bundle
 
 
-def _arm(bundle: Path, threads: int) -> tuple[Any, int]:
+def _arm(bundle: Path, threads: int) -> tuple["Arm", int]:
     """What is timed, and how many steps it has room for."""
     import numpy as np
 
-    from evaluation.latency import Arm
-    from export.runtime import OnnxCausalLM
+    from export.runtime import BundleConfig
+    from export.triton import bundle_folder
+    from recipes.arms import Bundle
 
-    model = OnnxCausalLM.open(bundle, provider="cpu", threads=threads)
-    steps = min(STEPS, model.config.context // 2)
-    prompt = min(PROMPT, model.config.context - steps)
-    ids_1T = np.random.default_rng(0).integers(model.config.vocabulary, size=(1, prompt))
-    return Arm(prefill=lambda: model.prefill(ids_1T, reserve=steps), decode=model.step), steps
+    config = BundleConfig.read(bundle_folder(bundle))
+    steps = min(STEPS, config.context // 2)
+    prompt = min(PROMPT, config.context - steps)
+    ids_1T = np.random.default_rng(0).integers(config.vocabulary, size=(1, prompt))
+    model = Bundle(bundle, "onnx", threads, provider="cpu")  # it is not proven, so it has no manifest to say where
+    return model.arm(ids_1T, steps + 1), steps

@@ -2,9 +2,9 @@
 
     quality     log-probabilities on the test text, through the runtime that the form is for: PyTorch (float32),
                 bitsandbytes, or ONNX Runtime
-    footprint   parameters and bytes, counted; bytes compressed (`stored.py`); peak memory, of a fresh process
-                (`probe.py`)
-    latency     the PyTorch baseline and the last artifact in one process, in interleaved blocks
+    footprint   parameters, bytes and multiply-accumulates, counted; bytes compressed (`stored.py`); peak memory, of a
+                fresh process (`probe.py`)
+    latency     the PyTorch baseline and the last artifact in interleaved blocks (`latency.py`)
 
 Everything heavy is imported when it is needed.
 """
@@ -13,9 +13,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,49 +20,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress import Form, Progress, TextSource
-from compress.checkpoint import (
-    count_nonzero,
-    end_of_text,
-    inspect_checkpoint,
-    load_model,
-    load_tokenizer,
-    weight_files,
-)
+from compress.checkpoint import count_nonzero, inspect_checkpoint, load_model, load_tokenizer, weight_files
 from compress.int8 import EMBEDDINGS_FILE
 from compress.text import read_documents, tokenize
-from evaluation.latency import Arm, latency_measurements, time_arms
 from evaluation.measurement import Measurement
 from evaluation.quality import Scorer, TokenScores, Windows, quality_measurements, score, windows_of
 from export import bundle_folder
+from recipes.latency import measure_latency as measure_latency  # a run's meter finds all of its functions here
+from recipes.macs import macs_per_token
 from recipes.probe import DECODED
-from recipes.schema import BenchmarkConfig, EvaluateConfig
+from recipes.schema import EvaluateConfig
 from recipes.stored import METHOD, compressed_bytes
+from recipes.subject import RUNTIMES, MeasureError
+from recipes.subject import Baseline as Baseline
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MEASURE_VERSION = 3
+MEASURE_VERSION = 4
 TOKENS_FILE = "tokens.npz"
-RUNTIMES: dict[str, str] = {
-    "dense": "PyTorch float32",
-    "int8": "PyTorch with bitsandbytes (activations rounded to 8 bits per token)",
-    "onnx": "ONNX Runtime",
-}
-"""What runs an artifact of each form."""
-
-
-class MeasureError(Exception):
-    """A measurement could not be taken; the message says of what and why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """What an artifact is held against."""
-
-    folder: Path
-    form: Form
-    scores: Path
-    """Its own per-token scores, `tokens.npz`, from when it was measured itself."""
 
 
 def measure_quality(
@@ -153,6 +126,12 @@ def measure_footprint(artifact: Path, form: Form, *, prompt: int, threads: int) 
         Measurement(
             metric="compressed_bytes", value=compressed_bytes(_stored(artifact, form)), samples=1, method=METHOD
         ),
+        Measurement(
+            metric="macs",
+            value=macs_per_token(artifact, form, context=prompt),
+            samples=1,
+            method=f"counted from the shapes, on a cache of {prompt} tokens",
+        ),
         Measurement(metric="peak_memory", value=peak, samples=1, method=memory_method),
     ]
 
@@ -195,90 +174,6 @@ def probe(artifact: Path, form: Form, *, prompt: int, threads: int) -> int:
     return int(json.loads(finished.stdout.strip().splitlines()[-1])["peak_memory"])
 
 
-def measure_latency(
-    baseline: Baseline,
-    final: Path,
-    form: Form,
-    *,
-    config: BenchmarkConfig,
-    test: TextSource,
-    seed: int,
-    progress: Progress,
-) -> dict[str, list[Measurement]]:
-    """Prefill and decode latency under "baseline" and "final", timed side by side."""
-    if form == "onnx" and _manifest(bundle_folder(final))["provider"] != "cpu":
-        raise MeasureError(
-            f"{final}: PyTorch is timed on the CPU, and a bundle for a GPU cannot be held against that; "
-            "leave out `benchmark`"
-        )
-    prompt_1T = _prompt(baseline.folder, config.prompt, test)
-    with _torch_threads(config.threads), progress.task("benchmark", total=config.blocks) as task:
-        arms = {
-            name: open_arm(folder, kind, prompt_1T, tokens=config.tokens, threads=config.threads)
-            for name, folder, kind in (("baseline", baseline.folder, baseline.form), ("final", final, form))
-        }
-        samples = time_arms(arms, blocks=config.blocks, tokens=config.tokens, seed=seed, on_block=task.advance)
-    return latency_measurements(
-        samples,
-        baseline="baseline",
-        runtimes={"baseline": RUNTIMES[baseline.form], "final": RUNTIMES[form]},
-        protocol=f"{config.threads} threads, prompt of {config.prompt} tokens, {config.tokens} steps, batch 1, greedy",
-        seed=seed,
-    )
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _prompt(folder: Path, length: int, test: TextSource) -> NDArray[np.int64]:
-    """The first tokens of the test text, shape (1, length)."""
-    tokenizer = load_tokenizer(folder)
-    documents = tokenize(read_documents(test), tokenizer)
-    ids = np.concatenate([np.append(document, end_of_text(tokenizer)) for document in documents])
-    if len(ids) < length:
-        raise MeasureError(f"{test}: expected at least {length} tokens for the benchmark's prompt, got {len(ids)}")
-    return ids[None, :length]
-
-
-def open_arm(folder: Path, form: Form, prompt_1T: NDArray[np.int64], *, tokens: int, threads: int) -> Arm:
-    """An arm of the latency benchmark: prefill with the prompt, then up to `tokens` greedy steps on the warm cache."""
-    if form == "onnx":
-        from export.runtime import OnnxCausalLM
-
-        bundle = OnnxCausalLM.open(folder, threads=threads)
-        return Arm(prefill=lambda: bundle.prefill(prompt_1T, reserve=tokens), decode=bundle.step)
-    return _torch_arm(load_model(folder), prompt_1T)
-
-
 def _manifest(bundle: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     return manifest
-
-
-def _torch_arm(model: "PreTrainedModel", prompt_1T: NDArray[np.int64]) -> Arm:
-    """PyTorch as one would serve it without further tools: a growing cache, logits of the last position only."""
-    import torch
-
-    state: dict[str, Any] = {}
-
-    def forward(ids_1T: "torch.Tensor", cache: Any) -> int:
-        with torch.inference_mode():
-            answer = model(input_ids=ids_1T, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            state["cache"], state["next"] = answer.past_key_values, answer.logits[:, -1].argmax(dim=-1, keepdim=True)
-        return int(state["next"])
-
-    prompt = torch.from_numpy(prompt_1T)
-
-    def step() -> int:
-        return forward(state["next"], state["cache"])
-
-    return Arm(prefill=lambda: forward(prompt, None), decode=step)

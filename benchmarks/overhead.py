@@ -1,0 +1,71 @@
+"""What the harness itself costs: arms of a known duration, and what the benchmark says of them.
+
+    python -m benchmarks.overhead           a table: known duration of a step, what was measured, the difference
+
+A clocked arm waits, without sleeping, until the processor's own counter has reached the end of its step, so its
+duration is known to a fraction of a microsecond however fast the machine is. What is measured beyond is the harness: a
+call, two readings of the clock and an append; the 10th percentile, since other load on the machine only adds. Sleeping
+would not do: a timer's slack alone is 50 microseconds.
+
+`open_clocked` opens such an arm from a folder, for benchmarks that must know the truth: clocked.json holds the seconds
+of a prompt and of a step, such as {"prefill": 0.01, "decode": 0.002}.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.stage import Form
+from evaluation.latency import Arm
+from evaluation.latency.timing import timed
+
+OPENER = "benchmarks.overhead:open_clocked"
+STEPS = (0.0005, 0.002, 0.01)
+COUNT = 200
+NANOSECONDS = 1_000_000_000
+
+
+class Clocked:
+    """A contender whose every step takes as long as it says."""
+
+    runtime = "a clock"
+
+    def __init__(self, prefill: float, decode: float) -> None:
+        self._prefill, self._decode = round(prefill * NANOSECONDS), round(decode * NANOSECONDS)
+
+    def arm(self, ids_BT: NDArray[np.int64], tokens: int) -> Arm:
+        return Arm(prefill=lambda: wait(self._prefill), decode=lambda: wait(self._decode))
+
+
+def wait(nanoseconds: int) -> None:
+    """Come back as soon as so much time has passed."""
+    clock = time.perf_counter_ns
+    end = clock() + nanoseconds
+    while clock() < end:
+        pass
+
+
+def open_clocked(folder: Path, form: Form, threads: int) -> Clocked:
+    """A contender from the seconds in clocked.json."""
+    return Clocked(**json.loads((folder / "clocked.json").read_text(encoding="utf-8")))
+
+
+def overhead(seconds: float, count: int = COUNT) -> float:
+    """Seconds by which the harness says more than the truth, the 10th percentile of so many steps."""
+    arm = Clocked(prefill=seconds, decode=seconds).arm(np.zeros((1, 1), dtype=np.int64), 1)
+    return float(np.percentile(timed(arm.decode, count), 10)) - seconds
+
+
+def main() -> None:
+    """Print the table."""
+    print("| step | measured beyond it | share |\n|---|---|---|")
+    for seconds in STEPS:
+        extra = overhead(seconds)
+        print(f"| {seconds * 1e3:g} ms | {extra * 1e6:.2f} µs | {extra / seconds:.3%} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Latency: what is timed (`timing`), on how quiet a machine (`disturbance`), kept how (`samples`), and what follows
+from it (`paired`, `figures`).
+
+Nothing here knows of models: an arm is two callables.
+"""
+
+from evaluation.latency.disturbance import Counters, Reading, disturbed
+from evaluation.latency.figures import cell_measurements, latency_measurements, measured, process_measurements
+from evaluation.latency.paired import SAMPLES_FOR_PERCENTILE, blocks_to_decide, paired_ratio, percentiles
+from evaluation.latency.samples import Cell, CellTimes, Protocol, Session, Turn
+from evaluation.latency.timing import Arm, steady_step, time_cell, warm_up
+
+__all__ = [
+    "SAMPLES_FOR_PERCENTILE",
+    "Arm",
+    "Cell",
+    "CellTimes",
+    "Counters",
+    "Protocol",
+    "Reading",
+    "Session",
+    "Turn",
+    "blocks_to_decide",
+    "cell_measurements",
+    "disturbed",
+    "latency_measurements",
+    "measured",
+    "paired_ratio",
+    "percentiles",
+    "process_measurements",
+    "steady_step",
+    "time_cell",
+    "warm_up",
+]

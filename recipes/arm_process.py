@@ -1,0 +1,122 @@
+"""One arm's turn in one block, in a process of its own: its own memory, threads, libraries and cold start.
+
+    python -m recipes.arm_process      reads an `Order` as JSON from stdin, prints a `Turn` as the last line of stdout
+
+    pin to the processors -> open the model -> first prompt -> every cell: warm up, time -> memory -> one line of JSON
+
+What libraries print goes to stderr. An arm that cannot be opened or computes no numbers ends with its reason on stderr
+and exit code 1; the parent (`interleave.py`) keeps the last line.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from compress.stage import Form
+from evaluation.latency import Cell, CellTimes, Counters, Protocol, Turn, time_cell
+from evaluation.latency.timing import timed
+from evaluation.measurement import Value
+from recipes.arms import OPENER, Contender, Ids, opener_of
+from recipes.probe import peak_memory
+
+MEBIBYTE = 2**20
+
+
+class Order(Value):
+    """What a process is to do."""
+
+    arm: str
+    folder: Path
+    form: Form
+    on_gpu: bool = False
+    opener: str = OPENER
+    block: int
+    place: int
+    cells: tuple[Cell, ...]
+    """The protocol's cells in the order of this block."""
+    protocol: Protocol
+    ids: tuple[int, ...]
+    """Token ids, as many as the largest cell needs."""
+
+
+def main() -> None:
+    """Take the turn that stdin orders."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    order = Order.model_validate_json(sys.stdin.read())
+    try:
+        turn = take_turn(order)
+    except Exception as error:  # whatever an arm's library raises is that arm's result
+        sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
+    answers.write(turn.model_dump_json() + "\n")
+    answers.flush()
+
+
+def take_turn(order: Order) -> Turn:
+    """Open, run the first prompt, then every cell.
+
+    Raises:
+        ValueError: what was computed is no number.
+    """
+    if order.protocol.cpus:
+        os.sched_setaffinity(0, order.protocol.cpus)
+    before_gpu = _gpu_memory() if order.on_gpu else None
+    started, begun = datetime.now(UTC), Counters.now()
+    contender, open_seconds = _open(order)
+    first = order.protocol.cells[0]
+    first_run = timed(contender.arm(_prompts(order.ids, first), first.tokens).prefill, 1)[0]
+    opened = Counters.now()
+    cells = tuple(_time(contender, cell, order) for cell in order.cells)
+    ended = Counters.now()
+    after_gpu = _gpu_memory() if order.on_gpu else None
+    return Turn(
+        arm=order.arm,
+        block=order.block,
+        place=order.place,
+        started=started,
+        process=os.getpid(),
+        runtime=contender.runtime,
+        open_seconds=open_seconds,
+        first_run=first_run,
+        cells=cells,
+        opening=opened.since(begun),
+        timed=ended.since(opened),
+        peak_memory=peak_memory(),
+        gpu_memory=None if before_gpu is None or after_gpu is None else after_gpu - before_gpu,
+    )
+
+
+def _open(order: Order) -> tuple[Contender, float]:
+    begun = time.perf_counter()
+    contender = opener_of(order.opener)(order.folder, order.form, order.protocol.threads)
+    return contender, time.perf_counter() - begun
+
+
+def _time(contender: Contender, cell: Cell, order: Order) -> CellTimes:
+    arm = contender.arm(_prompts(order.ids, cell), cell.tokens)
+    times = time_cell(arm, cell, prefills=order.protocol.prefills)
+    problem = arm.problem()
+    if problem:
+        raise ValueError(problem)
+    return times
+
+
+def _prompts(ids: tuple[int, ...], cell: Cell) -> Ids:
+    """A cell's rows (B, T), each another piece of the ids."""
+    return np.array(ids[: cell.batch * cell.prompt], dtype=np.int64).reshape(cell.batch, cell.prompt)
+
+
+def _gpu_memory() -> int:
+    """Bytes in use on the device of a process that may run on one GPU only."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(told.split()[0]) * MEBIBYTE
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""Artifacts of any form timed side by side, outside of a recipe: what `demitasse benchmark A [B ...]` does.
+
+    folders --check--> entrants --take turns (`interleave.py`)--> session --figures--> FILE.json
+
+The first folder is the baseline. The file holds every raw time and is written after every turn, so the same command
+goes on where it was stopped, and with more blocks it adds those that are missing. Prompts are random token ids below
+the smallest vocabulary: a dense decoder takes as long for one token as for another.
+
+With a margin, every other arm is judged like a gate of a recipe: time to first token and time per token at most so many
+times the baseline's.
+
+Not covered: PyTorch on a GPU; checkpoints are timed on the CPU, bundles where they were exported for.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from compress.stage import Progress
+from evaluation.gate import GateResult, Limit, Verdict, judge, overall
+from evaluation.latency import Cell, Protocol, Session, cell_measurements, process_measurements
+from evaluation.measurement import Measurement, Ratio, Value
+from recipes.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
+from recipes.latency import provider_of
+from recipes.macs import macs_per_token
+
+JUDGED_METRICS = ("prefill_latency", "decode_latency")
+
+
+class BenchmarkError(Exception):
+    """It cannot be timed as asked; one line per reason."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What was asked for."""
+
+    folders: tuple[Path, ...]
+    """Checkpoints, bundles, or the folders of runs, whose last artifact is meant; the first is the baseline."""
+    cells: tuple[Cell, ...]
+    blocks: int
+    threads: int
+    seed: int = 0
+    out: Path | None = None
+    margin: float | None = None
+    """At most so many times the baseline's latency; None: nothing is judged."""
+
+
+class ArmGates(Value):
+    """What an arm was judged by, on one cell."""
+
+    arm: str
+    cell: Cell
+    gates: list[GateResult]
+
+
+class Result(Value):
+    """What the file holds."""
+
+    entrants: dict[str, Any]
+    """Of every arm its folder, form, and the name, size and time of change of its files."""
+    session: Session
+    cells: tuple[dict[str, list[Measurement]], ...] = ()
+    """For each cell of the protocol, by arm: latencies and throughput."""
+    processes: dict[str, list[Measurement]] = Field(default_factory=dict)
+    """By arm: cold start, memory, bytes and multiply-accumulates."""
+    gates: tuple[ArmGates, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def invalid(self) -> dict[str, str]:
+        """Why an arm has no figures, by arm."""
+        found: dict[str, str] = {}
+        for measured in (*self.cells, self.processes):
+            for arm, measurements in measured.items():
+                reasons = [one.invalid for one in measurements if one.invalid]
+                if reasons:
+                    found.setdefault(arm, reasons[0])
+        return found
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The worst of the gates; INVALID without any where an arm has no figures; else None."""
+        judged = overall([gate for of_arm in self.gates for gate in of_arm.gates])
+        return "INVALID" if self.invalid else judged
+
+
+def benchmark(order: Order, progress: Progress) -> Result:
+    """Time the arms, and keep everything in `order.out`.
+
+    Raises:
+        BenchmarkError: it cannot be done as asked, one line per reason.
+        CheckpointError, BundleError: a folder holds no artifact.
+    """
+    entrants = entrants_of(order.folders)
+    protocol = Protocol(
+        cells=order.cells, threads=order.threads, cpus=pinned_cpus(order.threads), seed=order.seed, prefills=3
+    )
+    vocabulary = _check(order, entrants)
+    session = _begin(order, entrants, protocol)
+    ids = _ids(vocabulary, protocol)
+    total = order.blocks * len(entrants)
+    with progress.task("benchmark", total=total, done=min(len(session.turns), total)) as task:
+
+        def keep(session: Session) -> None:
+            task.advance(1, note=session.turns[-1].arm)
+            _write(order.out, Result(entrants=_looks(entrants), session=session))
+
+        session = take_turns(session, entrants, ids, blocks=order.blocks, on_turn=keep)
+    result = _result(order, entrants, session)
+    _write(order.out, result)
+    return result
+
+
+def entrants_of(folders: tuple[Path, ...]) -> list[Entrant]:
+    """The arms, each with a name of its own: the folder's, numbered where it comes again."""
+    from recipes.verbs import form_of
+
+    found: list[Entrant] = []
+    for folder in folders:
+        artifact = _artifact(folder)
+        form, name = form_of(artifact), folder.resolve().name
+        earlier = sum(entrant.name.partition(" #")[0] == name for entrant in found)
+        found.append(
+            Entrant(
+                name=f"{name} #{earlier + 1}" if earlier else name,
+                folder=artifact.absolute(),
+                form=form,
+                on_gpu=form == "onnx" and provider_of(artifact) == "cuda",
+            )
+        )
+    return found
+
+
+def _artifact(folder: Path) -> Path:
+    """The folder itself, or the last artifact of the run that it holds."""
+    from recipes.generating import FINAL
+
+    final = folder / FINAL
+    return final if final.is_dir() and not (folder / "config.json").exists() else folder
+
+
+def _check(order: Order, entrants: list[Entrant]) -> int:
+    """Refuse what cannot work, all at once; the smallest vocabulary."""
+    sizes = {entrant.name: _sizes(entrant) for entrant in entrants}
+    problems = []
+    for cell in order.cells:
+        needed = cell.prompt + cell.tokens - 1
+        problems += [
+            f"{name}: its context holds {context} tokens, but the {cell} needs {needed}; lower --prompt or --tokens"
+            for name, (context, _) in sizes.items()
+            if context is not None and needed > context
+        ]
+    if order.out is not None and not order.out.parent.is_dir():
+        problems.append(f"--out {order.out}: expected a file in an existing folder, but {order.out.parent} is none")
+    if order.out is not None and order.out.is_dir():
+        problems.append(f"--out {order.out}: expected a file such as latency.json, got a folder")
+    if order.margin is not None and len(entrants) < 2:
+        problems.append("--max-ratio: expected a second folder to hold against the first one")
+    if problems:
+        raise BenchmarkError("\n".join(problems))
+    return min(vocabulary for _, vocabulary in sizes.values())
+
+
+def _sizes(entrant: Entrant) -> tuple[int | None, int]:
+    """Context and vocabulary of what an arm runs."""
+    if entrant.form == "onnx":
+        from export import bundle_folder
+        from export.runtime import BundleConfig
+
+        bundle = BundleConfig.read(bundle_folder(entrant.folder))
+        return bundle.context, bundle.vocabulary
+    from compress.checkpoint import context_length, read_config
+
+    config = read_config(entrant.folder)
+    return context_length(config), int(config["vocab_size"])
+
+
+def _looks(entrants: list[Entrant]) -> dict[str, Any]:
+    from recipes.verbs import look_of
+
+    return {
+        entrant.name: {
+            "folder": str(entrant.folder),
+            "form": entrant.form,
+            "files": [list(look) for look in look_of(entrant.folder.resolve())],
+        }
+        for entrant in entrants
+    }
+
+
+def _begin(order: Order, entrants: list[Entrant], protocol: Protocol) -> Session:
+    """What the file holds of the same benchmark, or a new session.
+
+    Raises:
+        BenchmarkError: it holds something else.
+    """
+    if order.out is None or not order.out.exists():
+        return new_session(entrants, protocol)
+    way_out = "name a new file, or remove this one"
+    try:
+        left = Result.model_validate_json(order.out.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BenchmarkError(
+            f"--out {order.out}: expected what a benchmark wrote, got something else; {way_out}"
+        ) from error
+    pairs = {
+        "other folders, or their files have changed": (left.entrants, _looks(entrants)),
+        **{
+            f"other {name}": (getattr(left.session.protocol, name), getattr(protocol, name))
+            for name in Protocol.model_fields
+        },
+    }
+    differing = [what for what, (theirs, ours) in pairs.items() if theirs != ours]
+    if differing:
+        raise BenchmarkError(f"--out {order.out}: holds a benchmark with {', '.join(differing)}; {way_out}")
+    return resumed(left.session)
+
+
+def _ids(vocabulary: int, protocol: Protocol) -> tuple[int, ...]:
+    length = max(cell.prompt * cell.batch for cell in protocol.cells)
+    return tuple(int(token) for token in np.random.default_rng(protocol.seed).integers(vocabulary, size=length))
+
+
+def _result(order: Order, entrants: list[Entrant], session: Session) -> Result:
+    from recipes.machine import environment
+    from recipes.schema import BenchmarkConfig
+
+    cells = tuple(cell_measurements(session, cell) for cell in order.cells)
+    processes = process_measurements(session)
+    counted = [_counted(entrant, order.cells[0].prompt) for entrant in entrants]
+    for entrant, found in zip(entrants, counted, strict=True):
+        against = counted[0] if entrant is not entrants[0] else {}
+        processes[entrant.name] += [_exact(metric, value, against.get(metric)) for metric, value in found.items()]
+    gates: tuple[ArmGates, ...] = ()
+    if order.margin is not None:
+        limits = {metric: Limit(max_ratio=order.margin) for metric in JUDGED_METRICS}
+        gates = tuple(
+            ArmGates(
+                arm=arm, cell=cell, gates=judge(_measured(limits, cell), {one.metric: one for one in of_cell[arm]})
+            )
+            for cell, of_cell in zip(order.cells, cells, strict=True)
+            for arm in session.arms[1:]
+        )
+    return Result(
+        entrants=_looks(entrants),
+        session=session,
+        cells=cells,
+        processes=processes,
+        gates=gates,
+        environment=environment(BenchmarkConfig(threads=order.threads)),
+    )
+
+
+def _measured(limits: dict[str, Limit], cell: Cell) -> dict[str, Limit]:
+    """The limits that make sense for a cell: with a single new token nothing is decoded."""
+    return {metric: limit for metric, limit in limits.items() if metric != "decode_latency" or cell.tokens > 1}
+
+
+def _counted(entrant: Entrant, context: int) -> dict[str, int]:
+    if entrant.form == "onnx":
+        from export import bundle_folder
+
+        size = sum(file.stat().st_size for file in bundle_folder(entrant.folder).glob("model.onnx*"))
+    else:
+        from compress.checkpoint import inspect_checkpoint
+
+        size = inspect_checkpoint(entrant.folder).weight_bytes
+    return {"weight_bytes": size, "macs": macs_per_token(entrant.folder, entrant.form, context=context)}
+
+
+def _exact(metric: str, value: int, against: int | None) -> Measurement:
+    ratio = Ratio(value=value / against) if against else None
+    return Measurement(metric=metric, value=value, samples=1, method="counted", ratio=ratio)
+
+
+def _write(file: Path | None, result: Result) -> None:
+    """Write the whole file anew; a reader sees the old one or the new one."""
+    if file is None:
+        return
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    unfinished.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(file)

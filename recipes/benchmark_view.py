@@ -1,0 +1,106 @@
+"""The benchmark as tables: one for each cell, one of cold start and memory, and the verdict where one was asked for."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evaluation.gate import describe_limit
+from evaluation.latency import percentiles
+from evaluation.latency.figures import kept_blocks
+from evaluation.latency.paired import describe_percentile
+from evaluation.latency.samples import Cell
+from evaluation.measurement import METRICS, Measurement
+from evaluation.units import format_interval, format_ratio, format_ratio_interval, format_value
+from recipes.benchmark import Result
+from recipes.outcome import COLORS
+
+CELL_COLUMNS = {
+    "prefill_latency": "Time to first token",
+    "decode_latency": "Time per token",
+    "end_to_end_latency": "End to end",
+    "throughput": "Throughput",
+}
+PROCESS_COLUMNS = {
+    "open_latency": "Opening",
+    "first_run_latency": "First run",
+    "peak_memory": "Peak memory",
+    "gpu_memory": "GPU memory",
+    "weight_bytes": "Weights",
+    "macs": "MACs per token",
+}
+TAILS = (90, 95, 99)
+
+
+def show_benchmark(console: Console, result: Result) -> None:
+    """All tables, what was left out, and the verdict."""
+    session = result.session
+    for cell, measured in zip(session.protocol.cells, result.cells, strict=True):
+        console.print(f"\n[bold]{escape(str(cell))}[/]", soft_wrap=True)
+        console.print(_cell_table(result, cell, measured))
+    console.print("\n[bold]cold start, memory, counts[/]", soft_wrap=True)
+    console.print(_table(PROCESS_COLUMNS, result.processes))
+    _show_protocol(console, result)
+    for arm, reason in result.invalid.items():
+        console.print(f"[{COLORS['INVALID']}]INVALID[/]  {escape(arm)}: {escape(reason)}", soft_wrap=True)
+    for judged in result.gates:
+        for gate in judged.gates:
+            line = f"{judged.arm}, {METRICS[gate.metric].name.lower()}, {describe_limit(gate.metric, gate.limit)}"
+            told = escape(f"{line} ({judged.cell}): {gate.detail}")
+            console.print(f"[{COLORS[gate.verdict]}]{gate.verdict}[/]  {told}", soft_wrap=True)
+
+
+def _cell_table(result: Result, cell: Cell, measured: dict[str, list[Measurement]]) -> Table:
+    tails = {arm: _tails(result, arm, cell) for arm in measured} if cell.tokens > 1 else {}
+    return _table(CELL_COLUMNS, measured, {"Single steps": tails} if tails else {})
+
+
+def _tails(result: Result, arm: str, cell: Cell) -> str:
+    turns, kept = result.session.of(arm), kept_blocks(result.session, arm)
+    steps = [step for block in kept.blocks if (times := turns[block].times(cell)) for step in times.steps]
+    found = percentiles(steps)
+    return "\n".join(f"p{percent} {describe_percentile(percent, found[percent])}" for percent in TAILS)
+
+
+def _table(
+    columns: dict[str, str], measured: dict[str, list[Measurement]], further: dict[str, dict[str, str]] | None = None
+) -> Table:
+    """A row per arm; the figure with its interval, and below it the ratio to the baseline with its own."""
+    by_arm = {arm: {one.metric: one for one in measurements} for arm, measurements in measured.items()}
+    shown = {metric: heading for metric, heading in columns.items() if any(metric in of for of in by_arm.values())}
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("Arm", no_wrap=True)
+    further = further or {}
+    for heading in (*shown.values(), *further):
+        table.add_column(heading, no_wrap=True)
+    for arm, of in by_arm.items():
+        table.add_row(
+            escape(arm), *(_figure(of.get(metric)) for metric in shown), *(text[arm] for text in further.values())
+        )
+    return table
+
+
+def _figure(measurement: Measurement | None) -> str:
+    if measurement is None:
+        return ""
+    if measurement.invalid:
+        return "[magenta]invalid[/]"
+    text = escape(format_value(measurement.metric, measurement.value))
+    if measurement.interval is not None:
+        between = format_interval(measurement.metric, measurement.interval, measurement.value)
+        text += f" [dim]({escape(between)})[/]"
+    ratio = measurement.ratio
+    if ratio is None:
+        return text
+    text += f"\n{format_ratio(ratio.value)}"
+    return text if ratio.interval is None else f"{text} [dim]({format_ratio_interval(ratio.interval)})[/]"
+
+
+def _show_protocol(console: Console, result: Result) -> None:
+    session = result.session
+    for arm in session.arms:
+        turn = next(iter(session.of(arm).values()), None)
+        if turn is not None:
+            kept = kept_blocks(session, arm).describe()
+            console.print(f"{escape(arm)}: {escape(turn.runtime)}; {escape(kept)}", soft_wrap=True)
+    about = f"{session.protocol.describe()}; seed {session.protocol.seed}; 95 % intervals"
+    console.print(f"[dim]{escape(about)}[/]", soft_wrap=True)

@@ -1,0 +1,98 @@
+"""Multiply-accumulates of one decoded token, counted from an artifact's shapes; nothing is run.
+
+    products     every matrix [out, in] that a token is multiplied by: out * in, the head too; of experts the share
+                 that a token uses
+    attention    2 * layers * heads * head width * tokens in the cache: scores, and the sum over values
+
+A checkpoint is counted from the headers of its weight files and its config, a bundle from its graph. Zeros count: no
+runtime here skips them. Biases, norms, activations, rotations and the reading of embeddings are left out.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.checkpoint import read_config, weight_files
+from compress.packed import CODES
+from compress.stage import Form
+from export import bundle_folder
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+TABLES = ("wte.", "wpe.", "embed_tokens.", "embed_positions.", "embed_in.", "word_embeddings.", "position_embeddings.")
+"""Parts of the names of tensors that are looked up in, not multiplied by."""
+HEADS = ("lm_head.", "embed_out.")
+PACKED = 4
+"""int8 codes in each packed int32."""
+
+
+def macs_per_token(folder: Path, form: Form, *, context: int) -> int:
+    """Multiply-accumulates of a token that is decoded on a cache of `context` tokens."""
+    return _of_bundle(folder, context) if form == "onnx" else _of_checkpoint(folder, context)
+
+
+def _of_checkpoint(folder: Path, context: int) -> int:
+    config = read_config(folder)
+    matrices = dict(_matrices(folder))
+    share = _share_of_experts(config)
+    products = sum(
+        size * (share if ".experts." in name else 1)
+        for name, size in matrices.items()
+        if not any(table in name for table in TABLES)
+    )
+    if not any(head in name for name in matrices for head in HEADS):
+        tables = (size for name, size in matrices.items() if any(table in name for table in TABLES))
+        products += max(tables, default=0)  # the tied head is the table of tokens, the largest one
+    heads = int(_first(config, "num_attention_heads", "n_head"))
+    width = int(config.get("head_dim") or int(_first(config, "hidden_size", "n_embd")) // heads)
+    layers = int(_first(config, "num_hidden_layers", "n_layer", "num_layers"))
+    return round(products) + 2 * layers * heads * width * context
+
+
+def _matrices(folder: Path) -> Iterator[tuple[str, int]]:
+    """(name, number of weights) of every tensor of two or more dimensions."""
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
+                shape = tensors.get_slice(name).get_shape()
+                if len(shape) >= 2 and not name.endswith((".attn.bias", ".attn.masked_bias")):
+                    yield name, math.prod(shape) * (PACKED if name.endswith(CODES) else 1)
+
+
+def _share_of_experts(config: dict[str, Any]) -> float:
+    """How much of its experts' weights a token uses."""
+    experts = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts")
+    return int(config.get("num_experts_per_tok") or 1) / int(experts) if experts else 1.0
+
+
+def _first(config: dict[str, Any], *keys: str) -> Any:
+    return next(config[key] for key in keys if config.get(key) is not None)
+
+
+def _of_bundle(folder: Path, context: int) -> int:
+    from export.external_data import read_graph
+
+    graph = read_graph(bundle_folder(folder)).graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    widths = {
+        value.name: value.type.tensor_type.shape.dim[-1].dim_value
+        for value in graph.input
+        if value.name.startswith("past_key_values.")
+    }
+    return sum(_of_node(node, shapes, widths, context) for node in graph.node)
+
+
+def _of_node(node: "NodeProto", shapes: dict[str, tuple[int, ...]], widths: dict[str, int], context: int) -> int:
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "MatMulNBits":
+        return int(attributes["K"] * attributes["N"])
+    if node.op_type in {"MatMul", "FusedMatMul", "Gemm"}:
+        return sum(math.prod(shapes[name]) for name in node.input[:2] if len(shapes.get(name, ())) == 2)
+    if node.op_type == "GroupQueryAttention":
+        width = next(widths[name] for name in node.input if name in widths)
+        return int(2 * attributes["num_heads"] * width * context)
+    return 0

@@ -1,0 +1,285 @@
+"""Arms in processes of their own, and `demitasse benchmark` over real folders."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from clocked_arms import OPENER, make_arm
+from conftest import Demitasse
+from exported import exported_int8
+
+from compress import Silent
+from compress.text import TextSource
+from evaluation.gate import EXIT_CODES, Limit, judge
+from evaluation.latency import Cell, Protocol, Session, latency_measurements
+from evaluation.measurement import Measurement
+from recipes.benchmark import BenchmarkError, Order, Result, benchmark, entrants_of
+from recipes.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
+from recipes.latency import LATENCY_FILE, measure_latency, read_session
+from recipes.macs import macs_per_token
+from recipes.schema import BenchmarkConfig
+from recipes.subject import Baseline, MeasureError
+
+CELL = Cell(prompt=4, tokens=9)
+
+
+@pytest.fixture(scope="module")
+def bundle(gpt2: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported_int8(gpt2, tmp_path_factory.mktemp("exported"), text_file)
+
+
+def entrants(root: Path, **arms: dict[str, object]) -> list[Entrant]:
+    return [
+        Entrant(name=name, folder=make_arm(root / name, **told), form="dense", opener=OPENER)
+        for name, told in arms.items()
+    ]
+
+
+def protocol(*cells: Cell, threads: int = 1) -> Protocol:
+    return Protocol(cells=cells or (CELL,), threads=threads, cpus=pinned_cpus(threads), settle=0.0, seed=3)
+
+
+def take(given: list[Entrant], blocks: int, session: Session | None = None) -> Session:
+    return take_turns(session or new_session(given, protocol()), given, (0,) * 64, blocks=blocks)
+
+
+def undisturbed(session: Session) -> Session:
+    """The session as if nothing else had run: what is tested is the arms, on a machine that may be busy with tests."""
+    turns = tuple(turn.model_copy(update={"timed": None, "opening": None}) for turn in session.turns)
+    return session.model_copy(update={"turns": turns})
+
+
+def figure(measured: dict[str, list[Measurement]], arm: str, metric: str) -> Measurement:
+    return next(one for one in measured[arm] if one.metric == metric)
+
+
+# ---- processes
+
+
+def test_every_turn_is_a_fresh_process_in_a_random_order_with_the_same_threads(tmp_path: Path) -> None:
+    given = entrants(tmp_path, one={}, two={})
+    session = take(given, blocks=3)
+    assert not any(turn.error for turn in session.turns)
+    assert len({turn.process for turn in session.turns}) == 6
+    opened = [line.split() for arm in given for line in (arm.folder / "opened.txt").read_text().splitlines()]
+    assert {int(process) for process, _ in opened} == {turn.process for turn in session.turns}
+    assert {threads for _, threads in opened} == {"1"}
+    assert [turn.arm for turn in session.turns] == [turn.arm for turn in take(given, blocks=3).turns]  # the seed says
+    assert all(sorted(turn.place for turn in session.turns if turn.block == block) == [0, 1] for block in range(3))
+    for turn in session.turns:
+        assert turn.timed is not None
+        assert turn.timed.cpus == 1
+        times = turn.times(CELL)
+        assert times is not None
+        assert (len(times.prefill), len(times.steps)) == (3, CELL.tokens - 1)
+        assert min(times.steps) >= 0.0002  # what the arm is known to take
+        assert turn.peak_memory is not None
+        assert turn.peak_memory > 1e7
+
+
+def test_known_durations_are_found(tmp_path: Path) -> None:
+    given = entrants(tmp_path, fast={"decode": 0.0005}, slow={"decode": 0.001})
+    measured = latency_measurements(undisturbed(take(given, blocks=4)))
+    ratio = figure(measured, "slow", "decode_latency").ratio
+    assert ratio is not None
+    assert ratio.interval is not None
+    assert ratio.interval.high > 1.9
+    assert ratio.value == pytest.approx(2.0, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [
+        ("raise", "RuntimeError: the weights are of another planet"),
+        ("killed", "its process was ended by SIGKILL"),
+        ("nan", "its logits are not numbers"),
+    ],
+)
+def test_an_arm_that_fails_is_invalid_and_the_others_go_on(tmp_path: Path, fails: str, words: str) -> None:
+    given = entrants(tmp_path, good={}, bad={"fails": fails, "fails_from": 2})
+    session = take(given, blocks=4)
+    assert words in session.error("bad")
+    assert sorted(session.of("good")) == [0, 1, 2, 3]
+    assert len([turn for turn in session.turns if turn.arm == "bad"]) == 2  # it takes no further turns
+    measured = latency_measurements(undisturbed(session))
+    assert words in figure(measured, "bad", "decode_latency").invalid
+    assert figure(measured, "good", "decode_latency").invalid == ""
+    result = judge({"decode_latency": Limit(max_ratio=1.1)}, {m.metric: m for m in measured["bad"]})[0]
+    assert (result.verdict, EXIT_CODES[result.verdict]) == ("INVALID", 4)
+
+
+def test_a_session_goes_on_where_it_was_cut_off_and_retakes_a_block_that_was_cut(tmp_path: Path) -> None:
+    given = entrants(tmp_path, one={}, two={})
+    whole = take(given, blocks=2)
+    cut = whole.model_copy(update={"turns": whole.turns[:3]})
+    assert resumed(cut).turns == whole.turns[:2]
+    again = take(given, blocks=3, session=cut)
+    assert again.turns[:2] == whole.turns[:2]
+    assert [turn.block for turn in again.turns] == [0, 0, 1, 1, 2, 2]
+    assert again.turns[2].process != whole.turns[2].process
+    assert take(given, blocks=3, session=again) == again
+
+
+def test_threads_get_processors_of_their_own() -> None:
+    usable = os.sched_getaffinity(0)
+    assert set(pinned_cpus(1)) <= usable
+    assert len(pinned_cpus(1)) == 1
+    assert set(pinned_cpus(1000)) == usable
+
+
+# ---- counts
+
+
+def test_multiply_accumulates_are_counted_alike_in_every_form(gpt2: Path, llama: Path, bundle: Path) -> None:
+    width, layers, vocabulary = 64, 3, json.loads((gpt2 / "config.json").read_text())["vocab_size"]
+    expected = layers * 12 * width**2 + vocabulary * width + 2 * layers * width * 100
+    assert macs_per_token(gpt2, "dense", context=100) == expected
+    assert macs_per_token(bundle, "onnx", context=100) == expected
+    kv, ffn = 32, 128
+    expected = layers * (2 * width**2 + 2 * width * kv + 3 * width * ffn) + vocabulary * width + 2 * layers * width * 10
+    assert macs_per_token(llama, "dense", context=10) == expected
+
+
+# ---- a recipe's benchmark
+
+
+def test_a_recipes_latency_keeps_its_raw_times_and_goes_on_from_them(
+    gpt2: Path, bundle: Path, text_file: Path, tmp_path: Path
+) -> None:
+    def measure(blocks: int) -> dict[str, list[Measurement]]:
+        return measure_latency(
+            Baseline(folder=bundle, form="onnx", scores=tmp_path),
+            bundle,
+            "onnx",
+            config=BenchmarkConfig(prompt=8, tokens=4, blocks=blocks, threads=1),
+            test=TextSource(file=text_file),
+            seed=0,
+            progress=Silent(),
+            out=tmp_path,
+        )
+
+    found = measure(3)
+    kept = read_session(tmp_path / LATENCY_FILE)
+    assert str(latency_measurements(kept)) == str(found)
+    assert [len(times.steps) for turn in kept.turns for times in turn.cells] == [4] * 6
+    measure(4)
+    assert read_session(tmp_path / LATENCY_FILE).turns[:6] == kept.turns
+    (tmp_path / LATENCY_FILE).write_text("{}")
+    with pytest.raises(MeasureError, match="expected the raw times"):
+        read_session(tmp_path / LATENCY_FILE)
+
+
+# ---- the command
+
+
+def order(*folders: Path, out: Path | None = None, blocks: int = 3, margin: float | None = None) -> Order:
+    cells = (Cell(prompt=8, tokens=4), Cell(prompt=4, tokens=1, batch=2))
+    return Order(folders=folders, cells=cells, blocks=blocks, threads=1, out=out, margin=margin)
+
+
+def test_every_form_is_timed_and_written(gpt2: Path, bundle: Path, tmp_path: Path, demitasse: Demitasse) -> None:
+    out = tmp_path / "latency.json"
+    common = ("--prompt", "8,4", "--tokens", "5", "--threads", "1", "--out", out)
+    code, said, err = demitasse("benchmark", gpt2, bundle, *common, "--blocks", "3")
+    result = Result.model_validate_json(out.read_text())
+    assert "error" not in err
+    assert code == (EXIT_CODES["INVALID"] if result.invalid else 0)
+    assert all("busy" in reason or "undisturbed" in reason for reason in result.invalid.values())
+    assert not any(turn.error for turn in result.session.turns)
+    assert len(result.session.turns) == 6
+    assert [str(cell) for cell in result.session.protocol.cells] == [
+        f"prompt of {prompt} tokens, 5 new tokens, batch 1" for prompt in (8, 4)
+    ]
+    runtimes = {turn.arm: turn.runtime for turn in result.session.turns}
+    assert "PyTorch float32" in runtimes[gpt2.name]
+    assert "ONNX Runtime" in runtimes["bundle"]
+    assert "IO binding" in runtimes["bundle"]
+    smaller = figure(result.processes, "bundle", "weight_bytes").ratio
+    assert smaller is not None
+    assert smaller.value < 0.6
+    memory = {arm: figure(result.processes, arm, "peak_memory").value for arm in (gpt2.name, "bundle")}
+    assert memory["bundle"] < memory[gpt2.name]  # its process never loads PyTorch
+    for heading in ("Time to first token", "Time per token", "Throughput", "Opening", "Peak memory", "n/a (needs 662)"):
+        assert heading in said
+    code, _, err = demitasse("benchmark", bundle, gpt2, *common)
+    assert code == 2
+    assert "holds a benchmark with other folders" in err
+    code, _, err = demitasse("benchmark", gpt2, bundle, *common, "--seed", "7")
+    assert code == 2
+    assert "holds a benchmark with other seed" in err
+
+
+def test_the_same_bundle_twice_has_two_names_and_is_judged(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "same.json"
+    result = benchmark(order(bundle, bundle, out=out, margin=50.0), Silent())
+    assert result.session.arms == ("bundle", "bundle #2")
+    assert [gate.metric for of in result.gates for gate in of.gates] == [
+        "prefill_latency",
+        "decode_latency",
+        "prefill_latency",  # the second cell has a single new token
+    ]
+    assert result.verdict == ("INVALID" if result.invalid else "PASS")
+    assert Result.model_validate_json(out.read_text()).session == result.session
+    before = result.session.turns
+    more = benchmark(order(bundle, bundle, out=out, blocks=4), Silent())
+    assert more.session.turns[: len(before)] == before
+    assert len(more.session.turns) == len(before) + 2
+    assert more.gates == ()
+
+
+def test_a_runs_folder_means_its_last_artifact(bundle: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "final").symlink_to(bundle)
+    (entrant,) = entrants_of((run,))
+    assert (entrant.name, entrant.form, entrant.on_gpu) == ("run", "onnx", False)
+
+
+def test_what_cannot_be_timed_is_refused_all_at_once(gpt2: Path, tmp_path: Path) -> None:
+    wanted = Order(
+        folders=(gpt2,),
+        cells=(Cell(prompt=120, tokens=64), Cell(prompt=8, tokens=4)),
+        blocks=3,
+        threads=1,
+        out=tmp_path / "nowhere" / "x.json",
+        margin=1.1,
+    )
+    with pytest.raises(BenchmarkError) as refused:
+        benchmark(wanted, Silent())
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 3
+    assert "its context holds 128 tokens, but the prompt of 120 tokens, 64 new tokens, batch 1 needs 183" in lines[0]
+    assert "expected a file in an existing folder" in lines[1]
+    assert "--max-ratio: expected a second folder" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--prompt", "8,x"), "--prompt: expected whole numbers above 0 such as 128 or 128,512, got '8,x'"),
+        (("--batch", "0"), "--batch: expected whole numbers above 0"),
+        (("--quick", "--release"), "expected one of --quick, --release and --blocks, got --quick and --release"),
+        (("--max-ratio", "-1"), "--max-ratio: expected a number above 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_usage_errors(
+    gpt2: Path, demitasse: Demitasse, options: tuple[str, ...], message: str
+) -> None:
+    code, _, err = demitasse("benchmark", gpt2, *options)
+    assert code == 2
+    assert message in err
+
+
+def test_a_folder_that_holds_nothing_is_a_usage_error(tmp_path: Path, demitasse: Demitasse) -> None:
+    code, _, err = demitasse("benchmark", tmp_path)
+    assert code == 2
+    assert "config.json" in err
+
+
+def test_something_else_in_the_file_is_not_overwritten(gpt2: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.json"
+    out.write_text('{"my": "notes"}')
+    with pytest.raises(BenchmarkError, match="expected what a benchmark wrote"):
+        benchmark(order(gpt2, out=out), Silent())
+    assert out.read_text() == '{"my": "notes"}'
