@@ -1,42 +1,56 @@
-"""A report written down, three files that say the same, by the templates in `templates/`:
+"""A report written down: files that say the same, for people by the templates in `templates/`, for programs otherwise.
 
-report.json for programs, report.md for a pull request, report.html (one file that loads nothing) for people.
+report.json   all of it            report.md     for a pull request
+report.html   one page that loads nothing, for whoever signs the release
+junit.xml, bom.json, model_card.md, metrics.prom     see `formats/`
 """
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation import table, units
-from evaluation.charts import latency_chart, size_chart
+from evaluation.charts import CHARTS
+from evaluation.formats import FORMATS
 from evaluation.gate import GateResult, describe_limit
 from evaluation.report import Report, gate_counts, headline
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-FILES = ("report.json", "report.md", "report.html")
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST_FACT = 160
 """Characters of a fact that is shown whole."""
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write report.json, report.md and report.html and return their paths; each file is replaced as a whole."""
+    """Write every file of `FILES` and return their paths; each file is replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = (report.model_dump_json(indent=2) + "\n", render_markdown(report), render_html(report))
-    paths = [folder / name for name in FILES]
-    for path, text in zip(paths, texts, strict=True):
+    texts = {folder / name: write(report) for name, write in FILES.items()}
+    for path, text in texts.items():
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             unfinished.write_text(text, encoding="utf-8")
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
-    return paths
+    return list(texts)
+
+
+def render_json(report: Report) -> str:
+    """The report for programs, by the schema in `templates/report.schema.json`."""
+    return report.model_dump_json(indent=2) + "\n"
+
+
+def render_schema() -> str:
+    """JSON Schema of report.json."""
+    schema = Report.model_json_schema(mode="serialization")
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"
 
 
 def render_markdown(report: Report) -> str:
@@ -46,8 +60,18 @@ def render_markdown(report: Report) -> str:
 
 def render_html(report: Report) -> str:
     """The report as one page: styles and charts stand in it, nothing is loaded from elsewhere."""
-    charts = {"size_chart": size_chart(report), "latency_chart": latency_chart(report)}
-    return _environment().get_template("report.html.j2").render(_values(report) | charts)
+    drawn = {heading: chart(report) for heading, chart in CHARTS.items()}
+    charts = {heading: svg for heading, svg in drawn.items() if svg}
+    return _environment().get_template("report.html.j2").render(_values(report), charts=charts)
+
+
+FILES: dict[str, Callable[[Report], str]] = {
+    "report.json": render_json,
+    "report.md": render_markdown,
+    "report.html": render_html,
+    **FORMATS,
+}
+"""File name -> how it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +111,7 @@ def _values(report: Report) -> dict[str, Any]:
         "headline": headline(report.verdict, len(report.suspicions)),
         "gate_counts": gate_counts(report.gates),
         "bought": table.what_it_bought(report),
+        "suspicions": {table.NAMES[metric]: reason for metric, reason in report.suspicions.items()},
         "columns": table.table_columns(report),
         "rows": table.table_rows(report),
         "gates": [

@@ -54,6 +54,18 @@ class Row(Value):
         return next((found for found in self.measurements if found.metric == metric), None)
 
 
+class Source(Value):
+    """Something that the run read: the model that it began with, or a text."""
+
+    role: Literal["model", "train", "calibration", "test"]
+    name: str
+    """A path, or an id on a hub with its revision."""
+    digest: str = ""
+    """sha256 (hex) of what was read."""
+    license: str = ""
+    """SPDX id, such as "Apache-2.0"; empty where it is not stated."""
+
+
 class Report(Value):
     """Everything that a run found."""
 
@@ -65,6 +77,8 @@ class Report(Value):
     name: str
     rows: list[Row]
     """The baseline first, the final artifact last."""
+    sources: list[Source] = Field(default_factory=list)
+    """What the run read."""
     gates: list[GateResult] = Field(default_factory=list)
     verdict: Verdict | None = None
     """None where the recipe has no gates."""

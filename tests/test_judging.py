@@ -9,6 +9,7 @@ from conftest import Demitasse
 from finished_runs import BASE, baseline_scores, candidate_scores, finish
 
 from evaluation.gate import Limit
+from evaluation.measurement import Measurement
 from evaluation.quality import TokenScores, quality_measurements
 from evaluation.report import ReportError, read_report
 from recipes.comparing import CompareError, compare_runs
@@ -116,7 +117,9 @@ def test_of_several_results_about_an_artifact_the_reported_one_is_taken(run: Pat
         measured = quality_measurements(scores, None, method="another window", seed=5)
         identity = {"artifact": key, "baseline": base, "evaluate": {"window": 8}, "test": "text 1", "seed": 5}
 
-        def make(files: Path, scratch: Path, scores: TokenScores = scores) -> dict[str, Any]:
+        def make(
+            files: Path, scratch: Path, scores: TokenScores = scores, measured: list[Measurement] = measured
+        ) -> dict[str, Any]:
             scores.save(files / "tokens.npz")
             return {"measurements": [found.model_dump(mode="json") for found in measured]}
 
