@@ -18,7 +18,7 @@ the gate. Only the clock and the kernel's counters are made up. The time of one 
 A theft is found, or not, by the rule that real turns are held to: what is too small for it stays in and does its harm.
 
 Made up too neatly: real outliers come in swarms, real drift has steps, and a neighbor who steals may favor one arm
-(one that idles less). What was measured against these is in docs/measuring.md.
+(one that idles less).
 
 Legend: E experiments, B blocks, A arms (the baseline first), S steps.
 """

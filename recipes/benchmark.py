@@ -210,7 +210,10 @@ def _begin(order: Order, entrants: list[Entrant], protocol: Protocol) -> Session
             f"--out {order.out}: expected what a benchmark wrote, got something else; {way_out}"
         ) from error
     pairs = {
-        "other folders, or their files have changed": (left.entrants, _looks(entrants)),
+        "other folders, in another order, or with changed files": (
+            list(left.entrants.items()),
+            list(_looks(entrants).items()),
+        ),
         **{
             f"other {name}": (getattr(left.session.protocol, name), getattr(protocol, name))
             for name in Protocol.model_fields

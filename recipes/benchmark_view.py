@@ -71,7 +71,7 @@ def _table(
     table.add_column("Arm", no_wrap=True)
     further = further or {}
     for heading in (*shown.values(), *further):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading)
     for arm, of in by_arm.items():
         table.add_row(
             escape(arm), *(_figure(of.get(metric)) for metric in shown), *(text[arm] for text in further.values())

@@ -34,11 +34,13 @@ def measure_latency(
     seed: int,
     progress: Progress,
     out: Path | None = None,
+    scratch: Path | None = None,
 ) -> dict[str, list[Measurement]]:
     """Latencies and throughput under "baseline" and "final", timed side by side.
 
     Args:
-        out: where the raw times are kept, in `latency.json`; a session that was cut off there goes on.
+        out: where the raw times are kept at the end, in `latency.json`.
+        scratch: where they are noted meanwhile, so that the same measurement goes on where it was cut off.
 
     Raises:
         MeasureError: it cannot be measured as asked.
@@ -61,21 +63,23 @@ def measure_latency(
         Entrant(name=FINAL, folder=final, form=form),
     ]
     ids = first_tokens(baseline.folder, config.prompt, test)
-    session = _begin(out, entrants, protocol)
+    session = _begin(scratch, entrants, protocol)
     with progress.task("benchmark", total=config.blocks * len(entrants), done=len(session.turns)) as task:
 
         def keep(session: Session) -> None:
             task.advance(1)
-            if out is not None:
-                write_session(session, out / LATENCY_FILE)
+            if scratch is not None:
+                write_session(session, scratch / LATENCY_FILE)
 
         session = take_turns(session, entrants, ids, blocks=config.blocks, on_turn=keep)
+    if out is not None:
+        write_session(session, out / LATENCY_FILE)
     return latency_measurements(session)
 
 
-def _begin(out: Path | None, entrants: list[Entrant], protocol: Protocol) -> Session:
+def _begin(scratch: Path | None, entrants: list[Entrant], protocol: Protocol) -> Session:
     """What an interrupted measurement of the same protocol left, or nothing."""
-    file = None if out is None else out / LATENCY_FILE
+    file = None if scratch is None else scratch / LATENCY_FILE
     if file is not None and file.is_file():
         left = read_session(file)
         if left.protocol == protocol:

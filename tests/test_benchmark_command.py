@@ -9,10 +9,11 @@ from clocked_arms import OPENER, make_arm
 from conftest import Demitasse
 from exported import exported_int8
 
+from benchmarks.slowdown import take as take_slowdown
 from compress import Silent
 from compress.text import TextSource
 from evaluation.gate import EXIT_CODES, Limit, judge
-from evaluation.latency import Cell, Protocol, Session, latency_measurements
+from evaluation.latency import Cell, Protocol, Session, cell_measurements, latency_measurements
 from evaluation.measurement import Measurement
 from recipes.benchmark import BenchmarkError, Order, Result, benchmark, entrants_of
 from recipes.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
@@ -147,6 +148,9 @@ def test_multiply_accumulates_are_counted_alike_in_every_form(gpt2: Path, llama:
 def test_a_recipes_latency_keeps_its_raw_times_and_goes_on_from_them(
     gpt2: Path, bundle: Path, text_file: Path, tmp_path: Path
 ) -> None:
+    for name in ("files", "scratch"):
+        (tmp_path / name).mkdir()
+
     def measure(blocks: int) -> dict[str, list[Measurement]]:
         return measure_latency(
             Baseline(folder=bundle, form="onnx", scores=tmp_path),
@@ -156,18 +160,19 @@ def test_a_recipes_latency_keeps_its_raw_times_and_goes_on_from_them(
             test=TextSource(file=text_file),
             seed=0,
             progress=Silent(),
-            out=tmp_path,
+            out=tmp_path / "files",
+            scratch=tmp_path / "scratch",
         )
 
     found = measure(3)
-    kept = read_session(tmp_path / LATENCY_FILE)
+    kept = read_session(tmp_path / "files" / LATENCY_FILE)
     assert str(latency_measurements(kept)) == str(found)
     assert [len(times.steps) for turn in kept.turns for times in turn.cells] == [4] * 6
     measure(4)
-    assert read_session(tmp_path / LATENCY_FILE).turns[:6] == kept.turns
-    (tmp_path / LATENCY_FILE).write_text("{}")
+    assert read_session(tmp_path / "files" / LATENCY_FILE).turns[:6] == kept.turns
+    (tmp_path / "files" / LATENCY_FILE).write_text("{}")
     with pytest.raises(MeasureError, match="expected the raw times"):
-        read_session(tmp_path / LATENCY_FILE)
+        read_session(tmp_path / "files" / LATENCY_FILE)
 
 
 # ---- the command
@@ -283,3 +288,17 @@ def test_something_else_in_the_file_is_not_overwritten(gpt2: Path, tmp_path: Pat
     with pytest.raises(BenchmarkError, match="expected what a benchmark wrote"):
         benchmark(order(gpt2, out=out), Silent())
     assert out.read_text() == '{"my": "notes"}'
+
+
+def test_a_bundle_that_is_slowed_is_found_slower_than_itself(bundle: Path) -> None:
+    session = take_slowdown(bundle, Cell(prompt=16, tokens=33), blocks=4, threads=1)
+    assert [turn.error for turn in session.turns] == [""] * 12
+    assert "slowed by 5%" in next(turn.runtime for turn in session.turns if turn.arm == "slowed")
+    measured = cell_measurements(undisturbed(session), session.protocol.cells[0])
+    same, slowed = (figure(measured, arm, "decode_latency").ratio for arm in ("same", "slowed"))
+    assert same is not None
+    assert slowed is not None
+    assert same.interval is not None
+    assert slowed.interval is not None
+    assert same.interval.low < 1.05  # how close, a machine that runs tests cannot say: `python -m benchmarks.slowdown`
+    assert slowed.interval.high > 1.02

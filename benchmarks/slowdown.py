@@ -1,0 +1,94 @@
+"""Whether the benchmark is right about a real bundle: the same one twice, and one that is slowed by 5 %.
+
+    python -m benchmarks.slowdown BUNDLE [--blocks 10] [--threads N]
+
+Three arms in one session: the bundle, the bundle again, and the bundle with every prompt and step prolonged, without
+sleeping, by 5 % of what it took. At a margin of 2 % the second must PASS and the third FAIL; exit code 0 where both do,
+else 3. A machine that is not quiet says INVALID, and rightly so.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.overhead import wait
+from compress.stage import Form
+from evaluation.gate import Limit, judge
+from evaluation.latency import Arm, Cell, Protocol, Session, cell_measurements
+from export import bundle_folder
+from export.runtime import BundleConfig
+from recipes.arms import Contender, open_contender
+from recipes.interleave import Entrant, new_session, pinned_cpus, take_turns
+from recipes.schema import available_cores
+
+OPENER = "benchmarks.slowdown:open_slowed"
+SLOWDOWN, MARGIN = 0.05, 1.02
+METRICS = ("prefill_latency", "decode_latency")
+EXPECTED = {"same": "PASS", "slowed": "FAIL"}
+
+
+class Slowed:
+    """A contender whose calls take longer than they need to."""
+
+    def __init__(self, contender: Contender) -> None:
+        self._contender, self.runtime = contender, f"{contender.runtime}, slowed by {SLOWDOWN:.0%}"
+
+    def arm(self, ids_BT: NDArray[np.int64], tokens: int) -> Arm:
+        arm = self._contender.arm(ids_BT, tokens)
+        return Arm(prefill=prolonged(arm.prefill), decode=prolonged(arm.decode), problem=arm.problem)
+
+
+def prolonged(call: Callable[[], object]) -> Callable[[], object]:
+    """The call, and then a wait in proportion to it."""
+
+    def slowed() -> object:
+        started = time.perf_counter_ns()
+        answer = call()
+        wait(round(SLOWDOWN * (time.perf_counter_ns() - started)))
+        return answer
+
+    return slowed
+
+
+def open_slowed(folder: Path, form: Form, threads: int) -> Slowed:
+    """Open what a folder holds, slowed."""
+    return Slowed(open_contender(folder, form, threads))
+
+
+def take(folder: Path, cell: Cell, *, blocks: int, threads: int) -> Session:
+    """The three arms' session."""
+    arms = [Entrant(name=name, folder=folder.absolute(), form="onnx") for name in ("bundle", "same")]
+    arms.append(Entrant(name="slowed", folder=folder.absolute(), form="onnx", opener=OPENER))
+    protocol = Protocol(cells=(cell,), threads=threads, cpus=pinned_cpus(threads))
+    vocabulary = BundleConfig.read(bundle_folder(folder)).vocabulary
+    ids = tuple(int(token) for token in np.random.default_rng(0).integers(vocabulary, size=cell.prompt))
+    return take_turns(new_session(arms, protocol), arms, ids, blocks=blocks)
+
+
+def main() -> None:
+    """Print what the gate says of each arm."""
+    parser = argparse.ArgumentParser(description="Is the benchmark right about the same bundle, and a slowed one?")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--blocks", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=64)
+    given = parser.parse_args()
+    cell = Cell(prompt=given.prompt, tokens=given.tokens)
+    measured = cell_measurements(take(given.bundle, cell, blocks=given.blocks, threads=given.threads), cell)
+    right = True
+    for arm, expected in EXPECTED.items():
+        by_metric = {one.metric: one for one in measured[arm]}
+        for result in judge({metric: Limit(max_ratio=MARGIN) for metric in METRICS}, by_metric):
+            right &= result.verdict == expected
+            print(f"{arm:<7} {result.metric:<16} {result.verdict:<13} {result.detail}")
+    sys.exit(0 if right else 3)
+
+
+if __name__ == "__main__":
+    main()
