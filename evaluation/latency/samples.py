@@ -112,9 +112,10 @@ class Protocol(Value):
 
     def describe(self, cell: Cell | None = None) -> str:
         """In one sentence, for `Measurement.method`."""
-        pinned = f"pinned to {len(self.cpus)} logical processors" if self.cpus else "not pinned"
+        pinned = f"pinned to logical processors {_listed(self.cpus)}" if self.cpus else "not pinned"
         about = f"{cell}, greedy; " if cell is not None else ""
-        return f"{about}{self.threads} threads, {pinned}; {self.prompt}"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{about}{threads}, {pinned}; {self.prompt}"
 
 
 class Session(Value):
@@ -137,3 +138,8 @@ class Session(Value):
     def error(self, arm: str) -> str:
         """The last words of an arm that died, or empty."""
         return next((turn.error for turn in self.turns if turn.arm == arm and turn.error), "")
+
+
+def _listed(cpus: tuple[int, ...]) -> str:
+    """Such as "0, 1" or, of many, "0 to 31 (16 of them)"."""
+    return ", ".join(map(str, cpus)) if len(cpus) <= 8 else f"{cpus[0]} to {cpus[-1]} ({len(cpus)} of them)"
