@@ -113,6 +113,7 @@ def _values(report: Report) -> dict[str, Any]:
         "bought": table.what_it_bought(report),
         "suspicions": {table.NAMES[metric]: reason for metric, reason in report.suspicions.items()},
         "columns": table.table_columns(report),
+        "headings": list(table.table_columns(report).values()),
         "rows": table.table_rows(report),
         "gates": [
             {

@@ -1,34 +1,50 @@
 """The report says the same in JSON, Markdown and HTML, and can be read back."""
 
+import json
 import math
 import re
 import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from finished_runs import finish
 from matplotlib import image
 
 import evaluation
-from evaluation.charts import INKS, latency_chart, size_chart
+from evaluation.charts import CHARTS, INKS, latency_chart, size_chart
+from evaluation.charts.trade import pareto
 from evaluation.gate import EXIT_CODES, Limit, Verdict, judge, overall
-from evaluation.measurement import METRICS, Interval, Measurement, Ratio
-from evaluation.render import render_html, render_markdown, ruler, write_report
-from evaluation.report import FILES, HEADLINES, Report, ReportError, Row, headline, read_report
-from evaluation.table import COLUMNS, NAMES, describe_limit, table_columns, table_rows, what_it_bought
+from evaluation.measurement import JUDGED, METRICS, Interval, Measurement, Ratio
+from evaluation.render import FILES, TEMPLATES, render_html, render_markdown, render_schema, ruler, write_report
+from evaluation.report import HEADLINES, SCHEMA_VERSION, Report, ReportError, Row, Source, headline, read_report
+from evaluation.table import COLUMNS, NAMES, table_columns, table_rows, what_it_bought
 from evaluation.units import format_duration, format_interval, format_ratio, format_value
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def sampled(metric: str, value: float, ratio: float | None = None) -> Measurement:
-    relative = None if ratio is None else Ratio(value=ratio, interval=Interval(low=ratio * 0.99, high=ratio * 1.01))
-    interval = Interval(low=value * 0.95, high=value * 1.05)
-    return Measurement(metric=metric, value=value, samples=12, method="a test", interval=interval, ratio=relative)
+    def around(center: float, share: float, confidence: float) -> Interval:
+        return Interval(low=center * (1 - share), high=center * (1 + share), confidence=confidence)
+
+    relative = None
+    if ratio is not None:
+        relative = Ratio(value=ratio, interval=around(ratio, 0.01, 0.95), bounds=around(ratio, 0.008, JUDGED))
+    return Measurement(
+        metric=metric,
+        value=value,
+        samples=12,
+        method="a test",
+        interval=around(value, 0.05, 0.95),
+        bounds=around(value, 0.04, JUDGED),
+        ratio=relative,
+    )
 
 
 def counted(metric: str, value: float, ratio: float | None = None) -> Measurement:
@@ -90,10 +106,10 @@ def make_report(limits: dict[str, Limit] | None = None, perplexity: Measurement 
 
 
 REPORTS: dict[str, Report] = {
-    "PASS": make_report({"perplexity": Limit(ratio=1.1), "weight_bytes": Limit(max=7e6)}),
-    "FAIL": make_report({"perplexity": Limit(ratio=1.05), "weight_bytes": Limit(max=7e6)}),
-    "INCONCLUSIVE": make_report({"perplexity": Limit(ratio=1.07), "weight_bytes": Limit(max=7e6)}),
-    "INVALID": make_report({"perplexity": Limit(ratio=1.1), "weight_bytes": Limit(max=7e6)}, perplexity=BROKEN),
+    "PASS": make_report({"perplexity": Limit(max_ratio=1.1), "weight_bytes": Limit(at_most=7e6)}),
+    "FAIL": make_report({"perplexity": Limit(max_ratio=1.05), "weight_bytes": Limit(at_most=7e6)}),
+    "INCONCLUSIVE": make_report({"perplexity": Limit(max_ratio=1.07), "weight_bytes": Limit(at_most=7e6)}),
+    "INVALID": make_report({"perplexity": Limit(max_ratio=1.1), "weight_bytes": Limit(at_most=7e6)}, perplexity=BROKEN),
     "NOT GATED": make_report(),
 }
 
@@ -121,14 +137,17 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("verdict", REPORTS)
-def test_three_files_tell_the_verdict(verdict: str, tmp_path: Path) -> None:
+def test_every_file_tells_the_verdict(verdict: str, tmp_path: Path) -> None:
     report = REPORTS[verdict]
     assert (report.verdict or "NOT GATED") == verdict
     paths = write_report(report, tmp_path / "new")
     assert [path.name for path in paths] == list(FILES)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(FILES)
+    assert len(paths) == 7
     assert paths[1].read_text(encoding="utf-8").startswith(f"# a test: {verdict}\n")
     assert f'<p class="word">{verdict}</p>' in paths[2].read_text(encoding="utf-8")
+    for path in paths[3:]:
+        assert (report.verdict or "NOT GATED") in path.read_text(encoding="utf-8") or path.suffix == ".prom"
 
 
 @pytest.mark.parametrize("verdict", ["PASS", "NOT GATED"])
@@ -148,7 +167,7 @@ def test_nan_survives_json(tmp_path: Path) -> None:
     assert found.invalid == BROKEN.invalid
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1", '{"recipe": 3}'])
+@pytest.mark.parametrize("content", ["", "{}", "[1", "[1]", '{"recipe": 3}', f'{{"schema_version": {SCHEMA_VERSION}}}'])
 def test_what_is_no_report_is_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     with pytest.raises(ReportError, match="cannot be read"):
@@ -203,6 +222,10 @@ def test_charts_are_svg_in_the_colors_of_the_page() -> None:
         assert not any(ink in chart for ink in INKS)
     assert size_chart(REPORTS["PASS"]) == size_chart(REPORTS["PASS"])
     assert "gate 44.2" in size_chart(REPORTS["PASS"])
+
+
+def test_the_pareto_front_is_what_nothing_beats_on_both_axes() -> None:
+    assert pareto([(3, 1), (1, 3), (2, 2), (3, 3), (2, 4), (1, 3)]) == [(1, 3), (2, 2), (3, 1)]
 
 
 def test_charts_leave_out_what_was_not_measured() -> None:
@@ -300,12 +323,6 @@ def test_durations_read_well(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
-def test_limits_read_as_sentences() -> None:
-    assert describe_limit("weight_bytes", Limit(max=7e6)) == "at most 7.00 MB"
-    assert describe_limit("agreement", Limit(min=0.9)) == "at least 90.0 %"
-    assert describe_limit("next_token_accuracy", Limit(ratio=0.95)).startswith("at least 0.950")
-
-
 def test_the_public_face_is_sorted_and_complete() -> None:
     assert evaluation.__all__ == sorted(
         evaluation.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name)
@@ -339,21 +356,97 @@ def test_long_facts_are_told_in_short() -> None:
     assert "- coverage: int8: 20, from transformer.h.0.mlp.c_fc to transformer.h.9.mlp.c_fc; bytes: 7\n" in page
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: no browser to open the page in")
-def test_the_page_opens_in_a_browser_and_shows_its_verdict_and_charts(tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text(render_html(REPORTS["PASS"]), encoding="utf-8")
+def test_the_schema_that_ships_is_the_reports_own_and_holds_for_every_report() -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed: nothing to check a schema with")
+    schema = json.loads((TEMPLATES / "report.schema.json").read_text(encoding="utf-8"))
+    assert schema == json.loads(render_schema())
+    for report in REPORTS.values():
+        jsonschema.Draft202012Validator(schema).validate(json.loads(FILES["report.json"](report)))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(schema).validate({"schema_version": 1})
+
+
+def test_what_is_too_good_is_told_before_anything_else() -> None:
+    report = make_report({"perplexity": Limit(max_ratio=1.1)}, perplexity=sampled("perplexity", 36.0, 0.9))
+    assert report.verdict == "PASS"
+    assert list(report.suspicions) == ["perplexity"]
+    text = render_html(report)
+    assert text.index("but one figure is too good") < text.index("TOO GOOD") < text.index("<h2>Gates</h2>")
+    assert "## Too good" in render_markdown(report)
+    assert "TOO GOOD</span>" not in render_html(REPORTS["PASS"])
+
+
+def test_a_finished_run_has_every_chart_recipe_and_hash_in_its_page(tmp_path: Path) -> None:
+    report = finish(tmp_path)
+    source = Source(role="test", name="test.txt", digest="cd" * 32, license="MIT")
+    text = render_html(report.model_copy(update={"sources": [source]}))
+    drawn = {heading: chart(report) for heading, chart in CHARTS.items()}
+    assert [heading for heading, svg in drawn.items() if not svg] == ["Zeros, tensor by tensor"]
+    for heading, svg in drawn.items():
+        assert heading in text or not svg
+        assert svg == "" or ElementTree.fromstring(svg).tag.endswith("svg")
+    assert "export: {provider: cpu}" in text
+    assert report.final.hashes["model.onnx"] in text
+    assert "cd" * 32 in text
+    assert len(text.encode()) < 2e6
+    assert Page(text).open == []
+
+
+def test_zeros_are_drawn_where_tensors_differ() -> None:
+    tensors = {f"layer {index}": {"asked": 0.5, "sparsity": 0.4 + index / 50} for index in range(8)}
+    rows = [row.model_copy(update={"facts": {"tensors": tensors}}) for row in REPORTS["PASS"].rows]
+    assert "tensors of" in CHARTS["Zeros, tensor by tensor"](REPORTS["PASS"].model_copy(update={"rows": rows}))
+
+
+def browse(page: Path, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Open a page in a headless browser of its own profile; what the page logs comes on standard error."""
     assert CHROMIUM is not None
     quiet = (
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--no-first-run",
         "--disable-background-networking",
-        "--window-size=1000,1400",
+        "--enable-logging=stderr",
+        f"--user-data-dir={profile}",
     )
-    picture, profile = tmp_path / "page.png", f"--user-data-dir={tmp_path / 'profile'}"
-    command = [CHROMIUM, *quiet, profile, f"--screenshot={picture}", (tmp_path / "report.html").as_uri()]
-    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    command = [CHROMIUM, *quiet, *options, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+def console_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: no browser to open the page in")
+def test_the_page_opens_in_a_browser_without_an_error_and_shows_its_verdict_and_charts(tmp_path: Path) -> None:
+    finish(tmp_path / "run")
+    page, picture = tmp_path / "run" / "report.html", tmp_path / "page.png"
+    shown = browse(page, tmp_path / "profile", "--dump-dom")
+    assert '<p class="word">PASS</p>' in shown.stdout
+    assert shown.stdout.count("<svg") >= 6
+    assert console_of(shown) == []
+    browse(page, tmp_path / "profile", "--window-size=1280,1400", f"--screenshot={picture}")
     pixels = image.imread(picture)
-    assert pixels.shape[:2] == (1400, 1000)
+    assert pixels.shape[:2] == (1400, 1280)
     shades = {tuple((color * 255).astype(int)) for color in pixels[::7, ::7, :3].reshape(-1, 3)}
     assert len(shades) > 20, "expected a page with text, colors and charts, got a blank one"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: no browser to open the page in")
+def test_nothing_hangs_over_the_edge_of_a_phone_and_the_check_for_errors_would_find_one(tmp_path: Path) -> None:
+    page, inner = tmp_path / "phone.html", escape(finish_page(tmp_path / "run"))
+    page.write_text(
+        f'<iframe id="phone" style="width:390px;height:800px;border:0" srcdoc="{inner}"></iframe>'
+        "<script>onload = () => { const page = document.getElementById('phone').contentDocument.documentElement;"
+        "document.title = `${page.scrollWidth} of ${page.clientWidth}`; console.error('found'); }</script>",
+        encoding="utf-8",
+    )
+    shown = browse(page, tmp_path / "profile", "--dump-dom", "--hide-scrollbars", "--virtual-time-budget=4000")
+    assert "<title>390 of 390</title>" in shown.stdout, "expected a page as wide as the phone"
+    assert len(console_of(shown)) == 1
+
+
+def finish_page(folder: Path) -> str:
+    finish(folder)
+    return (folder / "report.html").read_text(encoding="utf-8")

@@ -42,17 +42,20 @@ def spread_chart(report: Report) -> str:
         return ""
     figure, (axes,) = new_figure()
     factor, unit = scale_of("decode_latency", max(float(np.median(times)) for times in steps.values()))
+    longest = max(float(np.quantile(times, 0.995)) for times in steps.values()) / factor
     for (arm, times), color in zip(steps.items(), COLORS, strict=False):
         ordered = np.sort(times) / factor
         share = np.arange(1, len(ordered) + 1) / len(ordered)
-        axes.step(
-            ordered, 100 * share, where="post", color=color, linewidth=1.6, label=f"{arm}, {len(ordered):,} steps"
-        )
-    longest = max(float(np.quantile(times, 0.995)) for times in steps.values()) / factor
+        axes.step(ordered, 100 * share, where="post", color=color, linewidth=1.6)
+        middle = float(np.median(ordered))
+        side, align = (8, "left") if middle < longest / 2 else (-8, "right")
+        axes.annotate(
+            f"{arm}\n{len(ordered):,} steps", (middle, 50), xytext=(side, 0), textcoords="offset points", ha=align,
+            va="center", fontsize=9.5, color=color,
+        )  # fmt: skip
     axes.set_xlim(0, longest * 1.1)
     axes.set_xlabel(f"time of one decode step ({unit})")
     axes.set_ylabel("share of steps (%)")
-    key(axes, loc="center right")
     return to_svg(figure, "Share of decode steps that took at most so long")
 
 

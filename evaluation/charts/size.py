@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from evaluation.charts.frame import ACCENT, INK, LIMIT, LINE, MUTED, SECOND, SOFT, key, new_figure, to_svg, valid
 from evaluation.report import Report, Row
-from evaluation.units import MINUS, format_value, scale_of
+from evaluation.units import format_change, format_value, scale_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KINDS: dict[str, str] = {
     "float": SECOND,
-    "int8 and float": ACCENT,
+    "int8 and float": MUTED,
     "int8": ACCENT,
     "scales": SOFT,
     "graph": LINE,
@@ -41,9 +41,9 @@ def waterfall_chart(report: Report) -> str:
         _label(axes, place, size, rows[place - 1][1] if place else None, factor)
     axes.set_yticks(range(len(rows)), [row.name for row, _ in rows])
     axes.invert_yaxis()
-    axes.set_xlim(0, max(size for _, size in rows) / factor * 1.34)
+    axes.set_xlim(0, max(size for _, size in rows) / factor * 1.55)
     axes.set_xlabel(f"weights ({unit})")
-    key(axes, loc="lower right", ncols=1)
+    key(axes, loc="upper left", bbox_to_anchor=(0, -0.9 / len(rows)), ncols=5, borderpad=0, columnspacing=1.2)
     return to_svg(figure, "Size of the weights after each stage, by kind of number")
 
 
@@ -59,13 +59,14 @@ def kinds_of(row: Row, size: float) -> dict[str, float]:
 
 
 def _label(axes: "Axes", place: int, size: float, before: float | None, factor: float) -> None:
-    """The size beside its bar, with what the stage changed, and a line from where it started."""
-    text = format_value("weight_bytes", size)
+    """The size beside its bar, with what the stage changed; what it took away stays as an outline."""
+    text, end = format_value("weight_bytes", size), size
     if before is not None and before != size:
-        sign = MINUS if size < before else "+"
-        text += f"  ({sign}{format_value('weight_bytes', abs(size - before))})"
-        axes.plot([before / factor] * 2, [place - 0.72, place + 0.3], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+        text += f" ({format_change('weight_bytes', size - before)})"
+    if before is not None and before > size:
+        end, gone = before, (before - size) / factor
+        axes.barh([place], [gone], left=size / factor, height=0.6, color="none", edgecolor=LINE, linewidth=1)
     color = LIMIT if before is not None and size > before else INK
     axes.annotate(
-        text, (size / factor, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9.5, color=color
+        text, (end / factor, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9.5, color=color
     )

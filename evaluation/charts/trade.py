@@ -6,7 +6,7 @@ Pareto front: lower is better on both). Whiskers are 95 % intervals.
 
 from typing import TYPE_CHECKING
 
-from evaluation.charts.frame import ACCENT, INK, LIMIT, SOFT, new_figure, to_svg, valid
+from evaluation.charts.frame import ACCENT, INK, LIMIT, MUTED, SOFT, new_figure, to_svg, valid
 from evaluation.gate import AGAINST_BASELINE, Limit
 from evaluation.measurement import METRICS, Measurement
 from evaluation.report import Report, Row
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Point = tuple[Row, Measurement, Measurement]
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top, in points."""
+LETTER = 5.6
+"""Points that a letter of a name takes, about."""
+RISES = (4, -13, 16, -25, 28)
+"""How far above its point a name may stand, the best first."""
 
 
 def size_chart(report: Report) -> str:
@@ -54,34 +60,55 @@ def _chart(report: Report, metric: str) -> str:
         _whiskers(axes, cost, quality, factor)
         face = ACCENT if row is report.final else SOFT
         axes.plot([x], [y], "o", markersize=8, color=face, mec=ACCENT, mew=1.4, zorder=3)
-    _name_points(axes, [row.name for row, _, _ in points], places)
     _draw_limit(axes, report, points[0][2].value)
     axes.set_xlabel(f"{METRICS[metric].name.lower()} ({unit}), the line: not beaten on both")
     axes.set_ylabel("perplexity")
     axes.set_xlim(0, max(x for x, _ in places) * 1.12)
     axes.margins(y=0.22)
+    _name_points(axes, [row.name for row, _, _ in points], places)
     return to_svg(figure, f"Perplexity over {METRICS[metric].name.lower()}, stage by stage")
 
 
 def _whiskers(axes: "Axes", cost: Measurement, quality: Measurement, factor: float) -> None:
     x, y = cost.value / factor, quality.value
     if quality.interval is not None:
-        axes.plot([x, x], [quality.interval.low, quality.interval.high], color=ACCENT, linewidth=1.6, zorder=2)
+        axes.plot([x, x], [quality.interval.low, quality.interval.high], color=MUTED, linewidth=1.2, zorder=2)
     if cost.interval is not None:
         ends = [cost.interval.low / factor, cost.interval.high / factor]
-        axes.plot(ends, [y, y], color=ACCENT, linewidth=1.6, zorder=2)
+        axes.plot(ends, [y, y], color=MUTED, linewidth=1.2, zorder=2)
 
 
 def _name_points(axes: "Axes", names: list[str], places: list[tuple[float, float]]) -> None:
-    """Name each point beside it; points at the same place in x are named above or below, by their rank there."""
-    reach = max(x for x, _ in places)
-    for name, (x, y) in zip(names, places, strict=True):
-        neighbors = [other for at, other in places if abs(at - x) < 0.12 * reach]
-        right = y >= max(neighbors) and x < 0.8 * reach
-        offset, align = ((9, 4), "left") if right else ((-9, 4), "right")
-        if x < 0.2 * reach:
-            offset, align = (9, 4 if right else -12), "left"
-        axes.annotate(name, (x, y), xytext=offset, textcoords="offset points", ha=align, fontsize=9.5, color=INK)
+    """Name each point beside it, where its name meets no other point, name, or edge; limits must be set before."""
+    per_point = axes.figure.dpi / 72
+    dots = [tuple(axes.transData.transform(place) / per_point) for place in places]
+    left, right = (float(axes.transAxes.transform((x, 0))[0]) / per_point for x in (0, 1))
+    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
+    for own in sorted(range(len(names)), key=lambda index: -dots[index][0]):  # so that names of neighbors do not cross
+        name, place, (x, y) = names[own], places[own], dots[own]
+        width = LETTER * len(name)
+        others = [box for index, box in enumerate(taken) if index != own]
+        offsets = [(side, rise) for rise in RISES for side in (9, -9)]
+        boxes = {(side, rise): _box(x + side, y + rise, width, side) for side, rise in offsets}
+        free = [
+            at
+            for at, box in boxes.items()
+            if left <= box[0] and box[2] <= right and not any(_meet(box, other) for other in others)
+        ]
+        side, rise = free[0] if free else offsets[0]
+        taken.append(boxes[side, rise])
+        axes.annotate(
+            name, place, xytext=(side, rise), textcoords="offset points", ha="left" if side > 0 else "right",
+            fontsize=9.5, color=INK,
+        )  # fmt: skip
+
+
+def _box(x: float, y: float, width: float, side: int) -> Box:
+    return (x, y - 2, x + width, y + 9) if side > 0 else (x - width, y - 2, x, y + 9)
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _draw_limit(axes: "Axes", report: Report, baseline: float) -> None:
