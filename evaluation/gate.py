@@ -188,7 +188,7 @@ def _judge(metric: str, limit: Limit, measurement: Measurement | None, looks: in
     if compared is None or measurement is None:
         return GateResult(metric=metric, limit=limit, verdict="INVALID", detail=problem)
     bounds = compared.bounds or compared.interval
-    bounds = None if bounds is None else widened(bounds, compared.value, looks)
+    bounds = None if bounds is None else widened(bounds, compared.value, looks, measurement.samples)
     verdict = _decide(limit, compared.value, bounds)
     more = _more(limit, compared.value, bounds, measurement.samples) if verdict == "INCONCLUSIVE" else None
     return GateResult(

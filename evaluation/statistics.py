@@ -211,18 +211,19 @@ def samples_to_decide(
     return max(samples, math.ceil(samples * reach**2))
 
 
-def widened(interval: Interval, value: float, looks: int) -> Interval:
+def widened(interval: Interval, value: float, looks: int, samples: int) -> Interval:
     """The interval that still holds its promise when it is looked at `looks` times while samples are added.
 
     Bonferroni: each look may be wrong with an equal share of the whole chance, so each half is stretched by the ratio
-    of the two normal quantiles. Conservative, because the looks share their samples.
+    of two quantiles of Student's t with samples - 1 degrees of freedom. Conservative, because the looks share their
+    samples.
     """
-    from scipy.special import ndtri
+    from scipy.special import stdtrit
 
     if looks <= 1:
         return interval
-    tail = (1 - interval.confidence) / 2
-    stretch = float(ndtri(1 - tail / looks) / ndtri(1 - tail))
+    tail, freedom = (1 - interval.confidence) / 2, max(1, samples - 1)
+    stretch = float(stdtrit(freedom, 1 - tail / looks) / stdtrit(freedom, 1 - tail))
     low, high = value - stretch * (value - interval.low), value + stretch * (interval.high - value)
     return Interval(low=low, high=high, confidence=1 - 2 * tail / looks)
 

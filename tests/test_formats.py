@@ -211,6 +211,7 @@ def test_without_mlflow_the_way_out_is_told(passed: Report, monkeypatch: pytest.
         log_report(passed, [])
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's own, about what it uses of SQLAlchemy
 def test_mlflow_keeps_the_report_and_registers_what_passed(passed: Report, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: nothing to log to")
     assert passed.folder is not None

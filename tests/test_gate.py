@@ -264,7 +264,7 @@ def test_looks_widen_the_bounds() -> None:
     result = judge_one(Limit(max_ratio=1.1), measurement, looks=4)
     assert result.verdict == "INCONCLUSIVE"
     assert result.bounds is not None
-    stretch = stats.norm.ppf(1 - 0.05 / 4) / stats.norm.ppf(0.95)
+    stretch = stats.t.ppf(1 - 0.05 / 4, 11) / stats.t.ppf(0.95, 11)
     assert result.bounds.high == pytest.approx(1.05 + 0.04 * stretch)
     assert "98.8 % bounds" in result.detail
 
