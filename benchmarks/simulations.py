@@ -31,6 +31,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import simulated_documents
 from evaluation.gate import Limit, judge
 from evaluation.latency import (
     Cell,
@@ -213,7 +214,10 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="What the latency benchmark's verdicts and intervals are worth.")
     parser.add_argument("--seed", type=int, default=0)
-    print(table(parser.parse_args().seed))
+    seed = parser.parse_args().seed
+    print(table(seed))
+    print()
+    print(simulated_documents.table(seed))
 
 
 if __name__ == "__main__":

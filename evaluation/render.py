@@ -62,7 +62,8 @@ def render_html(report: Report) -> str:
     """The report as one page: styles and charts stand in it, nothing is loaded from elsewhere."""
     drawn = {heading: chart(report) for heading, chart in CHARTS.items()}
     charts = {heading: svg for heading, svg in drawn.items() if svg}
-    return _environment().get_template("report.html.j2").render(_values(report), charts=charts)
+    page = _environment().get_template("report.html.j2").render(_values(report), charts=charts)
+    return page.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 FILES: dict[str, Callable[[Report], str]] = {

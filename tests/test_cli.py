@@ -25,7 +25,20 @@ from recipes.verb_commands import text_source
 from recipes.verbs import Order, VerbError, carry_out
 
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "mobius", "scipy", "matplotlib", "bitsandbytes", "datasets"}
-COMMANDS = ["run", "plan", "generate", "verify", "evaluate", "sensitivity", "schema", "methods", "doctor", *STAGES]
+COMMANDS = [
+    "run",
+    "plan",
+    "gate",
+    "compare",
+    "generate",
+    "verify",
+    "evaluate",
+    "sensitivity",
+    "schema",
+    "methods",
+    "doctor",
+    *STAGES,
+]
 
 
 def digests(folder: Path) -> dict[str, str]:

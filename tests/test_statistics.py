@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.simulated_documents import shares
 from evaluation.measurement import JUDGED, Interval
-from evaluation.quality import BASELINE_NLL, NLL, RATIOS, TOKENS
 from evaluation.statistics import (
     FEWEST_DOCUMENTS,
     Bootstrap,
@@ -174,38 +174,14 @@ def test_sums_equal_a_naive_loop() -> None:
     )
 
 
-def paired_documents(generator: np.random.Generator, count: int) -> Floats:
-    """Sums as quality has them: documents easy and hard, each with its own cost of compression, 0.07 nat on average.
-
-    What a document costs is normal plus exponential, so that a few suffer far more than the rest; tokens add noise.
-    """
-    tokens_U = np.maximum(40, generator.lognormal(math.log(300), 0.5, count)).round()
-    cost_U = generator.normal(0.05, 0.02, count) + generator.exponential(0.02, count)
-    sums_UK = np.zeros((count, BASELINE_NLL + 1))
-    sums_UK[:, TOKENS] = tokens_U
-    sums_UK[:, BASELINE_NLL] = tokens_U * generator.normal(3.2, 0.35, count)
-    sums_UK[:, BASELINE_NLL] += 2.0 * generator.normal(0, 1, count) * np.sqrt(tokens_U)
-    noise_U = 0.25 * generator.normal(0, 1, count) * np.sqrt(tokens_U)
-    sums_UK[:, NLL] = sums_UK[:, BASELINE_NLL] + tokens_U * cost_U + noise_U
-    return sums_UK
-
-
 @pytest.mark.parametrize("count", [40, 80])
-def test_intervals_of_the_perplexity_ratio_cover_the_truth_in_2000_experiments(count: int) -> None:
-    generator = np.random.default_rng(21)
-    trials, truth, covered, below, above = 2000, math.exp(0.07), 0, 0, 0
-    for trial in range(trials):
-        bootstrap = Bootstrap.draw(paired_documents(generator, count), resamples=1000, seed=trial)
-        shown = bootstrap.interval(RATIOS["perplexity"], scale="log")
-        judged = bootstrap.interval(RATIOS["perplexity"], scale="log", confidence=JUDGED)
-        assert shown is not None
-        assert judged is not None
-        covered += shown.low <= truth <= shown.high
-        below += judged.high < truth
-        above += judged.low > truth
-    assert 0.93 <= covered / trials <= 0.97
-    assert below / trials <= 0.07, "a gate on the truth would pass too often"
-    assert above / trials <= 0.07, "a gate on the truth would fail too often"
+def test_intervals_and_gates_of_a_perplexity_ratio_hold_their_promise_in_2000_experiments(count: int) -> None:
+    found = shares(count, 2000)
+    assert 0.93 <= found["covered"] <= 0.97
+    assert 0.03 <= found["wrong PASS"] <= 0.07
+    assert 0.03 <= found["wrong FAIL"] <= 0.07
+    assert found["PASS"] >= 0.75
+    assert found["FAIL"] >= 0.75
 
 
 def test_widened_bounds_hold_over_all_looks() -> None:

@@ -20,6 +20,8 @@ Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in points."""
 LETTER = 5.6
 """Points that a letter of a name takes, about."""
+NEAR = 14
+"""Points of distance within which the lower one's name goes below."""
 RISES = (4, -13, 16, -25, 28)
 """How far above its point a name may stand, the best first."""
 
@@ -88,7 +90,8 @@ def _name_points(axes: "Axes", names: list[str], places: list[tuple[float, float
         name, place, (x, y) = names[own], places[own], dots[own]
         width = LETTER * len(name)
         others = [box for index, box in enumerate(taken) if index != own]
-        offsets = [(side, rise) for rise in RISES for side in (9, -9)]
+        below = any(0 < other - y < NEAR and abs(at - x) < NEAR for at, other in dots)
+        offsets = [(side, rise) for rise in (RISES[1:] if below else RISES) for side in (9, -9)]
         boxes = {(side, rise): _box(x + side, y + rise, width, side) for side, rise in offsets}
         free = [
             at

@@ -83,7 +83,7 @@ def _mlflow() -> Any:
     try:
         return import_module("mlflow")
     except ImportError as error:
-        raise TrackingError("expected MLflow, which is not installed: pip install mlflow") from error
+        raise TrackingError("expected MLflow, which is not installed: pip install 'demitasse[tracking]'") from error
 
 
 def _register(client: Any, name: str, run_id: str) -> None:
