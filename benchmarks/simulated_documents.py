@@ -6,7 +6,7 @@ A simulated experiment goes through the code that a real one goes through: the s
 bounds, the gate. Only the documents are made up:
 
     tokens     lognormal about 300, at least 40
-    baseline   each document has its own mean, 3.2 nats with a standard deviation of 0.35, and tokens with 2 nats of noise
+    baseline   each document has its own mean, 3.2 nats with a standard deviation of 0.35; 2 nats of noise on each token
     cost       what compression costs each document: normal (0.05, 0.02) plus exponential (0.02), so that a few suffer
                far more than the rest; 0.07 nats on average, and 0.25 nats of noise on each token
 

@@ -21,6 +21,9 @@ BANDWIDTH = Annotated[
         show_default="as the report says",
     ),
 ]
+OUT = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Write the report of this judgment.", show_default=False)
+]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -29,7 +32,9 @@ def gate_command() -> Callable[..., None]:
     return gate
 
 
-def gate(run: RUN, recipe: RECIPE = None, memory_bandwidth: BANDWIDTH = None, debug: DEBUG = False) -> None:
+def gate(
+    run: RUN, recipe: RECIPE = None, out: OUT = None, memory_bandwidth: BANDWIDTH = None, debug: DEBUG = False
+) -> None:
     """Judge a finished run again from its raw samples; no model is run.
 
     The same gates give the same verdict; if they do not, a file was changed, and the exit code is 5.
@@ -37,6 +42,7 @@ def gate(run: RUN, recipe: RECIPE = None, memory_bandwidth: BANDWIDTH = None, de
     from recipes.session import session
 
     with session(debug=debug) as terminal:
+        from evaluation.render import write_report
         from recipes.judging import judge_run
         from recipes.loader import load_gates
         from recipes.outcome import show_report
@@ -44,10 +50,9 @@ def gate(run: RUN, recipe: RECIPE = None, memory_bandwidth: BANDWIDTH = None, de
         gates = None if recipe is None else load_gates(recipe)
         bandwidth = None if memory_bandwidth is None else memory_bandwidth * 1e9
         judged = judge_run(run, gates, bandwidth=bandwidth)
-        show_report(terminal.console, judged.report)
-        for result in judged.report.gates:
-            if result.suspicion:
-                terminal.say(f"too good: {result.metric}: {result.suspicion}")
+        if out is not None:
+            write_report(judged.report, out)
+        show_report(terminal.console, judged.report.model_copy(update={"folder": out or run}))
         for line in (*judged.differences, *judged.notes):
             terminal.say(f"note: {line}")
         raise SystemExit(judged.report.exit_code)

@@ -83,7 +83,13 @@ def judge_run(folder: Path, gates: Mapping[str, Limit] | None = None, *, bandwid
     results = judge(limits, {found.metric: found for found in measured}, bandwidth=bandwidth)
     rows = [*report.rows[:-1], report.final.model_copy(update={"measurements": measured})]
     again = report.model_copy(
-        update={"rows": rows, "gates": results, "verdict": overall(results), "memory_bandwidth": bandwidth}
+        update={
+            "rows": rows,
+            "gates": results,
+            "verdict": overall(results),
+            "memory_bandwidth": bandwidth,
+            "session": runs.session(),
+        }
     )
     if gates is None and again.verdict != report.verdict:
         raise ChangedError(

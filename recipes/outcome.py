@@ -61,7 +61,10 @@ def show_report(console: Console, report: Report) -> None:
         console.print(gate_table(report.gates))
     name = report.verdict or "NOT GATED"
     console.print()
-    console.print(f"[{COLORS[report.verdict]}]{name}[/]  {escape(headline(report.verdict))}", soft_wrap=True)
+    told = headline(report.verdict, len(report.suspicions))
+    console.print(f"[{COLORS[report.verdict]}]{name}[/]  {escape(told)}", soft_wrap=True)
+    for metric, reason in report.suspicions.items():
+        console.print(f"[bold yellow]too good[/]  {metric}: {escape(reason)}", soft_wrap=True)
     show_place(console, report)
 
 

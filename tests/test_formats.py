@@ -114,7 +114,7 @@ def test_the_bill_of_materials_keeps_the_published_schema(passed: Report, verdic
     assert validation.JsonStrictValidator(SchemaVersion.V1_6).validate_str(broken) is not None
 
 
-def test_the_bill_of_materials_names_model_files_licences_texts_and_figures(passed: Report) -> None:
+def test_the_bill_of_materials_names_model_files_licenses_texts_and_figures(passed: Report) -> None:
     content = json.loads(bom(passed))
     model = content["metadata"]["component"]
     assert model["type"] == "machine-learning-model"
@@ -149,7 +149,7 @@ def test_the_hubs_own_reader_finds_the_figures_in_the_card(passed: Report, verdi
     assert f"**{verdict or 'NOT GATED'}**" in card.text
 
 
-def test_a_licence_that_nobody_stated_is_left_out_and_told_of(passed: Report) -> None:
+def test_a_license_that_nobody_stated_is_left_out_and_told_of(passed: Report) -> None:
     bare = model_card(passed.model_copy(update={"sources": [SOURCES[0].model_copy(update={"license": ""})]}))
     assert "license:" not in bare
     assert "is not stated" in bare

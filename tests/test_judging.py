@@ -129,10 +129,11 @@ def test_of_several_results_about_an_artifact_the_reported_one_is_taken(run: Pat
 
 
 def test_the_command_ends_in_the_verdicts_exit_code(demitasse: Demitasse, run: Path, tmp_path: Path) -> None:
-    code, said, _ = demitasse("gate", run, "--memory-bandwidth", "0.000001")
+    code, said, _ = demitasse("gate", run, "--memory-bandwidth", "0.000001", "--out", tmp_path / "again")
     assert code == 0
-    assert "PASS" in said
-    assert "too good: decode_latency" in said
+    assert "Every gate holds, but one figure is too good" in said
+    assert "too good  decode_latency" in said
+    assert "Blocks over time" in (tmp_path / "again" / "report.html").read_text(encoding="utf-8")
     gates = tmp_path / "gates.yaml"
     gates.write_text("gate: {perplexity: {max_ratio: 1.001}}\n")
     assert demitasse("gate", run, "--recipe", gates)[0] == 1

@@ -1,6 +1,6 @@
 """bom.json: CycloneDX 1.6, the bill of materials of the model that ships.
 
-    metadata.component   the model, with the sha256 of each of its files, its licence and its model card: the measured
+    metadata.component   the model, with the sha256 of each of its files, its license and its model card: the measured
                          figures with their intervals, the texts, what was done to it
     pedigree.ancestors   the model that it was made of
     components           the texts that it was trained, calibrated and tested on; the libraries that made it

@@ -1,7 +1,7 @@
 """model_card.md: a Hugging Face model card, YAML metadata and then text; published as README.md beside the bundle.
 
 The metadata's `model-index` holds every figure of what ships that was measured on the test text; the hub draws it as a
-table. A licence that nobody stated is left out and told of, never guessed.
+table. A license that nobody stated is left out and told of, never guessed.
 """
 
 import io
@@ -72,7 +72,7 @@ def _text(report: Report) -> list[str]:
     final, model = report.final, _source(report, "model")
     stages = ", ".join(row.name for row in report.rows[1:]) or "nothing"
     made = f"Made from {model.name if model else 'the baseline'} by demitasse ({report.recipe}: {stages})."
-    held = [] if model is None or model.license else ["The licence of the model it was made of is not stated."]
+    held = [] if model is None or model.license else ["The license of the model it was made of is not stated."]
     bought = [f"- **{item.figure}** {item.meaning} ({item.detail})" for item in what_it_bought(report)]
     figures = [
         f"| {METRICS[found.metric].name} | {format_value(found.metric, found.value)} | "
