@@ -10,8 +10,8 @@ import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from compress.stage import Facts, Form, Progress, Stage, StageConfig, StageInput
 from compress.text import TextSource
 from export import bundle_folder
 from recipes.decoding import DecodeTimer
+from recipes.processes import Alone, alone, run_along, unfit_batch
 from recipes.store import flush
 
 TEXT_OPTIONS = {"train_text": "--train-text", "calibration_text": "--calibration-text"}
@@ -84,13 +85,16 @@ def form_of(folder: Path) -> Form:
     return "onnx" if (bundle_folder(folder) / MANIFEST).is_file() else inspect_checkpoint(folder).form
 
 
-def check(order: Order) -> None:
+def check(order: Order, processes: int = 1) -> None:
     """Refuse early what cannot work.
 
     Raises:
         VerbError: with everything that is wrong, one line each.
     """
     problems = [*_about_out(order), *_about_source(order), *_about_materials(order)]
+    wrong = unfit_batch(order.stage, order.config, processes)
+    if wrong is not None:
+        problems.append(f"--batch: {wrong}")
     if problems:
         raise VerbError("\n".join(problems))
 
@@ -139,16 +143,28 @@ def _about_materials(order: Order) -> list[str]:
     return problems
 
 
-def carry_out(order: Order, progress: Progress, *, log_to: Callable[[Path], None] = lambda folder: None) -> Facts:
-    """Run the stage; `order.out` is complete when this returns. `log_to` is told the folder that is worked in.
+def carry_out(
+    order: Order,
+    progress: Progress,
+    *,
+    log_to: Callable[[Path], None] = lambda folder: None,
+    crew: Alone | None = None,
+) -> Facts:
+    """Run the stage; `order.out` is complete when this returns.
+
+    Args:
+        log_to: told the folder that is worked in.
+        crew: the processes that help (default: none).
 
     Raises:
         VerbError: another process is at it, or the order makes no sense.
         StageError: the stage refuses.
     """
-    check(order)
+    crew = crew or alone()
+    check(order, crew.launch.world)
     with work_folder(order.work, order.identity()) as work:
         log_to(work)
+        crew.meet(work)
         checkpoint, scratch = work / "checkpoint", work / "scratch"
         shutil.rmtree(checkpoint, ignore_errors=True)
         for folder in (checkpoint, scratch):
@@ -164,9 +180,21 @@ def carry_out(order: Order, progress: Progress, *, log_to: Callable[[Path], None
             decode_seconds=DecodeTimer(scratch),
             progress=progress,
         )
-        facts = order.stage.run(order.config, given)
+        with crew.share(0, given) if order.stage.parallel else nullcontext():
+            facts = order.stage.run(order.config, given)
         publish(checkpoint, order.out)
     return facts
+
+
+def help_order(order: Order) -> Callable[[int, StageInput], None]:
+    """How another process helps with an order."""
+
+    def help_with(number: int, given: StageInput) -> None:
+        texts = order.train_text, order.calibration_text
+        given = replace(given, seed=order.seed, train_text=texts[0], calibration_text=texts[1])
+        run_along(order.stage, order.config, given)
+
+    return help_with
 
 
 @contextmanager
