@@ -37,6 +37,8 @@ from recipes.store import Artifact, Store, StoreError, versions
 
 LOG = "log.txt"
 FINAL = "final"
+CURVES = "tensorboard"
+"""Where training stages write their curves, a folder each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +191,7 @@ class _Engine:
                 train_text=data.train,
                 calibration_text=data.calibration,
                 decode_seconds=DecodeTimer(scratch, threads=self._benchmark().threads),
+                logs=self.store.root.parent / CURVES / f"{step.name.replace(' ', '-')}-{step.key[:8]}",
                 lineage=self._lineage(step),
                 progress=self.progress,
             )

@@ -24,6 +24,8 @@ from recipes.store import flush
 
 TEXT_OPTIONS = {"train_text": "--train-text", "calibration_text": "--calibration-text"}
 MANIFEST = "manifest.json"
+CURVES = "tensorboard"
+"""Where what was trained keeps its curves."""
 
 
 class VerbError(Exception):
@@ -54,7 +56,7 @@ class Order:
     def identity(self) -> str:
         """What must be the same for a killed order to go on."""
         texts = {"train_text": self.train_text, "calibration_text": self.calibration_text}
-        folders = {"source": self.source, "teacher": self.teacher}
+        folders = {"source": self.source, "teacher": self.teacher, **self.stage.folders(self.config)}
         return json.dumps(
             {
                 "kind": self.stage.kind,
@@ -138,8 +140,10 @@ def _about_materials(order: Order) -> list[str]:
         text: TextSource | None = getattr(order, name)
         if text is not None and text.file is not None and not text.file.is_file():
             problems.append(f"{option}: expected an existing file, got {str(text.file)!r}")
-    if order.teacher is not None and form_of(order.teacher) != "dense":
-        problems.append(f"--teacher: expected a dense model, got {str(order.teacher)!r}")
+    teacher = {} if order.teacher is None else {"teacher": order.teacher}
+    for name, folder in (teacher | order.stage.folders(order.config)).items():
+        if form_of(folder) != "dense":
+            problems.append(f"--{name}: expected a dense model, got {str(folder)!r}")
     return problems
 
 
@@ -178,10 +182,13 @@ def carry_out(
             train_text=order.train_text,
             calibration_text=order.calibration_text,
             decode_seconds=DecodeTimer(scratch),
+            logs=work / CURVES,
             progress=progress,
         )
         with crew.share(0, given) if order.stage.parallel else nullcontext():
             facts = order.stage.run(order.config, given)
+        if (work / CURVES).is_dir():
+            (work / CURVES).rename(checkpoint / CURVES)
         publish(checkpoint, order.out)
     return facts
 

@@ -428,3 +428,18 @@ def test_bars_are_drawn_on_a_terminal() -> None:
     assert "50%" in drawn.getvalue()
     assert "loss 3.2" in drawn.getvalue()
     assert "chatter" not in drawn.getvalue()
+
+
+def test_a_verb_leaves_its_curves_beside_the_model(
+    demitasse: Demitasse, gpt2: Path, text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    knobs = ["--tokens", 512, "--length", 32, "--batch", 8, "--layers", 2]
+    code, said, wrong = demitasse("distill", gpt2, "--out", out, "--train-text", text_file, *knobs)
+    assert code == 0, said + wrong
+    assert list((out / "tensorboard").glob("events.out.tfevents.*"))
+    code, _, wrong = demitasse(
+        "distill", gpt2, "--out", tmp_path / "b", "--train-text", text_file, "--student", tmp_path
+    )
+    assert code == 2
+    assert "config.json" in wrong
