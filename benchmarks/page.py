@@ -71,12 +71,19 @@ def _pruning(run: Json) -> dict[str, list[Table]]:
     return pruning_tables(run)
 
 
+def _distillation(run: Json) -> dict[str, list[Table]]:
+    from benchmarks.distillation_tables import distillation_tables
+
+    return distillation_tables(run)
+
+
 TABLES: dict[str, Callable[[Json], dict[str, list[Table]]]] = {
     "peers": _comparison,
     "gpu": _comparison,
     "scaling": _scaling,
     "profile": _profile,
     "pruning": _pruning,
+    "distillation": _distillation,
 }
 """The kinds of results; each is stored as <kind>.json."""
 

@@ -94,3 +94,17 @@ class ArmProcess:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def run_json(command: list[str], threads: int) -> dict[str, Any]:
+    """Run a program whose last line is JSON.
+
+    Raises:
+        RuntimeError: it failed; the message is its last words.
+    """
+    settings = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | settings)
+    if ran.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[:4])} ended with {ran.returncode}:\n{ran.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+    return answer

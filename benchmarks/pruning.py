@@ -14,7 +14,6 @@ calibration is the first 32 x 512 tokens of its own. Times are of the work, impo
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -36,7 +35,7 @@ from benchmarks.grid import Cell, Prompts, Settings, Tell, time_cell
 from benchmarks.marks import peak_until, seconds_until
 from benchmarks.peers import RESULTS, finish, sizes_of, teller
 from benchmarks.prepare import CALIBRATION, ROOT, prepared
-from benchmarks.process import ArmProcess
+from benchmarks.process import ArmProcess, run_json
 from benchmarks.pruning_tables import PEER, WHOLE, ZEROED
 from benchmarks.shapes import write_checkpoint
 
@@ -181,26 +180,16 @@ def run_stage(kind: str, source: Path, knobs: Json, text: Path, work: Path, thre
     """Run a stage in its own process: its answer, and the folder it filled as "out"."""
     out = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=work))
     module = [sys.executable, "-m", "benchmarks.prune_process"]
-    return _run([*module, kind, str(source), str(out), str(text), str(threads), json.dumps(knobs)], threads) | {
+    return run_json([*module, kind, str(source), str(out), str(text), str(threads), json.dumps(knobs)], threads) | {
         "out": str(out)
     }
-
-
-def _run(command: list[str], threads: int) -> Json:
-    """Run a program whose last line is JSON."""
-    settings = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | settings)
-    if ran.returncode != 0:
-        raise RuntimeError(f"{' '.join(command[:4])} ended with {ran.returncode}:\n{ran.stderr[-2000:]}")
-    answer: Json = json.loads(ran.stdout.strip().splitlines()[-1])
-    return answer
 
 
 def _peer(order: Order, method: str, amount: str) -> Json:
     out = Path(tempfile.mkdtemp(prefix="peer-", dir=order.work))
     script = str(ROOT / "benchmarks" / "llm_compressor.py")
     texts = [str(order.model), str(out), str(order.calibration), str(order.rows), str(order.length), str(THREADS)]
-    ran = _run([str(order.peer), script, *texts, method, amount], THREADS)
+    ran = run_json([str(order.peer), script, *texts, method, amount], THREADS)
     found = {"perplexity": perplexity(out, order.test, order.length), "seconds": ran["seconds"], "peak": ran["peak"]}
     shutil.rmtree(out)
     return found

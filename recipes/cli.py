@@ -84,16 +84,26 @@ def _root(
 
 def run(recipe: Recipe, out: Out = None, settings: Settings = None, debug: Debug = False) -> None:
     """Run a recipe: every stage, measured after each; then a report and a verdict."""
-    with session(debug=debug, goes_on=True) as terminal:
+    from recipes.processes import Other, crew, help_recipe
+
+    with session(debug=debug, goes_on=True, shared=True) as terminal, crew() as mates:
         from recipes.loader import load_recipe
         from recipes.outcome import show_report, show_row
         from recipes.planning import run_folder
         from recipes.runner import run as run_recipe
+        from recipes.stages import STAGES
 
         loaded = load_recipe(recipe, settings or ())
+        if isinstance(mates, Other):
+            mates.follow(help_recipe(loaded, STAGES))
+            return
         terminal.log_to(run_folder(loaded, out))
         report = run_recipe(
-            loaded, out=out, progress=terminal.progress, on_row=lambda row: show_row(terminal.console, row)
+            loaded,
+            out=out,
+            progress=terminal.progress,
+            on_row=lambda row: show_row(terminal.console, row),
+            crew=mates,
         )
         show_report(terminal.console, report)
         raise SystemExit(report.exit_code)

@@ -2,7 +2,8 @@
 
 The key of a stage is known before anything runs, because it holds what goes in and not what comes out (see `store.py`).
 Memory, disk and time are rough, from the number of weights and tokens: they are there to refuse a plan that cannot
-work and to tell minutes from days. Time does not cover the measurements.
+work and to tell minutes from days. Time does not cover the measurements. Where several processes train together, memory
+is what those on this machine take, and time assumes that every machine has as many cores as this one.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import Form, Stage, StageConfig
+from compress.training.launch import Launch, launch
 from recipes.loader import TEXTS
 from recipes.schema import Recipe, Stages, available_cores
 from recipes.source import Source, digest_folder, resolve
@@ -196,10 +198,13 @@ def _estimate(step: Step, weights: int, config: dict[str, Any], form: Form) -> E
     teachers = 1 if "teacher" in materials else 0
     models = (COPIES["train"] + teachers) * FLOAT * weights
     flops = (6 + 2 * teachers) * weights * tokens
+    crew = launch() if step.stage.parallel else Launch()
+    share = crew.local_world / crew.world
+    held = models * (share if getattr(step.config, "distributed", "ddp") == "fsdp" else crew.local_world)
     return Estimate(
-        memory=LIBRARIES_MEMORY + models + _activations(config, batch * length),
+        memory=int(crew.local_world * LIBRARIES_MEMORY + held + share * _activations(config, batch * length)),
         disk=result + 2 * (COPIES["train"] - 1) * FLOAT * weights,  # two checkpoints with their moments, for a moment
-        seconds=START_SECONDS + flops / (FLOPS_PER_CORE * available_cores()),
+        seconds=START_SECONDS + share * flops / (FLOPS_PER_CORE * available_cores()),
     )
 
 

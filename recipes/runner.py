@@ -30,12 +30,15 @@ from recipes.failures import of_the_system
 from recipes.machine import LIBRARIES, environment, processor
 from recipes.planning import Step, chain, estimates, run_folder
 from recipes.preflight import VERSION, check_model, check_room, check_texts
+from recipes.processes import Alone, alone, unfit_batches
 from recipes.schema import BenchmarkConfig, Recipe, Stages, available_cores, short_benchmark
 from recipes.source import NOTHING, Source, resolve
 from recipes.store import Artifact, Store, StoreError, versions
 
 LOG = "log.txt"
 FINAL = "final"
+CURVES = "tensorboard"
+"""Where training stages write their curves, a folder each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,7 @@ def run(
     on_row: Callable[[Row], None] = lambda row: None,
     stages: Stages | None = None,
     meter: Meter | None = None,
+    crew: Alone | None = None,
 ) -> Report:
     """Carry out a recipe in the folder `out` (default: runs/<name>) and return its report, which is also written there.
 
@@ -63,6 +67,7 @@ def run(
         on_row: told of every artifact as soon as it is made (or found again) and measured; latencies come at the end.
         stages: the kinds of stages (default: all of demitasse's).
         meter: how to measure (default: `measure.py`).
+        crew: the processes that help (default: none).
 
     Raises:
         RecipeError: something that is known before anything runs is wrong: all of it in one message.
@@ -73,7 +78,9 @@ def run(
     _make_writable(folder)
     log, store = _Log(folder / LOG), Store(folder / "artifacts")
     log(f"run {recipe.path or recipe.name}, seed {recipe.seed}")
-    source, steps = _checked(recipe, store, stages)
+    crew = crew or alone()
+    crew.meet(folder)
+    source, steps = _checked(recipe, store, stages, crew.launch.world)
     engine = _Engine(
         recipe=recipe,
         source=source,
@@ -81,6 +88,7 @@ def run(
         store=store,
         progress=progress or Silent(),
         meter=meter or Meter(),
+        crew=crew,
         log=log,
     )
     report = _judged(recipe, engine.carry_out(on_row), folder)
@@ -91,14 +99,15 @@ def run(
     return report
 
 
-def _checked(recipe: Recipe, store: Store, stages: Stages | None) -> tuple[Source, tuple[Step, ...]]:
+def _checked(recipe: Recipe, store: Store, stages: Stages | None, world: int) -> tuple[Source, tuple[Step, ...]]:
     """The source and the stages, once everything that is wrong before anything runs has been raised in one message."""
     errors: list[str] = []
     source, steps = NOTHING, tuple[Step, ...]()
     try:
         source = resolve(recipe)
         steps = tuple(chain(recipe, source, stages))
-        raise_problems([*check_model(recipe, source, steps), *_check_room(recipe, source, steps, store)])
+        fits = [*check_model(recipe, source, steps), *unfit_batches(recipe, steps, world)]
+        raise_problems([*fits, *_check_room(recipe, source, steps, store)])
     except RecipeError as error:
         errors += error.errors
     texts = {key: text.digest() for key, text in recipe.data if text is not None}
@@ -141,6 +150,7 @@ class _Engine:
     store: Store
     progress: Progress
     meter: Meter
+    crew: Alone
     log: "_Log"
     subjects: list[_Subject] = field(default_factory=list)
     """What is measured, the baseline first."""
@@ -181,10 +191,14 @@ class _Engine:
                 train_text=data.train,
                 calibration_text=data.calibration,
                 decode_seconds=DecodeTimer(scratch, threads=self._benchmark().threads),
+                logs=self.store.root.parent / CURVES / f"{step.name.replace(' ', '-')}-{step.key[:8]}",
                 lineage=self._lineage(step),
                 progress=self.progress,
             )
-            return step.stage.run(step.config, given)
+            if not step.stage.parallel or self.crew.launch.world == 1:
+                return step.stage.run(step.config, given)
+            with self.crew.share(step.index, given):
+                return {**step.stage.run(step.config, given), "processes": self.crew.launch.world}
 
         return self._obtain(step.stage.kind, step.identity, make)
 

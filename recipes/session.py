@@ -5,18 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from compress.training.launch import launch
 from recipes.failures import Terminated, exit_code, message, terminable
 from recipes.outcome import shown_path
 from recipes.terminal import Terminal, open_terminal
 
 
 @contextmanager
-def session(*, debug: bool, goes_on: bool = False) -> Iterator[Terminal]:
+def session(*, debug: bool, goes_on: bool = False, shared: bool = False) -> Iterator[Terminal]:
     """A terminal for one command; `goes_on` where running it again takes up its work.
+
+    Of several processes that were launched together, the first one alone carries out a command that is not `shared`.
 
     Raises:
         SystemExit: with the exit code of what went wrong, once its message is shown.
     """
+    if not (shared or launch().first):
+        raise SystemExit(0)
     with terminable(), open_terminal() as terminal:
         try:
             yield terminal

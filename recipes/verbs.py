@@ -10,8 +10,8 @@ import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ from compress.stage import Facts, Form, Progress, Stage, StageConfig, StageInput
 from compress.text import TextSource
 from export import bundle_folder
 from recipes.decoding import DecodeTimer
+from recipes.processes import Alone, alone, run_along, unfit_batch
 from recipes.store import flush
 
 TEXT_OPTIONS = {"train_text": "--train-text", "calibration_text": "--calibration-text"}
 MANIFEST = "manifest.json"
+CURVES = "tensorboard"
+"""Where what was trained keeps its curves."""
 
 
 class VerbError(Exception):
@@ -53,7 +56,7 @@ class Order:
     def identity(self) -> str:
         """What must be the same for a killed order to go on."""
         texts = {"train_text": self.train_text, "calibration_text": self.calibration_text}
-        folders = {"source": self.source, "teacher": self.teacher}
+        folders = {"source": self.source, "teacher": self.teacher, **self.stage.folders(self.config)}
         return json.dumps(
             {
                 "kind": self.stage.kind,
@@ -84,13 +87,16 @@ def form_of(folder: Path) -> Form:
     return "onnx" if (bundle_folder(folder) / MANIFEST).is_file() else inspect_checkpoint(folder).form
 
 
-def check(order: Order) -> None:
+def check(order: Order, processes: int = 1) -> None:
     """Refuse early what cannot work.
 
     Raises:
         VerbError: with everything that is wrong, one line each.
     """
     problems = [*_about_out(order), *_about_source(order), *_about_materials(order)]
+    wrong = unfit_batch(order.stage, order.config, processes)
+    if wrong is not None:
+        problems.append(f"--batch: {wrong}")
     if problems:
         raise VerbError("\n".join(problems))
 
@@ -134,21 +140,35 @@ def _about_materials(order: Order) -> list[str]:
         text: TextSource | None = getattr(order, name)
         if text is not None and text.file is not None and not text.file.is_file():
             problems.append(f"{option}: expected an existing file, got {str(text.file)!r}")
-    if order.teacher is not None and form_of(order.teacher) != "dense":
-        problems.append(f"--teacher: expected a dense model, got {str(order.teacher)!r}")
+    teacher = {} if order.teacher is None else {"teacher": order.teacher}
+    for name, folder in (teacher | order.stage.folders(order.config)).items():
+        if form_of(folder) != "dense":
+            problems.append(f"--{name}: expected a dense model, got {str(folder)!r}")
     return problems
 
 
-def carry_out(order: Order, progress: Progress, *, log_to: Callable[[Path], None] = lambda folder: None) -> Facts:
-    """Run the stage; `order.out` is complete when this returns. `log_to` is told the folder that is worked in.
+def carry_out(
+    order: Order,
+    progress: Progress,
+    *,
+    log_to: Callable[[Path], None] = lambda folder: None,
+    crew: Alone | None = None,
+) -> Facts:
+    """Run the stage; `order.out` is complete when this returns.
+
+    Args:
+        log_to: told the folder that is worked in.
+        crew: the processes that help (default: none).
 
     Raises:
         VerbError: another process is at it, or the order makes no sense.
         StageError: the stage refuses.
     """
-    check(order)
+    crew = crew or alone()
+    check(order, crew.launch.world)
     with work_folder(order.work, order.identity()) as work:
         log_to(work)
+        crew.meet(work)
         checkpoint, scratch = work / "checkpoint", work / "scratch"
         shutil.rmtree(checkpoint, ignore_errors=True)
         for folder in (checkpoint, scratch):
@@ -162,11 +182,26 @@ def carry_out(order: Order, progress: Progress, *, log_to: Callable[[Path], None
             train_text=order.train_text,
             calibration_text=order.calibration_text,
             decode_seconds=DecodeTimer(scratch),
+            logs=work / CURVES,
             progress=progress,
         )
-        facts = order.stage.run(order.config, given)
+        with crew.share(0, given) if order.stage.parallel else nullcontext():
+            facts = order.stage.run(order.config, given)
+        if (work / CURVES).is_dir():
+            (work / CURVES).rename(checkpoint / CURVES)
         publish(checkpoint, order.out)
     return facts
+
+
+def help_order(order: Order) -> Callable[[int, StageInput], None]:
+    """How another process helps with an order."""
+
+    def help_with(number: int, given: StageInput) -> None:
+        texts = order.train_text, order.calibration_text
+        given = replace(given, seed=order.seed, train_text=texts[0], calibration_text=texts[1])
+        run_along(order.stage, order.config, given)
+
+    return help_with
 
 
 @contextmanager

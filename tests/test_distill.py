@@ -274,6 +274,20 @@ def test_the_best_weights_are_kept_and_patience_ends_the_training(
     assert _held_out_loss(load_model(stage.out), stage, text_file) == pytest.approx(min(held_out), abs=1e-4)
 
 
+def test_the_best_weights_are_found_again_where_the_run_was_moved(
+    opinionated: Path, text_file: Path, tmp_path: Path
+) -> None:
+    config = DistillConfig(**KNOBS | {"held_out": True, "learning_rate": 0.3, "warmup": 0.0, "checkpoints": 15})
+    whole = given(opinionated, tmp_path / "whole", text_file)
+    run(config, whole)
+    with pytest.raises(Killed):
+        run(config, given(opinionated, tmp_path / "killed", text_file, progress=KillAt(15)))
+    (tmp_path / "killed").rename(tmp_path / "moved")
+    moved = given(opinionated, tmp_path / "moved", text_file)
+    run(config, moved)
+    assert (moved.out / "model.safetensors").read_bytes() == (whole.out / "model.safetensors").read_bytes()
+
+
 def test_a_loss_that_is_no_number_ends_it_with_the_step_and_the_way_out(
     opinionated: Path, text_file: Path, tmp_path: Path
 ) -> None:

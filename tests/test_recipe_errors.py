@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from compress import DistillConfig
 from recipes.errors import RecipeError, raise_problems
 from recipes.loader import load_recipe
 from recipes.planning import Estimate, chain
@@ -63,9 +64,10 @@ def test_the_recipe_that_the_others_are_made_from_is_right(write: Write) -> None
 
 
 def test_unknown_knob(write: Write) -> None:
+    *knobs, last = sorted(DistillConfig.model_fields)
+    assert {"layers", "losses", "temperature"} <= {*knobs, last}
     assert errors_of(write(("layers: 2", "layers: 2, temprature: 2.0"))) == (
-        "recipe.yaml:8: distill.temprature: expected batch, checkpoints, device, keep, layers, learning_rate, length, "
-        "losses, precision, prune, save_dtype, temperature, tokens, warmup or weight_decay, "
+        f"recipe.yaml:8: distill.temprature: expected {', '.join(knobs)} or {last}, "
         "got the unknown key 'temprature'; did you mean 'temperature'?"
     )
 

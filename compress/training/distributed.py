@@ -19,6 +19,7 @@ where every process reads the whole source before it keeps its part; several GPU
 
 import itertools
 import random
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -37,6 +38,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
 from compress.linears import blocks
+from compress.stage import StageError
 from compress.training.launch import Launch, launch
 
 PATIENCE = timedelta(hours=6)
@@ -59,13 +61,24 @@ def together(device: Literal["cpu", "cuda"]) -> Iterator[Launch]:
     if device == "cuda":
         torch.cuda.set_device(here.local_rank)
     store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
-    store = PrefixStore(f"training/{next(_groups)}", store)  # a store remembers the group before this one
+    store = PrefixStore(f"training/{here.attempt}/{next(_groups)}", store)  # it remembers the groups before this one
+    _wait_for_all(store, here)
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield here
     finally:
         distributed.destroy_process_group()
+
+
+def _wait_for_all(store: Store, here: Launch) -> None:
+    """Wait in a way that can be interrupted, which opening a group cannot."""
+    store.set(f"here/{here.rank}", "")
+    until = time.monotonic() + PATIENCE.total_seconds()
+    while not store.check([f"here/{rank}" for rank in range(here.world)]):
+        if time.monotonic() > until:
+            raise StageError(f"{here.world} processes: expected all of them within {PATIENCE}, and some did not come")
+        time.sleep(0.05)
 
 
 def world() -> int:

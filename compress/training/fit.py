@@ -142,7 +142,7 @@ def _fit(
     steps = schedule.steps(length)
     order = data_order(len(rows_NT), steps * schedule.batch, seed)
     pruning = Pruning(objective.model, schedule.prune, steps)
-    resume = from_first(last_checkpoint(scratch) if here.first else None)
+    resume = from_first(_found_again(last_checkpoint(scratch)) if here.first else None)
     if resume is not None:
         pruning.resume(resume)
     if schedule.gradient_checkpointing:
@@ -200,6 +200,18 @@ def last_checkpoint(scratch: Path) -> Path | None:
         else:
             complete[_step_of(folder)] = folder
     return complete[max(complete)] if complete else None
+
+
+def _found_again(checkpoint: Path | None) -> Path | None:
+    """A checkpoint that knows where the best one lies, also where the folder of both was moved."""
+    if checkpoint is not None:
+        file = checkpoint / TRAINER_STATE_NAME
+        state = json.loads(file.read_text(encoding="utf-8"))
+        best = state.get("best_model_checkpoint")
+        if best is not None and Path(best).parent != checkpoint.parent:
+            state["best_model_checkpoint"] = str(checkpoint.parent / Path(best).name)
+            file.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    return checkpoint
 
 
 def _step_of(checkpoint: Path | None) -> int:

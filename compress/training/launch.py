@@ -2,6 +2,7 @@
 
     RANK, WORLD_SIZE            which process of how many        LOCAL_RANK, LOCAL_WORLD_SIZE    on this machine
     MASTER_ADDR, MASTER_PORT    where the store is that they meet at
+    TORCHELASTIC_RESTART_COUNT  which attempt this is, where torchrun starts them again; the store outlives an attempt
 
 Nothing is imported here that takes time: a process on its own is the common case, and it looks here too.
 """
@@ -18,6 +19,7 @@ class Launch:
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
+    attempt: int = 0
 
     @property
     def first(self) -> bool:
@@ -36,6 +38,7 @@ def launch() -> Launch:
         world=world,
         local_rank=int(os.environ.get("LOCAL_RANK", rank)),
         local_world=int(os.environ.get("LOCAL_WORLD_SIZE", world)),
+        attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
     )
 
 

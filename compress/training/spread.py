@@ -46,6 +46,7 @@ class SpreadTrainer(PlainTrainer):
         self.sharded = is_sharded(objective)
         super().__init__(objective, arguments, **rest)
         self.is_distributed_loading_by_transformers = self.sharded  # said later, because it would refuse checkpoints
+        torch.manual_seed(arguments.seed + arguments.process_index)  # else all would drop out the same units
 
     def _move_model_to_device(self, model: Any, device: Any) -> None:
         if not self.sharded:

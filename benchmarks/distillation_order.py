@@ -1,0 +1,100 @@
+"""What the parts of the distillation benchmark share: what was asked for, rows kept as they come, perplexity."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.grid import Tell
+from benchmarks.prepare import ROOT
+
+Json = dict[str, Any]
+NOVELS = ROOT / "recipes" / "data" / "novels"
+EMBEDDED = ROOT / "recipes" / "models" / "novels-gpt2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Three texts of one kind."""
+
+    train: Path = NOVELS / "train.txt"
+    held_out: Path = NOVELS / "valid.txt"
+    test: Path = NOVELS / "test.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What was asked for."""
+
+    work: Path
+    tell: Tell
+    model: Path | None = None
+    """A real model, for the parts that are about one."""
+    texts: Texts = Texts()
+    """What the real model learns from and is measured on."""
+    embedded: Path = EMBEDDED
+    novels: Texts = Texts()
+    tokens: int = 1_000_000
+    """Training tokens of the real model."""
+    knobs: Json = field(default_factory=dict)
+    """Further knobs of the real model's distillation."""
+    budget: Json = field(default_factory=dict)
+    """Knobs of the embedded teacher's students that differ from the quickstart's."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    positions: int = 1024
+    vocabulary: int = 50257
+    width: int = 768
+    blocks: int = 15
+    steps: int = 3
+    threads: int = 2
+
+
+class Part:
+    """The results of one part, written down after every row, so that a killed run goes on where it was.
+
+    What is in `found` beforehand is of a run with the same settings that was not finished.
+    """
+
+    def __init__(self, found: Json, keep: Callable[[], None]) -> None:
+        self.found = found
+        self.rows: dict[str, Json] = found.setdefault("rows", {})
+        self._keep = keep
+
+    def about(self, **facts: Any) -> None:
+        """What belongs to the part as a whole."""
+        self.found |= facts
+        self._keep()
+
+    def row(self, name: str, measure: Callable[[], Json]) -> Json:
+        """Measure a row, unless it is there."""
+        if name not in self.rows:
+            self.rows[name] = measure()
+            self._keep()
+        return self.rows[name]
+
+
+def perplexity(checkpoint: Path, test: Path, windows: int, length: int, *, evenly: bool) -> float:
+    """exp of the mean loss over windows of `length` tokens, the first token of each aside.
+
+    Args:
+        evenly: windows from the whole text; else the first ones.
+    """
+    import torch
+    from torch.nn import functional
+
+    from compress.checkpoint import end_of_text, load_model, load_tokenizer
+    from compress.text import TextSource, pack, read_documents, tokenize
+
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    rows_NT = pack(tokenize(read_documents(TextSource(file=test)), tokenizer), length, end_of_text(tokenizer))
+    count = min(windows, len(rows_NT))
+    chosen = np.linspace(0, len(rows_NT) - 1, count).round().astype(int) if evenly else np.arange(count)
+    losses = []
+    with torch.inference_mode():
+        for row in chosen:
+            ids_1T = torch.from_numpy(rows_NT[row][None])
+            logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1]
+            losses.append(float(functional.cross_entropy(logits_TV.float(), ids_1T[0, 1:])))
+    return float(np.exp(np.mean(losses)))

@@ -1,0 +1,227 @@
+"""Parts `half` and `smollm2`: how good students are.
+
+half      students with half of the embedded teacher's layers, trained with the quickstart's budget; every arm of
+          CONTROLS with several seeds, those of VARIANTS with one. Perplexity of 128 windows of 256 test tokens, evenly
+          spread.
+smollm2   a real model to two thirds of its layers, distilled and with the cross-entropy alone; perplexity of the first
+          8 x 512 test tokens. Its training resumes from its own checkpoints in the working folder.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.distillation_order import Json, Order, Part, Texts, perplexity
+from benchmarks.distillation_speed import leave_out
+
+DISTILLED, TEXT_ONLY = "distilled", "cross-entropy alone"
+RANDOM, UNTRAINED = "distilled from random weights", "layers left out, untrained"
+CONTROLS: dict[str, Json] = {DISTILLED: {}, TEXT_ONLY: {"losses": {"cross_entropy": 1.0}}, RANDOM: {}}
+VARIANTS: dict[str, Json] = {
+    "reverse KL": {"losses": {"reverse_kl": 0.9, "cross_entropy": 0.1}},
+    "Jensen-Shannon": {"losses": {"jensen_shannon": 0.9, "cross_entropy": 0.1}},
+    "skewed KL": {"losses": {"skewed_kl": 0.9, "cross_entropy": 0.1}},
+    "forward KL alone": {"losses": {"forward_kl": 1.0}},
+    "with hidden states": {"losses": {"forward_kl": 0.9, "cross_entropy": 0.1, "hidden_states": 1.0}},
+    "with attention relations": {"losses": {"forward_kl": 0.9, "cross_entropy": 0.1, "attention_relations": 1.0}},
+    "layers by block influence": {"choose": "block_influence"},
+    "layers by perplexity": {"choose": "perplexity"},
+    "a stored teacher": {"stored": {"draws": 64}},
+}
+BUDGET = ("tokens", "batch", "learning_rate", "length")
+WINDOWS, LENGTH = 128, 256
+REAL_WINDOWS, REAL_LENGTH, REAL_SHARE = 8, 512, 2 / 3
+REAL: Json = {"length": REAL_LENGTH, "batch": 8, "learning_rate": 3e-4, "checkpoints": 20, "held_out": True}
+
+
+class Clock:
+    """The `Progress` of a stage that only asks how fast it trains."""
+
+    def __init__(self, tell: Callable[[str], None], label: str) -> None:
+        self.tell, self.label = tell, label
+        self.stamps: list[float] = []
+
+    def task(self, label: str, total: float, done: float = 0.0) -> AbstractContextManager[Any]:
+        """As `compress.stage.Progress`."""
+        from compress.stage import Silent
+
+        return nullcontext(self if label == "distill" else Silent())
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        """As `compress.stage.Task`."""
+        self.stamps.append(time.perf_counter())
+        if len(self.stamps) % 100 == 0:
+            self.tell(f"{self.label}: {len(self.stamps)} steps, {note}")
+
+    def steps_per_second(self) -> float:
+        """Of the steps of this process, checkpoints and held-out losses included; 0 where there were none."""
+        passed = self.stamps[-1] - self.stamps[0] if len(self.stamps) > 1 else 0.0
+        return (len(self.stamps) - 1) / passed if passed else 0.0
+
+
+def half(order: Order, part: Part) -> None:
+    """Every arm against the embedded teacher."""
+    budget = quickstart_budget() | order.budget
+    depth = _depth(order.embedded)
+    layers = depth // 2
+    seeds = list(order.seeds)
+    part.about(model=order.embedded.name, depth=depth, layers=layers, budget=budget, seeds=seeds)
+    if "teacher" not in part.found:
+        part.about(teacher=_half_perplexity(order, order.embedded))
+    part.row(f"{UNTRAINED}, seed 0", lambda: _untrained(order, layers / depth))
+    arms = [(name, knobs, seed) for name, knobs in CONTROLS.items() for seed in order.seeds]
+    arms += [(name, knobs, order.seeds[0]) for name, knobs in VARIANTS.items()]
+    for name, knobs, seed in arms:
+        row = f"{name}, seed {seed}"
+        order.tell(row)
+        part.row(row, partial(_student, order, layers, name, budget | knobs, seed))
+
+
+def quickstart_budget() -> Json:
+    """The knobs with which the quickstart distills."""
+    from recipes import load_recipe
+
+    config = next(stage.config for stage in load_recipe("quickstart").stages if stage.kind == "distill")
+    return {name: getattr(config, name) for name in BUDGET}
+
+
+def _student(order: Order, layers: int, name: str, knobs: Json, seed: int) -> Json:
+    source, chosen = order.embedded, {"layers": layers}
+    if name == RANDOM:
+        source, chosen = _random(order, layers, seed), {}
+    trained = distilled(order, source, order.embedded, order.novels, chosen | knobs, seed, name)
+    found = {"perplexity": _half_perplexity(order, trained.out), "seed": seed, "arm": name}
+    trained.forget()
+    return found | {"tokens_per_second": trained.tokens_per_second, "kept": trained.facts.get("kept_layers")}
+
+
+def _half_perplexity(order: Order, checkpoint: Path) -> float:
+    return perplexity(checkpoint, order.novels.test, WINDOWS, _length(order.embedded, LENGTH), evenly=True)
+
+
+def _untrained(order: Order, share: float) -> Json:
+    out = order.work / "half" / "untrained"
+    kept = leave_out(order.embedded, out, share)
+    return {"perplexity": _half_perplexity(order, out), "seed": 0, "arm": UNTRAINED, "kept": kept}
+
+
+def _random(order: Order, layers: int, seed: int) -> Path:
+    """A checkpoint of the student's shape, initialized anew."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from compress.checkpoint import load_tokenizer, save_checkpoint
+
+    out = order.work / "half" / f"random-{layers}-{seed}"
+    if not (out / "config.json").is_file():
+        shape = AutoConfig.from_pretrained(order.embedded, local_files_only=True)
+        shape.num_hidden_layers = layers
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+        out.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(model, load_tokenizer(order.embedded), out)
+    return out
+
+
+class Trained:
+    """A student that was trained, and the folders it needed."""
+
+    def __init__(self, folder: Path, facts: Json, tokens_per_second: float) -> None:
+        self.folder, self.facts, self.tokens_per_second = folder, facts, tokens_per_second
+        self.out = folder / "out"
+
+    def forget(self) -> None:
+        """Remove its files."""
+        shutil.rmtree(self.folder)
+
+
+def distilled(order: Order, source: Path, teacher: Path, texts: Texts, knobs: Json, seed: int, label: str) -> Trained:
+    """Run the distill stage; killed and run again, it goes on from its last checkpoint."""
+    from compress import STAGES, StageInput, TextSource
+
+    stage = STAGES["distill"]
+    identity = json.dumps([str(source.resolve()), str(teacher.resolve()), str(texts), knobs, seed], sort_keys=True)
+    folder = order.work / "students" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    out, scratch = folder / "out", folder / "scratch"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    scratch.mkdir(exist_ok=True)
+    stored = {"stored": knobs["stored"] | {"folder": order.work / "teachers"}} if "stored" in knobs else {}
+    config, clock = stage.config(**knobs | stored | {"report_to": ()}), Clock(order.tell, label)
+    given = StageInput(
+        source=source,
+        teacher=teacher,
+        out=out,
+        scratch=scratch,
+        seed=seed,
+        train_text=TextSource(file=texts.train),
+        calibration_text=TextSource(file=texts.held_out),
+        progress=clock,
+    )
+    facts = stage.run(config, given)
+    return Trained(folder, facts, clock.steps_per_second() * config.batch * config.length)
+
+
+def smollm2(order: Order, part: Part) -> None:
+    """A real model to two thirds of its layers, and how its held-out loss fell."""
+    assert order.model is not None
+    depth = _depth(order.model)
+    layers = max(1, round(depth * REAL_SHARE))
+    knobs = REAL | {"length": _length(order.model, REAL_LENGTH), "layers": layers, "tokens": order.tokens} | order.knobs
+    part.about(model=order.model.resolve().name, depth=depth, layers=layers, knobs=knobs, test=order.texts.test.name)
+    if "teacher" not in part.found:
+        part.about(teacher=_real_perplexity(order, order.model))
+    for name in (DISTILLED, TEXT_ONLY):
+        order.tell(name)
+        part.row(name, partial(_real_student, order, knobs | CONTROLS[name], name))
+    kept = part.rows[DISTILLED]["kept"]
+    part.row(UNTRAINED, lambda: {"perplexity": _without_training(order, kept), "kept": kept})
+
+
+def _real_student(order: Order, knobs: Json, name: str) -> Json:
+    assert order.model is not None
+    trained = distilled(order, order.model, order.model, order.texts, knobs, 0, name)
+    curve = [[row["tokens"], row["held_out_loss"]] for row in trained.facts["history"] if "held_out_loss" in row]
+    return {
+        "perplexity": _real_perplexity(order, trained.out),
+        "tokens_per_second": trained.tokens_per_second,
+        "curve": curve,
+        "kept": trained.facts["kept_layers"],
+    }
+
+
+def _without_training(order: Order, kept: list[int]) -> float:
+    from compress.checkpoint import load_model, load_tokenizer, save_checkpoint
+    from compress.distillation.students import with_layers
+
+    assert order.model is not None
+    out = order.work / "smollm2-untrained"
+    out.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(with_layers(load_model(order.model), kept), load_tokenizer(order.model), out)
+    return _real_perplexity(order, out)
+
+
+def _real_perplexity(order: Order, checkpoint: Path) -> float:
+    assert order.model is not None
+    return perplexity(checkpoint, order.texts.test, REAL_WINDOWS, _length(order.model, REAL_LENGTH), evenly=False)
+
+
+def _depth(checkpoint: Path) -> int:
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(checkpoint, local_files_only=True).num_hidden_layers)
+
+
+def _length(checkpoint: Path, wanted: int) -> int:
+    """As long as wanted, or as the model's context."""
+    from compress.checkpoint import context_length, read_config
+
+    return int(np.minimum(wanted, context_length(read_config(checkpoint)) or wanted))

@@ -1,0 +1,334 @@
+"""Two processes do what one does: curves, weights, checkpoints, verdicts; and what happens when one of them fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed import HashStore
+
+from compress.stage import StageError, StageInput
+from compress.training import distributed
+from compress.training.launch import Launch, launch, unfit
+from recipes import processes
+from recipes.processes import Alone, First, Other, ProcessError
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMITASSE = str(Path(sys.executable).with_name("demitasse"))
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+SHORT: dict[str, Any] = {"tokens": 4096, "length": 32, "batch": 8, "checkpoints": 2, "report_to": [], "warmup": 0.2}
+DISTILL: dict[str, Any] = {
+    **SHORT,
+    "layers": 2,
+    "losses": {"forward_kl": 1.0, "hidden_states": 0.5},
+    "held_out": True,
+    "accumulate": 2,
+}
+TRAIN: dict[str, Any] = {**SHORT, "prune": {"sparsity": 0.5}}
+ORDERS = [
+    {"kind": kind, "knobs": {**knobs, "distributed": way}}
+    for kind, knobs in (("distill", DISTILL), ("train", TRAIN))
+    for way in ("ddp", "fsdp")
+]
+NAMES = [f"{order['kind']}-{order['knobs']['distributed']}" for order in ORDERS]
+RECIPE = """\
+model: {model}
+data: {{train: train.txt, calibration: train.txt, test: test.txt}}
+stages:
+  - distill: {{layers: 2, tokens: 16384, length: 32, batch: 8, checkpoints: 15, distributed: fsdp}}
+evaluate: {{window: 32, windows: 8}}
+gate:
+  perplexity: {{ratio: 0.1}}
+"""
+
+
+def run_command(command: list[str], folder: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    temporary = folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    return subprocess.run(
+        [*command, *map(str, more)],
+        cwd=folder,
+        env=environment(temporary),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def environment(temporary: Path) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+
+
+def ordered(folder: Path, model: Path, text: Path, orders: list[dict[str, Any]]) -> Path:
+    task = {"model": str(model), "text": str(text), "orders": orders}
+    folder.mkdir()
+    (folder / "orders.json").write_text(json.dumps(task), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def curves(
+    make_checkpoint: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """The same stages by one process and by two, of a model without dropout, which is drawn anew by every process."""
+    model = make_checkpoint("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    place = tmp_path_factory.mktemp("curves")
+    folders = []
+    for name, command in (("one", [sys.executable]), ("two", TWO)):
+        folder = ordered(place / name, model, text_file, ORDERS)
+        done = run_command(command, place, ROOT / "tests" / "spread.py", folder)
+        assert done.returncode == 0, done.stderr
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+@pytest.mark.parametrize("number", range(len(ORDERS)), ids=NAMES)
+def test_two_processes_train_as_one_does(curves: tuple[Path, Path], number: int) -> None:
+    one, two = curves
+    facts = [json.loads((folder / f"{number}.json").read_text(encoding="utf-8")) for folder in curves]
+    histories = [fact["history"] for fact in facts]
+    assert len(histories[0]) == len(histories[1]) >= 10
+    for alone, shared in zip(*histories, strict=True):
+        assert shared == pytest.approx(alone, abs=1e-3)
+    assert histories[0][0]["loss"] != pytest.approx(histories[0][-1]["loss"], abs=1e-3)
+    weights = [load_file(folder / str(number) / "out" / "model.safetensors") for folder in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=0)
+    assert facts[0]["sparsity"] == facts[1]["sparsity"]
+    if ORDERS[number]["kind"] == "train":
+        assert facts[1]["sparsity"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_only_the_first_process_writes(curves: tuple[Path, Path]) -> None:
+    names = [{str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} for folder in curves]
+    generators = {name for name in names[1] if "/rng_state_" in name}
+    assert {Path(name).name for name in generators} == {"rng_state_0.pth", "rng_state_1.pth"}
+    plain = {name for name in names[0] if not name.endswith("rng_state.pth")}
+    assert names[1] - generators == plain
+    assert any("/checkpoint-" in name for name in plain)
+    assert list((curves[1].parent / "tmp").glob("demitasse-*")) == []
+
+
+@pytest.mark.parametrize(("early", "words"), [(False, "has lost heart"), (True, "has never begun")])
+def test_an_error_on_another_process_ends_all_with_one_message(
+    early: bool, words: str, gpt2: Path, text_file: Path, tmp_path: Path
+) -> None:
+    orders = [{"kind": "fail", "knobs": {"rank": 1, "early": early}}]
+    folder = ordered(tmp_path / "failing", gpt2, text_file, orders)
+    done = run_command(TWO, tmp_path, ROOT / "tests" / "spread.py", folder)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert said == [f"error: process 1 of 2: this process {words}"]
+    assert "exitcode  : 2" in done.stderr
+    assert "rank      : 1" not in done.stderr
+
+
+@pytest.fixture
+def recipe(gpt2: Path, text_file: Path, tmp_path: Path) -> Path:
+    documents = text_file.read_text(encoding="utf-8").split("<|endoftext|>")
+    for name, some in (("train.txt", documents[:8]), ("test.txt", documents[8:])):
+        (tmp_path / name).write_text("<|endoftext|>".join(some), encoding="utf-8")
+    file = tmp_path / "small.yaml"
+    file.write_text(RECIPE.format(model=gpt2), encoding="utf-8")
+    return file
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_verdict_of_one_process(recipe: Path, tmp_path: Path) -> None:
+    command = [*TWO, "--no-python", DEMITASSE, "run", str(recipe), "--out", "out"]
+    scratch = kill_second_process(command, tmp_path)
+    checkpoint = max(scratch.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    mark_first_loss(checkpoint / "trainer_state.json", 99.0)
+    again = run_command(command, tmp_path)
+    assert again.returncode == 1, again.stderr
+    assert "exitcode  : 1" in again.stderr
+    artifact = next((tmp_path / "out" / "artifacts").glob("distill-*"))
+    facts = json.loads((artifact / "artifact.json").read_text(encoding="utf-8"))["facts"]
+    assert facts["processes"] == 2
+    assert facts["history"][0]["loss"] == 99.0
+    assert facts["history"][-1]["step"] == 64
+    alone = run_command([DEMITASSE, "run", str(recipe), "--out", "out"], tmp_path)
+    assert alone.returncode == 1
+    assert alone.stdout.count("reused") == 2
+    assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["verdict"] == "FAIL"
+    assert not list((tmp_path / "out").glob(".processes-*"))
+
+
+def kill_second_process(command: list[str], folder: Path) -> Path:
+    """Start a run, end its second process as soon as there is a checkpoint; where the checkpoints are."""
+    (folder / "tmp").mkdir()
+    started = subprocess.Popen(
+        command, cwd=folder, env=environment(folder / "tmp"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    until = time.monotonic() + 200
+    while not (states := list(folder.glob("out/artifacts/.work/distill-*/scratch/*/trainer_state.json"))):
+        assert started.poll() is None, started.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    workers = {child.environ().get("RANK"): child for child in psutil.Process(started.pid).children(recursive=True)}
+    workers["1"].send_signal(signal.SIGKILL)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 1
+    assert b"run the same command again and it goes on from there" in errors
+    return states[0].parent.parent
+
+
+def mark_first_loss(state: Path, loss: float) -> None:
+    content = json.loads(state.read_text(encoding="utf-8"))
+    next(entry for entry in content["log_history"] if "loss" in entry)["loss"] = loss
+    state.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_refused_before_anything_runs(recipe: Path, tmp_path: Path) -> None:
+    command = [*TWO, "--no-python", DEMITASSE]
+    done = run_command(command, tmp_path, "run", recipe, "--out", "out", "--set", "distill.batch=7")
+    assert done.returncode == 1
+    said = "distill.batch=7: expected a multiple of 2, because 2 processes share it, got 7"
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [f"error: --set {said}"]
+    assert "exitcode  : 2" in done.stderr
+    assert not list(tmp_path.glob("out/artifacts/distill-*"))
+
+
+def test_a_process_on_its_own_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert launch() == Launch(rank=0, world=1, local_rank=0, local_world=1)
+    with distributed.together("cpu") as here:
+        assert (here.first, distributed.world(), distributed.of_all("word")) == (True, 1, ["word"])
+    alone = Alone()
+    alone.meet(tmp_path / "nowhere")
+    with alone.share(0, StageInput(source=None, out=tmp_path, scratch=tmp_path)):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_launch_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "4",
+        "TORCHELASTIC_RESTART_COUNT": "2",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert launch() == Launch(rank=5, world=8, local_rank=1, local_world=4, attempt=2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "world", "part"),
+    [(16, 2, 8, None), (16, 1, 3, "a multiple of 3, because 3 processes"), (8, 4, 4, "16, because 4 processes with 4")],
+)
+def test_which_batches_can_be_dealt_out(batch: int, accumulate: int, world: int, part: str | None) -> None:
+    wrong = unfit(batch, accumulate, world)
+    assert (wrong is None) if part is None else (wrong is not None and part in wrong)
+
+
+def test_clipping_scales_to_the_common_norm() -> None:
+    parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.full((3,), 2.0), torch.full((2, 2), 1.0)
+    norm = distributed.clip(parameters, 1.0)
+    assert float(norm) == pytest.approx(4.0)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    assert float(torch.cat([gradient.flatten() for gradient in gradients]).norm()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_parameters_and_moments_are_taken_over_whole(make_checkpoint: Callable[..., Path]) -> None:
+    from compress.checkpoint import load_model
+
+    def stepped(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = load_model(folder)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1 * (seed + 1))
+        sum((parameter * (seed + 2)).sum() for parameter in model.parameters()).backward()
+        optimizer.step()
+        return model, optimizer
+
+    folder = make_checkpoint("gpt2", n_layer=1)
+    (first, first_optimizer), (second, second_optimizer) = stepped(0), stepped(1)
+    distributed.load_parameters(second, distributed.full_parameters(first))
+    distributed.load_moments(second_optimizer, distributed.full_moments(first_optimizer))
+    for mine, other in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=0)
+        moments = first_optimizer.state[mine]["exp_avg"], second_optimizer.state[other]["exp_avg"]
+        torch.testing.assert_close(*moments, rtol=0, atol=0)
+
+
+def pair() -> tuple[First, Other]:
+    """Both sides of a launch of two, which meet inside of this process."""
+    store = HashStore()
+    here = [Launch(rank=rank, world=2, local_rank=rank, local_world=2) for rank in range(2)]
+    return First(here[0], store), Other(here[1], store)
+
+
+def test_machines_that_share_no_folder_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(processes, "SEEN_SECONDS", 0.0)
+    first, other = pair()
+    assert first.store is not None
+    first.store.set("meet", json.dumps({"token": str(tmp_path / "elsewhere" / "token")}))
+    with pytest.raises(ProcessError, match=r"cannot see .*elsewhere.* must share the run's folder") as refused:
+        other.follow(lambda number, given: None)
+    assert refused.value.exit_code == 2
+
+
+def test_processes_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(processes, "MEET_SECONDS", 0.1)
+    first, _ = pair()
+    with pytest.raises(ProcessError, match="processes 1 of 2 have not started within 0 s"):
+        first.meet(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_others_help_until_the_end(tmp_path: Path) -> None:
+    first, other = pair()
+    helped: list[tuple[int, StageInput]] = []
+    following = threading.Thread(target=other.follow, args=(lambda number, given: helped.append((number, given)),))
+    following.start()
+    first.meet(tmp_path)
+    given = StageInput(source=tmp_path, out=tmp_path / "out", scratch=tmp_path / "scratch")
+    for number in (3, 1):
+        with first.share(number, given):
+            pass
+    assert [number for number, _ in helped] == [3, 1]
+    asked = helped[0][1]
+    assert (asked.source, asked.teacher, asked.scratch) == (tmp_path, None, tmp_path / "scratch")
+    assert asked.out not in (given.out, tmp_path)
+    assert not asked.out.exists()
+    other.gone()
+    first.end()
+    following.join(10)
+    assert not following.is_alive()
+
+
+def test_what_another_process_reports_is_raised_by_the_first(tmp_path: Path) -> None:
+    first, other = pair()
+    reporting = threading.Thread(target=other.report, args=(StageError("no more disk"),))
+    reporting.start()
+    with pytest.raises(ProcessError, match="process 1 of 2: no more disk") as raised:
+        first.meet(tmp_path)
+    reporting.join(10)
+    assert (raised.value.exit_code, reporting.is_alive()) == (2, False)
+
+
+def test_a_launcher_that_shares_the_work_its_own_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes.check_launcher()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ProcessError, match=r"ACCELERATE_USE_FSDP.*distributed: fsdp"):
+        processes.check_launcher()
+
+
+def test_a_launched_process_is_not_taken_for_one_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.alone().launch.world == 1
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ProcessError, match="launch the command `demitasse run` itself"):
+        processes.alone()
