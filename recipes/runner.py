@@ -9,10 +9,9 @@ taken on: its key holds the processor and the threads.
 Baseline: the source checkpoint, or, where a recipe starts from nothing, its first artifact.
 """
 
-import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,20 +19,23 @@ from typing import Any
 
 from compress import Form, Progress, Silent, StageInput
 from evaluation.gate import judge, overall
+from evaluation.latency import Session
 from evaluation.measurement import Measurement, Ratio
 from evaluation.render import write_report
 from evaluation.report import Report, Row
 from recipes import measure
 from recipes.decoding import DecodeTimer
 from recipes.errors import Problem, RecipeError, raise_problems
-from recipes.failures import of_the_system
+from recipes.latency import LATENCY_FILE
 from recipes.machine import LIBRARIES, environment, processor
 from recipes.planning import Step, chain, estimates, run_folder
 from recipes.preflight import VERSION, check_model, check_room, check_texts
 from recipes.processes import Alone, alone, unfit_batches
+from recipes.provenance import recipe_text, sources_of
+from recipes.run_folder import Log, make_writable, point_at, writing
 from recipes.schema import BenchmarkConfig, Recipe, Stages, available_cores, short_benchmark
 from recipes.source import NOTHING, Source, resolve
-from recipes.store import Artifact, Store, StoreError, versions
+from recipes.store import Artifact, Store, versions
 
 LOG = "log.txt"
 FINAL = "final"
@@ -75,8 +77,8 @@ def run(
         StoreError: the folder cannot be written.
     """
     folder = run_folder(recipe, out).absolute()
-    _make_writable(folder)
-    log, store = _Log(folder / LOG), Store(folder / "artifacts")
+    make_writable(folder)
+    log, store = Log(folder / LOG), Store(folder / "artifacts")
     log(f"run {recipe.path or recipe.name}, seed {recipe.seed}")
     crew = crew or alone()
     crew.meet(folder)
@@ -91,10 +93,10 @@ def run(
         crew=crew,
         log=log,
     )
-    report = _judged(recipe, engine.carry_out(on_row), folder)
-    with _writing():
+    report = _judged(engine, engine.carry_out(on_row), folder)
+    with writing():
         write_report(report, folder)
-        _point_at(folder / FINAL, engine.subjects[-1].folder)
+        point_at(folder / FINAL, engine.subjects[-1].folder)
     log(f"verdict {report.verdict or 'none: nothing is gated'}")
     return report
 
@@ -151,27 +153,27 @@ class _Engine:
     progress: Progress
     meter: Meter
     crew: Alone
-    log: "_Log"
+    log: Log
     subjects: list[_Subject] = field(default_factory=list)
     """What is measured, the baseline first."""
     baseline: measure.Baseline | None = None
     """The first of them with its scores, once it is measured."""
+    latencies: Path | None = None
+    """The folder of the raw latencies, once they are taken."""
 
     def carry_out(self, on_row: Callable[[Row], None]) -> list[Row]:
         """Every stage, measured: a row each, the baseline first."""
         rows: list[Row] = []
         if self.source.folder is not None:
             self.subjects.append(_Subject(key=self.source.key, form=self.source.form, folder=self.source.folder))
-            measured, reused = self._measure("baseline", self.subjects[0], None)
-            rows.append(_row("baseline", "baseline", self.subjects[0], reused=reused, measurements=measured))
+            rows.append(self._measure("baseline", "baseline", self.subjects[0], None))
             on_row(rows[0])
         for step in self.steps:
             artifact = self._make(step)
             self.subjects.append(_Subject(key=artifact.key, form=step.stage.leaves, folder=artifact.files))
-            measured, _ = self._measure(step.name, self.subjects[-1], rows[0] if rows else None)
-            knobs = step.config.model_dump(mode="json")
-            row = _row(step.name, step.stage.kind, self.subjects[-1], reused=artifact.reused, measurements=measured)
-            rows.append(row.model_copy(update={"knobs": knobs, "facts": artifact.facts, "seconds": artifact.seconds}))
+            row = self._measure(step.name, step.stage.kind, self.subjects[-1], rows[0] if rows else None)
+            made = {name: getattr(artifact, name) for name in ("reused", "facts", "seconds", "hashes")}
+            rows.append(row.model_copy(update={"knobs": step.config.model_dump(mode="json"), **made}))
             on_row(rows[-1])
         return self._timed(rows)
 
@@ -208,13 +210,21 @@ class _Engine:
         stages = [{"kind": one.stage.kind, "knobs": one.config.model_dump(mode="json")} for one in earlier]
         return ({"source": self.source.key}, *stages)
 
-    def _measure(self, name: str, subject: _Subject, baseline: Row | None) -> tuple[list[Measurement], bool]:
-        """Quality and footprint of an artifact; and whether both were known."""
+    def _measure(self, name: str, kind: str, subject: _Subject, baseline: Row | None) -> Row:
+        """Quality and footprint of an artifact; reused where both were known."""
         quality, footprint = self._quality(name, subject), self._footprint(subject)
         counted = _measurements(footprint.facts["measurements"])
         if baseline is not None:
             counted = [compared(measurement, baseline) for measurement in counted]
-        return [*_measurements(quality.facts["measurements"]), *counted], quality.reused and footprint.reused
+        return Row(
+            name=name,
+            kind=kind,
+            form=subject.form,
+            key=subject.key,
+            reused=quality.reused and footprint.reused,
+            samples={"quality": quality.folder.name, "footprint": footprint.folder.name},
+            measurements=[*_measurements(quality.facts["measurements"]), *counted],
+        )
 
     def _quality(self, name: str, subject: _Subject) -> Artifact:
         recipe, first = self.recipe, self.subjects[0]
@@ -301,12 +311,15 @@ class _Engine:
                 test=recipe.data.test,
                 seed=recipe.seed,
                 progress=self.progress,
+                out=files,
+                scratch=scratch,
             )
             return {name: _plain(found) for name, found in taken.items()}
 
-        facts = self._obtain("latency", identity, make).facts
-        timed = [_with(rows[0], facts["baseline"]), *rows[1:]]
-        return timed if len(rows) == 1 else [*timed[:-1], _with(rows[-1], facts["final"])]
+        found = self._obtain("latency", identity, make)
+        self.latencies = found.files
+        timed = [_with(rows[0], found, "baseline"), *rows[1:]]
+        return timed if len(rows) == 1 else [*timed[:-1], _with(rows[-1], found, "final")]
 
     def _obtain(self, kind: str, identity: Mapping[str, Any], make: Callable[[Path, Path], dict[str, Any]]) -> Artifact:
         found = self.store.obtain(kind, identity, make, waiting=lambda holder: self._waiting(kind, holder))
@@ -319,12 +332,12 @@ class _Engine:
         return self.progress.task(f"{kind}: waiting for process {holder}", total=1)
 
 
-def _row(name: str, kind: str, subject: _Subject, *, reused: bool, measurements: list[Measurement]) -> Row:
-    return Row(name=name, kind=kind, form=subject.form, key=subject.key, reused=reused, measurements=measurements)
-
-
-def _with(row: Row, more: list[Any]) -> Row:
-    return row.model_copy(update={"measurements": [*row.measurements, *_measurements(more)]})
+def _with(row: Row, latency: Artifact, arm: str) -> Row:
+    """The row with the latencies of its arm."""
+    samples = row.samples | {"latency": latency.folder.name}
+    return row.model_copy(
+        update={"measurements": [*row.measurements, *_measurements(latency.facts[arm])], "samples": samples}
+    )
 
 
 def _plain(measurements: list[Measurement]) -> list[dict[str, Any]]:
@@ -343,53 +356,21 @@ def compared(measurement: Measurement, baseline: Row) -> Measurement:
     return measurement.model_copy(update={"ratio": Ratio(value=measurement.value / other.value)})
 
 
-def _judged(recipe: Recipe, rows: list[Row], folder: Path) -> Report:
+def _judged(engine: _Engine, rows: list[Row], folder: Path) -> Report:
     """The report: gates are about the last row."""
+    recipe = engine.recipe
     gates = judge(recipe.gate, {measurement.metric: measurement for measurement in rows[-1].measurements})
+    raw = None if engine.latencies is None else engine.latencies / LATENCY_FILE
     return Report(
         recipe=recipe.path.name if recipe.path else recipe.name,
+        recipe_text=recipe_text(recipe),
         name=recipe.name,
         rows=rows,
+        sources=sources_of(recipe, engine.source),
         gates=gates,
         verdict=overall(gates),
         environment=environment(recipe.benchmark),
         created=datetime.now(UTC),
         folder=folder,
+        session=Session.model_validate_json(raw.read_bytes()) if raw is not None and raw.is_file() else None,
     )
-
-
-class _Log:
-    """The run folder's log: what was made, what was reused, how it ended."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __call__(self, text: str) -> None:
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} [{os.getpid()}] {text}\n")
-
-
-@contextmanager
-def _writing() -> Iterator[None]:
-    """A folder that cannot be written becomes one clear message."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(of_the_system(error)) from error
-
-
-def _make_writable(folder: Path) -> None:
-    """Make the run folder, and see that it can be written, before anything runs."""
-    probe = folder / f".probe.{os.getpid()}"
-    with _writing():
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-
-
-def _point_at(link: Path, target: Path) -> None:
-    """A link to the last artifact's files, replaced as a whole; where there are no links, the report names the key."""
-    unfinished = link.with_name(f".{link.name}.{os.getpid()}")
-    with suppress(OSError):
-        unfinished.symlink_to(os.path.relpath(target, link.parent))
-        unfinished.replace(link)

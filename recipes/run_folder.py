@@ -1,0 +1,47 @@
+"""The folder of a run: that it can be written, its log, and the link to what came out."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from recipes.failures import of_the_system
+from recipes.store import StoreError
+
+
+class Log:
+    """The run folder's log: what was made, what was reused, how it ended."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __call__(self, text: str) -> None:
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} [{os.getpid()}] {text}\n")
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """A folder that cannot be written becomes one clear message."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(of_the_system(error)) from error
+
+
+def make_writable(folder: Path) -> None:
+    """Make the run folder, and see that it can be written, before anything runs."""
+    probe = folder / f".probe.{os.getpid()}"
+    with writing():
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+
+
+def point_at(link: Path, target: Path) -> None:
+    """A link to the last artifact's files, replaced as a whole; where there are no links, the report names the key."""
+    unfinished = link.with_name(f".{link.name}.{os.getpid()}")
+    with suppress(OSError):
+        unfinished.symlink_to(os.path.relpath(target, link.parent))
+        unfinished.replace(link)
