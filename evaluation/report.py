@@ -80,6 +80,8 @@ class Report(Value):
     sources: list[Source] = Field(default_factory=list)
     """What the run read."""
     gates: list[GateResult] = Field(default_factory=list)
+    looks: int = 1
+    """How often at most the gates were looked at while samples were added; their bounds are widened for it."""
     verdict: Verdict | None = None
     """None where the recipe has no gates."""
     environment: dict[str, str] = Field(default_factory=dict)

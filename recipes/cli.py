@@ -82,7 +82,18 @@ def _root(
     """Options that need no command."""
 
 
-def run(recipe: Recipe, out: Out = None, settings: Settings = None, debug: Debug = False) -> None:
+def run(
+    recipe: Recipe,
+    out: Out = None,
+    settings: Settings = None,
+    until_decided: Annotated[
+        float,
+        typer.Option(
+            "--until-decided", min=0, metavar="MINUTES", help="Measure on for so long while a gate is inconclusive."
+        ),
+    ] = 0.0,
+    debug: Debug = False,
+) -> None:
     """Run a recipe: every stage, measured after each; then a report and a verdict."""
     from recipes.processes import Other, crew, help_recipe
 
@@ -104,6 +115,7 @@ def run(recipe: Recipe, out: Out = None, settings: Settings = None, debug: Debug
             progress=terminal.progress,
             on_row=lambda row: show_row(terminal.console, row),
             crew=mates,
+            until_decided=until_decided,
         )
         show_report(terminal.console, report)
         raise SystemExit(report.exit_code)

@@ -80,7 +80,7 @@ def judge_run(folder: Path, gates: Mapping[str, Limit] | None = None, *, bandwid
     runs.verify_artifacts()
     measured, notes = runs.measure_final()
     bandwidth = report.memory_bandwidth if bandwidth is None else bandwidth
-    results = judge(limits, {found.metric: found for found in measured}, bandwidth=bandwidth)
+    results = judge(limits, {found.metric: found for found in measured}, looks=report.looks, bandwidth=bandwidth)
     rows = [*report.rows[:-1], report.final.model_copy(update={"measurements": measured})]
     again = report.model_copy(
         update={

@@ -10,6 +10,7 @@ Baseline: the source checkpoint, or, where a recipe starts from nothing, its fir
 """
 
 import platform
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import Form, Progress, Silent, StageInput
-from evaluation.gate import judge, overall
+from evaluation.gate import overall
 from evaluation.latency import Session
 from evaluation.measurement import Measurement, Ratio
 from evaluation.render import write_report
@@ -36,6 +37,7 @@ from recipes.run_folder import Log, make_writable, point_at, writing
 from recipes.schema import BenchmarkConfig, Recipe, Stages, available_cores, short_benchmark
 from recipes.source import NOTHING, Source, resolve
 from recipes.store import Artifact, Store, versions
+from recipes.until_decided import Patience
 
 LOG = "log.txt"
 FINAL = "final"
@@ -62,6 +64,7 @@ def run(
     stages: Stages | None = None,
     meter: Meter | None = None,
     crew: Alone | None = None,
+    until_decided: float = 0.0,
 ) -> Report:
     """Carry out a recipe in the folder `out` (default: runs/<name>) and return its report, which is also written there.
 
@@ -70,6 +73,7 @@ def run(
         stages: the kinds of stages (default: all of demitasse's).
         meter: how to measure (default: `measure.py`).
         crew: the processes that help (default: none).
+        until_decided: minutes for which to measure on while a gate is inconclusive.
 
     Raises:
         RecipeError: something that is known before anything runs is wrong: all of it in one message.
@@ -93,7 +97,7 @@ def run(
         crew=crew,
         log=log,
     )
-    report = _judged(engine, engine.carry_out(on_row), folder)
+    report = _judged(engine, Patience(minutes=until_decided, log=log), on_row, folder)
     with writing():
         write_report(report, folder)
         point_at(folder / FINAL, engine.subjects[-1].folder)
@@ -160,10 +164,13 @@ class _Engine:
     """The first of them with its scores, once it is measured."""
     latencies: Path | None = None
     """The folder of the raw latencies, once they are taken."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What was spent on "documents" and on "blocks"."""
 
     def carry_out(self, on_row: Callable[[Row], None]) -> list[Row]:
         """Every stage, measured: a row each, the baseline first."""
         rows: list[Row] = []
+        self.seconds["documents"] = 0.0
         if self.source.folder is not None:
             self.subjects.append(_Subject(key=self.source.key, form=self.source.form, folder=self.source.folder))
             rows.append(self._measure("baseline", "baseline", self.subjects[0], None))
@@ -254,6 +261,7 @@ class _Engine:
             return {"measurements": _plain(taken)}
 
         found = self._obtain("quality", identity, make)
+        self.seconds["documents"] += found.seconds
         if subject is first:
             self.baseline = measure.Baseline(
                 folder=first.folder, form=first.form, scores=found.files / measure.TOKENS_FILE
@@ -303,6 +311,8 @@ class _Engine:
         }
 
         def make(files: Path, scratch: Path) -> dict[str, Any]:
+            if self.latencies is not None and (self.latencies / LATENCY_FILE).is_file():  # fewer blocks, to go on with
+                shutil.copy(self.latencies / LATENCY_FILE, scratch)
             taken = self.meter.latency(
                 self.baseline,
                 last.folder,
@@ -318,6 +328,7 @@ class _Engine:
 
         found = self._obtain("latency", identity, make)
         self.latencies = found.files
+        self.seconds["blocks"] = self.seconds.get("blocks", 0.0) + found.seconds
         timed = [_with(rows[0], found, "baseline"), *rows[1:]]
         return timed if len(rows) == 1 else [*timed[:-1], _with(rows[-1], found, "final")]
 
@@ -356,10 +367,15 @@ def compared(measurement: Measurement, baseline: Row) -> Measurement:
     return measurement.model_copy(update={"ratio": Ratio(value=measurement.value / other.value)})
 
 
-def _judged(engine: _Engine, rows: list[Row], folder: Path) -> Report:
-    """The report: gates are about the last row."""
+def _judged(engine: _Engine, patience: Patience, on_row: Callable[[Row], None], folder: Path) -> Report:
+    """The report: gates are about the last row, and looked at again as long as that is worth it."""
+    rows = engine.carry_out(on_row)
+    gates = patience.judge(engine.recipe, rows[-1])
+    while (recipe := patience.more(engine.recipe, rows[-1], gates, engine.seconds)) is not None:
+        engine.recipe, engine.subjects = recipe, []
+        rows = engine.carry_out(lambda row: None)
+        gates = patience.judge(recipe, rows[-1])
     recipe = engine.recipe
-    gates = judge(recipe.gate, {measurement.metric: measurement for measurement in rows[-1].measurements})
     raw = None if engine.latencies is None else engine.latencies / LATENCY_FILE
     return Report(
         recipe=recipe.path.name if recipe.path else recipe.name,
@@ -368,6 +384,7 @@ def _judged(engine: _Engine, rows: list[Row], folder: Path) -> Report:
         rows=rows,
         sources=sources_of(recipe, engine.source),
         gates=gates,
+        looks=patience.looks,
         verdict=overall(gates),
         environment=environment(recipe.benchmark),
         created=datetime.now(UTC),

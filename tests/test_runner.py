@@ -8,12 +8,14 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from compress import Facts, Stage, StageConfig, StageInput
+from evaluation.deciding import LOOKS
 from evaluation.measurement import Interval, Measurement, Ratio
 from evaluation.report import Row, read_report
 from recipes.errors import RecipeError
@@ -122,6 +124,43 @@ def test_rows_gates_and_files(recipe_file: Path, tmp_path: Path) -> None:
     final = tmp_path / "out" / "final"
     assert final.resolve() == next((tmp_path / "out" / "artifacts").glob(f"halve-{report.rows[2].key[:16]}")) / "files"
     assert "verdict PASS" in (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
+
+
+def shrinking(value: float, spent: list[int]) -> Meter:
+    """A meter whose latency ratio is known the better the more blocks are timed."""
+
+    def timed(baseline: Any, final: Path, form: str, *, config: Any, **rest: Any) -> dict[str, list[Measurement]]:
+        spent.append(config.blocks)
+        half = 0.4 / config.blocks**0.5
+        paired = Ratio(
+            value=value,
+            interval=Interval(low=value - 1.2 * half, high=value + 1.2 * half),
+            bounds=Interval(low=value - half, high=value + half, confidence=0.9),
+        )
+        shared: dict[str, Any] = {"metric": "decode_latency", "samples": config.blocks, "method": "test"}
+        return {
+            "baseline": [Measurement(value=1.0, **shared)],
+            "final": [Measurement(value=value, ratio=paired, **shared)],
+        }
+
+    return Meter(quality=quality, footprint=footprint, latency=timed)
+
+
+@pytest.mark.parametrize(
+    ("value", "minutes", "verdict"), [(0.6, 5.0, "PASS"), (0.6, 0.0, "INCONCLUSIVE"), (0.8, 5.0, "FAIL")]
+)
+def test_an_open_gate_is_measured_on_until_it_is_decided(
+    value: float, minutes: float, verdict: str, recipe_file: Path, tmp_path: Path
+) -> None:
+    spent: list[int] = []
+    recipe = load_recipe(recipe_file, ["benchmark.blocks=5"], stages=STAGES)
+    report = run(recipe, out=tmp_path / "out", stages=STAGES, meter=shrinking(value, spent), until_decided=minutes)
+    assert report.verdict == verdict
+    assert spent[0] == 5
+    assert all(more >= 2 * before for before, more in pairwise(spent))
+    assert (len(spent) > 1) == (minutes > 0)
+    assert report.looks == (LOOKS if minutes else 1)
+    assert ("look 1 of at most 4" in (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")) == (minutes > 0)
 
 
 def test_an_unchanged_recipe_is_reused_and_a_changed_one_from_there_on(recipe_file: Path, tmp_path: Path) -> None:
