@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from evaluation.latency.paired import blocks_to_decide
 from evaluation.measurement import METRICS, Comparison, Interval, Measurement, Value
 from evaluation.statistics import POWER, samples_to_decide, widened
 from evaluation.suspicion import suspicion
@@ -190,7 +191,7 @@ def _judge(metric: str, limit: Limit, measurement: Measurement | None, looks: in
     bounds = compared.bounds or compared.interval
     bounds = None if bounds is None else widened(bounds, compared.value, looks, measurement.samples)
     verdict = _decide(limit, compared.value, bounds)
-    more = _more(limit, compared.value, bounds, measurement.samples) if verdict == "INCONCLUSIVE" else None
+    more = _more(metric, limit, measurement, bounds, looks) if verdict == "INCONCLUSIVE" else None
     return GateResult(
         metric=metric,
         limit=limit,
@@ -245,8 +246,17 @@ def _decide(limit: Limit, value: float, bounds: Interval | None) -> Verdict:
     return "INCONCLUSIVE"
 
 
-def _more(limit: Limit, value: float, bounds: Interval | None, samples: int) -> int | None:
-    needed = None if bounds is None else samples_to_decide(value, bounds, limit.bound, samples)
+def _more(metric: str, limit: Limit, measurement: Measurement, bounds: Interval | None, looks: int) -> int | None:
+    """How many more samples would decide; for blocks that are looked at once by the exact rule, which is Student's."""
+    samples, ratio = measurement.samples, measurement.ratio
+    compared = _compared(limit, measurement)
+    if bounds is None or compared is None:
+        return None
+    exact = METRICS[metric].more == "blocks" and looks == 1 and limit.kind in {"max_ratio", "min_ratio"}
+    if exact and ratio is not None:
+        needed = blocks_to_decide(ratio, samples, limit.bound)
+    else:
+        needed = samples_to_decide(compared.value, bounds, limit.bound, samples)
     return None if needed is None or needed > HOPELESS * samples else max(1, needed - samples)
 
 
