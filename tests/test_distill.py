@@ -312,7 +312,7 @@ def test_curves_are_written_for_tensorboard(opinionated: Path, text_file: Path, 
     [
         ({"layers": 9}, "the source has 3 layers"),
         ({"layers": None, "keep": (0, 7)}, "expected layers below 3"),
-        ({"batch": 8, "accumulate": 3}, "expected a divisor of batch"),
+        ({"batch": 8, "accumulate": 3}, "batch: expected a multiple of 3"),
         ({"patience": 2}, "held_out: true"),
         ({"report_to": ("wandb",)}, "wandb is not installed; pip install wandb"),
     ],
