@@ -12,12 +12,12 @@ import torch
 
 from compress import Stage, StageInput, TextSource, inspect_checkpoint
 from compress.calibration import inputs_of
-from compress.distillation.distill import LossName
+from compress.distillation.distill import BETWEEN_LAYERS, STORABLE, LossName
 from compress.distillation.layers import LAYER_LOSSES
 from compress.pruning.prune import PruneConfig
 from compress.pruning.sparsify import CRITERIA, Amount, choose
 from compress.quantize import SCHEMES, QuantizeConfig
-from compress.training.losses import LOSSES, Chunk
+from compress.training.losses import LOSSES, WITH_STORED_TEACHER, Chunk
 from evaluation.measurement import METRICS
 from recipes import load_recipe
 from recipes.stages import STAGES
@@ -92,6 +92,8 @@ def test_no_room_is_called_after_a_dependency_or_after_nothing() -> None:
 def test_registries_and_the_knobs_that_name_their_entries_agree() -> None:
     assert set(get_args(PruneConfig.model_fields["criterion"].annotation)) == set(CRITERIA)
     assert set(get_args(LossName)) == {*LOSSES, *LAYER_LOSSES}
+    assert set(LAYER_LOSSES) == BETWEEN_LAYERS
+    assert WITH_STORED_TEACHER == STORABLE
     assert set(get_args(QuantizeConfig.model_fields["scheme"].annotation)) == set(SCHEMES)
     assert all(kind == stage.kind for kind, stage in STAGES.items())
     assert all(metric.summary and metric.better in {"lower", "higher"} for metric in METRICS.values())

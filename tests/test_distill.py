@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from killing import KillAt, KilledError
 from safetensors.torch import load_file
 
 from compress import DistillConfig, QuantizeConfig, StageError, StageInput, TextSource
@@ -54,27 +54,6 @@ def given(source: Path, folder: Path, text_file: Path, **rest: Any) -> StageInpu
         scratch=scratch,
         **{"teacher": source, "train_text": text, "calibration_text": text} | rest,
     )
-
-
-class Killed(Exception):  # noqa: N818 (it is no error)
-    """Stands for a kill: nothing of ours catches it."""
-
-
-class KillAt:
-    """A progress that ends the process, as it were, after some steps."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.done = 0
-
-    @contextmanager
-    def task(self, label: str, total: float, done: float = 0.0) -> Iterator["KillAt"]:
-        yield self
-
-    def advance(self, amount: float = 1.0, note: str = "") -> None:
-        self.done += 1
-        if self.done == self.step:
-            raise Killed
 
 
 def divergence(student: Path | Any, teacher: Path, text_file: Path) -> float:
@@ -242,7 +221,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(
     config = DistillConfig.model_validate(KNOBS | knobs)
     whole = given(opinionated, tmp_path / "whole", text_file)
     uninterrupted = run(config, whole)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(config, given(opinionated, tmp_path / "killed", text_file, progress=KillAt(killed_at)))
     assert list((tmp_path / "killed" / "scratch").glob("checkpoint-*"))
     resumed = given(opinionated, tmp_path / "killed", text_file)
@@ -280,7 +259,7 @@ def test_the_best_weights_are_found_again_where_the_run_was_moved(
     config = DistillConfig(**KNOBS | {"held_out": True, "learning_rate": 0.3, "warmup": 0.0, "checkpoints": 15})
     whole = given(opinionated, tmp_path / "whole", text_file)
     run(config, whole)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(config, given(opinionated, tmp_path / "killed", text_file, progress=KillAt(15)))
     (tmp_path / "killed").rename(tmp_path / "moved")
     moved = given(opinionated, tmp_path / "moved", text_file)
@@ -312,7 +291,7 @@ def test_curves_are_written_for_tensorboard(opinionated: Path, text_file: Path, 
     [
         ({"layers": 9}, "the source has 3 layers"),
         ({"layers": None, "keep": (0, 7)}, "expected layers below 3"),
-        ({"batch": 8, "accumulate": 3}, "expected a divisor of batch"),
+        ({"batch": 8, "accumulate": 3}, "batch: expected a multiple of 3"),
         ({"patience": 2}, "held_out: true"),
         ({"report_to": ("wandb",)}, "wandb is not installed; pip install wandb"),
     ],

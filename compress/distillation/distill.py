@@ -165,7 +165,7 @@ def run(config: DistillConfig, given: StageInput) -> Facts:
 
 def _student(config: DistillConfig, given: StageInput, rows_NT: "NDArray[np.int64]") -> "tuple[PreTrainedModel, Facts]":
     """The student before training, and what is to be said of where it came from."""
-    from compress.distillation.students import by_influence, fresh, same_tokenizer, spread, with_layers
+    from compress.distillation.students import by_influence, fresh, listed, same_tokenizer, spread, with_layers
 
     assert given.source is not None
     assert given.teacher is not None
@@ -182,9 +182,7 @@ def _student(config: DistillConfig, given: StageInput, rows_NT: "NDArray[np.int6
             f"distill: layers: the source has {depth} layers, so a student of {layers} cannot be cut from it"
         )
     if config.keep is not None:
-        kept = list(config.keep)
-        if kept[-1] >= depth:
-            raise StageError(f"distill: keep: expected layers below {depth}, the source's depth, got {kept[-1]}")
+        kept = listed(config.keep, depth)
     elif config.choose == "spread" or layers == depth:
         kept = spread(depth, layers)
     else:

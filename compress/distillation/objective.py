@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from compress.checkpoint import weight_files
 from compress.distillation.layers import LAYER_LOSSES, LayerLosses, layer_pairs
+from compress.distillation.shards import file_digest
 from compress.stage import Facts, StageError, StageInput
 from compress.training.distributed import barrier, together
 from compress.training.launch import launch
@@ -191,11 +192,8 @@ def weight_at(weight: "float | Fade", progress: float) -> float:
 
 
 def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in [folder / "config.json", *weight_files(folder)]:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    files = [folder / "config.json", *weight_files(folder)]
+    return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
 
 def _no_linear_head(model: PreTrainedModel) -> StageError:
