@@ -106,7 +106,7 @@ def softmax(scores_V: NDArray[np.float32]) -> NDArray[np.float64]:
 def test_scores_do_not_depend_on_the_batch_or_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     windows = windows_of(texts(), length=8)
     whole = score(table_scorer(1), windows, table_scorer(2), batch=100)
-    monkeypatch.setattr("evaluation.quality._SCORES_AT_ONCE", 2 * V)
+    monkeypatch.setattr("evaluation.quality.scoring._SCORES_AT_ONCE", 2 * V)
     single = score(table_scorer(1), windows, table_scorer(2), batch=1)
     for name in ("nll", "correct", "agree", "kl", "window"):
         np.testing.assert_array_equal(getattr(single, name), getattr(whole, name))
