@@ -12,7 +12,7 @@ from evaluation.gate import (
     overall,
 )
 from evaluation.latency import Arm, Session, blocks_to_decide, latency_measurements
-from evaluation.measurement import METRICS, Change, Interval, Measurement, Metric, Ratio
+from evaluation.measurement import METRICS, Change, Interval, Measurement, Metric, Ratio, is_metric, metric_of
 from evaluation.quality import Scorer, TokenScores, Windows, quality_measurements, score, windows_of
 from evaluation.render import render_markdown, write_report
 from evaluation.report import Report, ReportError, Row, headline, read_report
@@ -52,10 +52,12 @@ __all__ = [
     "format_ratio_interval",
     "format_value",
     "headline",
+    "is_metric",
     "judge",
     "latency_measurements",
     "limit_problem",
     "median_interval",
+    "metric_of",
     "overall",
     "quality_measurements",
     "read_report",

@@ -13,7 +13,7 @@ Not covered: learning from the rounds how fast samples come; the caller says wha
 from collections.abc import Mapping, Sequence
 
 from evaluation.gate import GateResult, overall
-from evaluation.measurement import METRICS, Value
+from evaluation.measurement import Value, metric_of
 
 LOOKS = 4
 
@@ -56,7 +56,7 @@ def next_round(
         return _stop(f"no practical number of samples decides {', '.join(hopeless)}")
     wanted: dict[str, int] = {}
     for result in open_gates:
-        kind = METRICS[result.metric].more
+        kind = metric_of(result.metric).more
         if kind not in have:
             return _stop(f"{result.metric} needs more {kind or 'samples'}, and there are none to take")
         wanted[kind] = max(wanted.get(kind, 0), result.more or 0, have[kind])

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from evaluation.latency.paired import blocks_to_decide
-from evaluation.measurement import METRICS, Comparison, Interval, Measurement, Value
+from evaluation.measurement import METRICS, Comparison, Interval, Measurement, Value, is_metric, metric_of
 from evaluation.statistics import POWER, samples_to_decide, widened
 from evaluation.suspicion import suspicion
 from evaluation.units import format_change, format_ratio, format_value
@@ -120,11 +120,11 @@ class GateResult(Value):
 
 def limit_problem(metric: str, limit: Limit) -> str:
     """Why this gate makes no sense, known before anything runs; empty where it does."""
-    if metric not in METRICS:
+    if not is_metric(metric):
         close = get_close_matches(metric, METRICS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"expected one of {', '.join(METRICS)}, got {metric!r}{hint}"
-    better, relative = METRICS[metric].better, METRICS[metric].relative
+    better, relative = metric_of(metric).better, metric_of(metric).relative
     right = [name for name, side in LIMITS.items() if (side == "at most") == (better == "lower")]
     right = [name for name in right if not (relative and name in AGAINST_BASELINE)]
     if limit.kind in right:
@@ -174,7 +174,7 @@ def describe_limit(metric: str, limit: Limit) -> str:
 
 def format_compared(metric: str, limit: Limit, value: float, *, plain: bool = False) -> str:
     """A number that is compared with the limit, as text: a ratio, an increase (signed unless `plain`), or a figure."""
-    if metric not in METRICS:
+    if not is_metric(metric):
         return f"{value:g}"
     if limit.kind in {"max_ratio", "min_ratio"}:
         return format_ratio(value)
@@ -219,7 +219,7 @@ def _invalid(metric: str, limit: Limit, measurement: Measurement | None) -> str:
         return f"expected a finite number, got {compared.value}"
     bounds = compared.bounds or compared.interval
     if bounds is None:
-        return "an estimate without an interval cannot be judged" if METRICS[metric].more else ""
+        return "an estimate without an interval cannot be judged" if metric_of(metric).more else ""
     if not bounds.low <= bounds.high:  # NaN too
         return f"expected an interval, got [{bounds.low}, {bounds.high}]"
     return ""
@@ -252,7 +252,7 @@ def _more(metric: str, limit: Limit, measurement: Measurement, bounds: Interval 
     compared = _compared(limit, measurement)
     if bounds is None or compared is None:
         return None
-    exact = METRICS[metric].more == "blocks" and looks == 1 and limit.kind in {"max_ratio", "min_ratio"}
+    exact = metric_of(metric).more == "blocks" and looks == 1 and limit.kind in {"max_ratio", "min_ratio"}
     if exact and ratio is not None:
         needed = blocks_to_decide(ratio, samples, limit.bound)
     else:
@@ -284,7 +284,7 @@ def _how_many(metric: str, measurement: Measurement, verdict: Verdict, more: int
         return ""
     if more is None:
         return ", and so near the value that no practical number of samples decides"
-    what = METRICS[metric].more or "samples"
+    what = metric_of(metric).more or "samples"
     times = (measurement.samples + more) / measurement.samples
     return (
         f"; about {more:,} more {what} ({times:.1f} times the {measurement.samples:,} there are) "

@@ -1,7 +1,9 @@
 """What a measurement is: a number with its unit, its direction, its sample count, its interval and how it was taken.
 
 A figure without those is an anecdote, so nothing in the report or the gate is a bare float. `METRICS` names everything
-that can be measured, which is also everything that a recipe's gate may be set on.
+that can be measured, which is also everything that a recipe's gate may be set on. A metric of an evaluation that the
+recipe names, or of the test text under noise, is written with that name before it: "hellaswag/accuracy",
+"typos/perplexity" (`metric_of`).
 
 An estimate carries two intervals from the same samples:
 
@@ -35,10 +37,12 @@ class Metric(Value):
     better: Direction
     summary: str
     """One line for `demitasse methods`, with the definition."""
-    more: Literal["", "documents", "blocks"] = ""
+    more: Literal["", "documents", "items", "blocks"] = ""
     """What there must be more of to narrow its interval; empty where it is counted and has none."""
     relative: bool = False
     """It compares with the baseline by itself, so a ratio to the baseline's own figure would say nothing."""
+    named: bool = False
+    """Only an evaluation that the recipe names has it, so it is always written "NAME/METRIC"."""
 
 
 METRICS: dict[str, Metric] = {
@@ -49,11 +53,32 @@ METRICS: dict[str, Metric] = {
         summary="exp of the mean negative log-likelihood per token of the test text",
         more="documents",
     ),
+    "word_perplexity": Metric(
+        name="Perplexity per word",
+        unit="",
+        better="lower",
+        summary="exp of the negative log-likelihood of the test text per word, so that tokenizers compare",
+        more="documents",
+    ),
+    "bits_per_byte": Metric(
+        name="Bits per byte",
+        unit="",
+        better="lower",
+        summary="bits that the test text costs per byte of UTF-8, so that tokenizers compare",
+        more="documents",
+    ),
     "next_token_accuracy": Metric(
         name="Next-token accuracy",
         unit="share",
         better="higher",
         summary="share of test tokens that the model ranks first",
+        more="documents",
+    ),
+    "top5_accuracy": Metric(
+        name="Top-5 accuracy",
+        unit="share",
+        better="higher",
+        summary="share of test tokens that the model ranks among its first five",
         more="documents",
     ),
     "agreement": Metric(
@@ -71,6 +96,102 @@ METRICS: dict[str, Metric] = {
         summary="mean KL(baseline || model) per token over the whole vocabulary",
         more="documents",
         relative=True,
+    ),
+    "accuracy": Metric(
+        name="Accuracy",
+        unit="share",
+        better="higher",
+        summary="share of items whose right answer has the highest likelihood",
+        more="items",
+        named=True,
+    ),
+    "accuracy_norm": Metric(
+        name="Accuracy, by length",
+        unit="share",
+        better="higher",
+        summary="the same with each answer's log-likelihood divided by its bytes",
+        more="items",
+        named=True,
+    ),
+    "macro_f1": Metric(
+        name="Macro F1",
+        unit="share",
+        better="higher",
+        summary="mean over the labels of the harmonic mean of precision and recall",
+        more="items",
+        named=True,
+    ),
+    "roc_auc": Metric(
+        name="ROC AUC",
+        unit="share",
+        better="higher",
+        summary="chance that an item of a label scores higher for it than one of another, mean over the labels",
+        more="items",
+        named=True,
+    ),
+    "bleu": Metric(
+        name="BLEU",
+        unit="",
+        better="higher",
+        summary="BLEU of the generated texts against their references, 0 to 100, as sacrebleu counts",
+        more="items",
+        named=True,
+    ),
+    "rouge_1": Metric(
+        name="ROUGE-1",
+        unit="share",
+        better="higher",
+        summary="mean F measure of the words that a generated text and its reference share",
+        more="items",
+        named=True,
+    ),
+    "rouge_2": Metric(
+        name="ROUGE-2",
+        unit="share",
+        better="higher",
+        summary="mean F measure of the pairs of words that they share",
+        more="items",
+        named=True,
+    ),
+    "rouge_l": Metric(
+        name="ROUGE-L",
+        unit="share",
+        better="higher",
+        summary="mean F measure of their longest common subsequence of words",
+        more="items",
+        named=True,
+    ),
+    "repetition": Metric(
+        name="Repetition",
+        unit="share",
+        better="lower",
+        summary="share of the 4-grams of a generated text that stood in it before",
+        more="items",
+        named=True,
+    ),
+    "distinct_1": Metric(
+        name="Distinct words",
+        unit="share",
+        better="higher",
+        summary="different words of a generated text per word, mean over the texts",
+        more="items",
+        named=True,
+    ),
+    "distinct_2": Metric(
+        name="Distinct pairs",
+        unit="share",
+        better="higher",
+        summary="different pairs of words of a generated text per pair, mean over the texts",
+        more="items",
+        named=True,
+    ),
+    "score": Metric(
+        name="Score",
+        unit="",
+        better="higher",
+        summary="another figure of a task of lm-evaluation-harness, mean over its items",
+        more="items",
+        named=True,
     ),
     "parameters": Metric(
         name="Parameters", unit="count", better="lower", summary="number of weights, a tied one counted once"
@@ -152,6 +273,27 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
+SEPARATOR = "/"
+
+
+def is_metric(name: str) -> bool:
+    """Whether it is one of METRICS, or one of those that texts give with a name before it."""
+    of, _, metric = name.rpartition(SEPARATOR)
+    return name in METRICS or (bool(of) and metric in METRICS and METRICS[metric].more in {"documents", "items"})
+
+
+def metric_of(name: str) -> Metric:
+    """What is known of a metric, such as "perplexity" or "hellaswag/accuracy" (then called "hellaswag: Accuracy").
+
+    Raises:
+        KeyError: there is no such metric.
+    """
+    if not is_metric(name):
+        raise KeyError(f"expected one of {', '.join(METRICS)}, or NAME{SEPARATOR}METRIC, got {name!r}")
+    of, _, metric = name.rpartition(SEPARATOR)
+    found = METRICS[metric]
+    return found.model_copy(update={"name": f"{of}: {found.name}"}) if of else found
+
 
 class Interval(Value):
     """A two-sided confidence interval [low, high]."""
@@ -200,8 +342,8 @@ class Measurement(Value):
 
     @property
     def unit(self) -> str:
-        return METRICS[self.metric].unit
+        return metric_of(self.metric).unit
 
     @property
     def better(self) -> Direction:
-        return METRICS[self.metric].better
+        return metric_of(self.metric).better

@@ -112,13 +112,13 @@ def _values(report: Report) -> dict[str, Any]:
         "headline": headline(report.verdict, len(report.suspicions)),
         "gate_counts": gate_counts(report.gates),
         "bought": table.what_it_bought(report),
-        "suspicions": {table.NAMES[metric]: reason for metric, reason in report.suspicions.items()},
+        "suspicions": {table.name_of(metric): reason for metric, reason in report.suspicions.items()},
         "columns": table.table_columns(report),
         "headings": list(table.table_columns(report).values()),
         "rows": table.table_rows(report),
         "gates": [
             {
-                "name": table.NAMES.get(result.metric, result.metric),
+                "name": table.name_of(result.metric),
                 "limit": describe_limit(result.metric, result.limit),
                 "measured": table.describe_gate(result),
                 "ruler": ruler(result),
@@ -144,7 +144,7 @@ def _environment() -> "Environment":
     environment.filters |= {
         "cell": table.cell_of,
         "duration": units.format_duration,
-        "metric_name": lambda metric: table.NAMES.get(metric, metric),
+        "metric_name": table.name_of,
         "plain": _plain,
         "pipe_safe": lambda text: str(text).replace("|", "\\|").replace("\n", " "),
     }

@@ -14,10 +14,11 @@ A suspicion changes no verdict; the report shows it beside the figure, and the h
 
 from collections.abc import Mapping
 
-from evaluation.measurement import METRICS, Comparison, Measurement
+from evaluation.measurement import SEPARATOR, Comparison, Measurement, metric_of
 from evaluation.units import format_ratio, format_value
 
-QUALITY = frozenset({"perplexity", "next_token_accuracy"})
+QUALITY = frozenset({"perplexity", "next_token_accuracy", "accuracy"})
+"""The metrics that must not get better, those with a name before them too."""
 PER_TOKEN = "decode_latency"
 
 
@@ -31,7 +32,7 @@ def suspicion(metric: str, measurements: Mapping[str, Measurement], bandwidth: f
     found = measurements.get(metric)
     if found is None or found.invalid:
         return ""
-    if metric in QUALITY and found.ratio is not None:
+    if metric.rpartition(SEPARATOR)[2] in QUALITY and found.ratio is not None:
         return _better_than_the_baseline(metric, found.ratio)
     if metric == "kl_divergence" and found.value == 0:
         return "not one probability differs from the baseline's: see whether this artifact was compressed at all"
@@ -50,7 +51,7 @@ def _better_than_the_baseline(metric: str, ratio: Comparison) -> str:
     bounds = ratio.bounds or ratio.interval
     if bounds is None:
         return ""
-    lower_is_better = METRICS[metric].better == "lower"
+    lower_is_better = metric_of(metric).better == "lower"
     worst = bounds.high if lower_is_better else bounds.low
     if not (worst < 1 if lower_is_better else worst > 1):
         return ""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from evaluation.gate import GateResult, format_compared
-from evaluation.measurement import METRICS, Measurement
+from evaluation.measurement import Measurement, is_metric, metric_of
 from evaluation.report import Report
 from evaluation.units import DASH, MINUS, TIMES, format_interval, format_ratio, format_ratio_interval, format_value
 
@@ -16,8 +16,10 @@ COLUMNS: dict[str, str] = {
 }
 """The metrics of the short table and their headings; the full list is in the details."""
 
-NAMES: dict[str, str] = {metric: found.name for metric, found in METRICS.items()}
-"""Every metric's name in prose."""
+
+def name_of(metric: str) -> str:
+    """A metric's name in prose; as it is where there is no such metric."""
+    return metric_of(metric).name if is_metric(metric) else metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,4 +131,4 @@ def _change(report: Report, metric: str) -> Bought | None:
     percent = (last.ratio.value - 1) * 100
     figure = f"{percent:+.1f} %" if abs(percent) < 100 else f"{last.ratio.value:.1f}{TIMES}"
     detail = f"{format_value(metric, first.value)} → {format_value(metric, last.value)}"
-    return Bought(figure=figure.replace("-", MINUS), meaning=NAMES[metric].lower(), detail=detail)
+    return Bought(figure=figure.replace("-", MINUS), meaning=name_of(metric).lower(), detail=detail)

@@ -3,7 +3,7 @@
 Bytes are decimal (1 MB = 10^6 B), as disks and downloads count them.
 """
 
-from evaluation.measurement import METRICS, Interval
+from evaluation.measurement import Interval, metric_of
 
 TIMES, MINUS, DASH = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{EN DASH}"
 
@@ -13,7 +13,7 @@ COUNT_UNITS: dict[str, float] = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 
 def scale_of(metric: str, value: float) -> tuple[float, str]:
     """What to divide a metric's values by, and the unit they then have, so that `value` reads well."""
-    unit, size = METRICS[metric].unit, abs(value)
+    unit, size = metric_of(metric).unit, abs(value)
     if unit == "share":
         return 0.01, "%"
     if unit == "count":

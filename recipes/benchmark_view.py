@@ -9,7 +9,7 @@ from evaluation.latency import percentiles
 from evaluation.latency.figures import kept_blocks
 from evaluation.latency.paired import describe_percentile
 from evaluation.latency.samples import Cell
-from evaluation.measurement import METRICS, Measurement
+from evaluation.measurement import Measurement, metric_of
 from evaluation.units import format_interval, format_ratio, format_ratio_interval, format_value
 from recipes.benchmark import Result
 from recipes.outcome import COLORS
@@ -44,7 +44,7 @@ def show_benchmark(console: Console, result: Result) -> None:
         console.print(f"[{COLORS['INVALID']}]INVALID[/]  {escape(arm)}: {escape(reason)}", soft_wrap=True)
     for judged in result.gates:
         for gate in judged.gates:
-            line = f"{judged.arm}, {METRICS[gate.metric].name.lower()}, {describe_limit(gate.metric, gate.limit)}"
+            line = f"{judged.arm}, {metric_of(gate.metric).name.lower()}, {describe_limit(gate.metric, gate.limit)}"
             told = escape(f"{line} ({judged.cell}): {gate.detail}")
             console.print(f"[{COLORS[gate.verdict]}]{gate.verdict}[/]  {told}", soft_wrap=True)
 

@@ -47,11 +47,11 @@ def _table(found: "SideBySide") -> Table:
 
 
 def _cells(pair: "Pair") -> list[str]:
-    from evaluation.measurement import METRICS
+    from evaluation.measurement import metric_of
     from evaluation.units import DASH, format_ratio, format_ratio_interval, format_value
 
     figures = ["invalid" if one.invalid else format_value(pair.metric, one.value) for one in (pair.first, pair.second)]
     ratio = DASH if pair.ratio is None else format_ratio(pair.ratio.value)
     interval = pair.ratio.interval if pair.ratio is not None else None
     between = "" if interval is None else format_ratio_interval(interval)
-    return [METRICS[pair.metric].name, *figures, ratio, between, pair.how]
+    return [metric_of(pair.metric).name, *figures, ratio, between, pair.how]

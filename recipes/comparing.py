@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.measurement import METRICS, Comparison, Interval, Measurement, Ratio, Value
+from evaluation.measurement import METRICS, Comparison, Interval, Measurement, Ratio, Value, metric_of
 from evaluation.quality import quality_measurements
 from evaluation.report import read_report
 from recipes.judging import Result, Stored
@@ -124,14 +124,14 @@ def _quality_ratios(one: _Candidate, other: _Candidate) -> dict[str, tuple[Ratio
     paired = {
         measurement.metric: (measurement.ratio, how)
         for measurement in found
-        if not METRICS[measurement.metric].relative
+        if not metric_of(measurement.metric).relative
     }
     own = dict.fromkeys((name for name, metric in METRICS.items() if metric.relative), (None, "each to the baseline"))
     return {**own, **paired}
 
 
 def _latency_ratios(one: _Candidate, other: _Candidate) -> dict[str, tuple[Ratio | None, str]]:
-    timed = [metric for metric in one.measured if METRICS[metric].more == "blocks" and metric in other.measured]
+    timed = [metric for metric in one.measured if metric_of(metric).more == "blocks" and metric in other.measured]
     machines = [{name: candidate.stored.report.environment.get(name) for name in MACHINE} for candidate in (one, other)]
     if machines[0] != machines[1]:
         return dict.fromkeys(timed, (None, "timed on different machines: not comparable"))

@@ -23,7 +23,7 @@ from evaluation.gate import EXIT_CODES, Limit, Verdict, judge, overall
 from evaluation.measurement import JUDGED, METRICS, Interval, Measurement, Ratio
 from evaluation.render import FILES, TEMPLATES, render_html, render_markdown, render_schema, ruler, write_report
 from evaluation.report import HEADLINES, SCHEMA_VERSION, Report, ReportError, Row, Source, headline, read_report
-from evaluation.table import COLUMNS, NAMES, table_columns, table_rows, what_it_bought
+from evaluation.table import COLUMNS, name_of, table_columns, table_rows, what_it_bought
 from evaluation.units import format_duration, format_interval, format_ratio, format_value
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -281,7 +281,8 @@ def test_every_verdict_has_a_headline_and_an_exit_code() -> None:
 
 
 def test_every_metric_has_a_name_and_can_be_written() -> None:
-    assert set(NAMES) == set(METRICS)
+    assert name_of("perplexity") == "Perplexity"
+    assert name_of("typos/perplexity") == "typos: Perplexity"
     assert set(COLUMNS) <= set(METRICS)
     for metric in METRICS:
         assert "e+" not in format_value(metric, 98_765.0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.charts.frame import ACCENT, INK, LIMIT, MUTED, SOFT, new_figure, to_svg, valid
 from evaluation.gate import AGAINST_BASELINE, Limit
-from evaluation.measurement import METRICS, Measurement
+from evaluation.measurement import Measurement, metric_of
 from evaluation.report import Report, Row
 from evaluation.units import format_number, scale_of
 
@@ -63,12 +63,12 @@ def _chart(report: Report, metric: str) -> str:
         face = ACCENT if row is report.final else SOFT
         axes.plot([x], [y], "o", markersize=8, color=face, mec=ACCENT, mew=1.4, zorder=3)
     _draw_limit(axes, report, points[0][2].value)
-    axes.set_xlabel(f"{METRICS[metric].name.lower()} ({unit}), the line: not beaten on both")
+    axes.set_xlabel(f"{metric_of(metric).name.lower()} ({unit}), the line: not beaten on both")
     axes.set_ylabel("perplexity")
     axes.set_xlim(0, max(x for x, _ in places) * 1.12)
     axes.margins(y=0.22)
     _name_points(axes, [row.name for row, _, _ in points], places)
-    return to_svg(figure, f"Perplexity over {METRICS[metric].name.lower()}, stage by stage")
+    return to_svg(figure, f"Perplexity over {metric_of(metric).name.lower()}, stage by stage")
 
 
 def _whiskers(axes: "Axes", cost: Measurement, quality: Measurement, factor: float) -> None:

@@ -14,7 +14,7 @@ from datetime import UTC
 from importlib import metadata
 from typing import Any
 
-from evaluation.measurement import METRICS, Measurement
+from evaluation.measurement import Measurement, metric_of
 from evaluation.report import Report, Source
 
 SCHEMA = "http://cyclonedx.org/schema/bom-1.6.schema.json"
@@ -108,7 +108,7 @@ def _card(report: Report, texts: list[Json]) -> Json:
 
 
 def _figure(found: Measurement) -> Json:
-    unit = METRICS[found.metric].unit
+    unit = metric_of(found.metric).unit
     figure: Json = {"type": f"{found.metric} ({unit})" if unit else found.metric, "value": f"{found.value:.6g}"}
     if found.interval is not None:
         figure["confidenceInterval"] = {

@@ -11,7 +11,7 @@ Structure and attributes are those of Jenkins' junit-10.xsd, which Surefire's an
 from xml.etree import ElementTree
 
 from evaluation.gate import GateResult, describe_limit
-from evaluation.measurement import METRICS
+from evaluation.measurement import is_metric, metric_of
 from evaluation.report import Report, headline
 from evaluation.table import describe_gate
 
@@ -62,6 +62,6 @@ def _case(suite: ElementTree.Element, report: Report, result: GateResult) -> Non
     said = ElementTree.SubElement(case, "system-out")
     cell = describe_gate(result)
     between = f" (95 % interval {cell.interval})" if cell.interval else ""
-    found = METRICS[result.metric].name if result.metric in METRICS else result.metric
+    found = metric_of(result.metric).name if is_metric(result.metric) else result.metric
     too_good = f"\nToo good: {result.suspicion}" if result.suspicion else ""
     said.text = f"{found}: {cell.value}{between}. {result.detail}.{too_good}"

@@ -8,7 +8,7 @@ import io
 from typing import Any
 
 from evaluation.gate import describe_limit
-from evaluation.measurement import METRICS
+from evaluation.measurement import metric_of
 from evaluation.report import Report, Source, headline
 from evaluation.table import describe_gate, what_it_bought
 from evaluation.units import format_interval, format_value
@@ -47,7 +47,7 @@ def _results(report: Report, test: Source | None) -> dict[str, Any]:
     name = "the test text" if test is None else test.name.rpartition("/")[2]
     measured = [(metric, report.final.measurement(metric)) for metric in ON_THE_TEXT]
     metrics = [
-        {"type": metric, "name": METRICS[metric].name, "value": round(found.value, 6), "verified": False}
+        {"type": metric, "name": metric_of(metric).name, "value": round(found.value, 6), "verified": False}
         for metric, found in measured
         if found is not None and not found.invalid
     ]
@@ -75,7 +75,7 @@ def _text(report: Report) -> list[str]:
     held = [] if model is None or model.license else ["The license of the model it was made of is not stated."]
     bought = [f"- **{item.figure}** {item.meaning} ({item.detail})" for item in what_it_bought(report)]
     figures = [
-        f"| {METRICS[found.metric].name} | {format_value(found.metric, found.value)} | "
+        f"| {metric_of(found.metric).name} | {format_value(found.metric, found.value)} | "
         f"{format_interval(found.metric, found.interval, found.value) if found.interval else 'counted'} |"
         for found in final.measurements
         if not found.invalid

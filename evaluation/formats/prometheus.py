@@ -1,6 +1,7 @@
 """metrics.prom in Prometheus' text exposition format, version 0.0.4.
 
     demitasse_decode_latency_seconds{run="...",artifact="export",bound="value"} 0.0009
+    demitasse_accuracy_ratio{run="...",artifact="export",evaluation="hellaswag",bound="value"} 0.42
     demitasse_ratio_to_baseline{run="...",artifact="export",metric="decode_latency",bound="high"} 0.26
     demitasse_verdict{run="...",verdict="PASS"} 1            and 0 for the other three
     demitasse_gate_verdict{run="...",metric="perplexity",verdict="PASS"} 1
@@ -13,7 +14,7 @@ import math
 from collections.abc import Iterator
 
 from evaluation.gate import SEVERITY
-from evaluation.measurement import METRICS, Interval
+from evaluation.measurement import METRICS, SEPARATOR, Interval
 from evaluation.report import Report
 
 SUFFIX: dict[str, str] = {
@@ -40,6 +41,7 @@ def prometheus(report: Report) -> str:
 
 def name_of(metric: str) -> str:
     """The metric's name for Prometheus, which ends in its unit."""
+    metric = metric.rpartition(SEPARATOR)[2]
     suffix = SUFFIX[METRICS[metric].unit]
     return f"demitasse_{metric}" if metric.endswith(suffix) else f"demitasse_{metric}{suffix}"
 
@@ -51,10 +53,10 @@ def _families(report: Report) -> dict[str, tuple[str, Samples]]:
         for found in row.measurements:
             if found.invalid:
                 continue
-            samples = families.setdefault(name_of(found.metric), (METRICS[found.metric].summary, []))[1]
-            samples += [
-                ({"artifact": row.name, **label}, value) for label, value in _bounds(found.value, found.interval)
-            ]
+            of, _, metric = found.metric.rpartition(SEPARATOR)
+            labels = {"artifact": row.name} | ({"evaluation": of} if of else {})
+            samples = families.setdefault(name_of(metric), (METRICS[metric].summary, []))[1]
+            samples += [({**labels, **label}, value) for label, value in _bounds(found.value, found.interval)]
             if found.ratio is not None:
                 labels = {"artifact": row.name, "metric": found.metric}
                 ratios += [
