@@ -15,6 +15,7 @@ from compress.text import TextSource
 from evaluation.measurement import Measurement
 from evaluation.render import write_report
 from evaluation.report import BASELINE, Report, Row
+from recipes.latency import entrant_of
 from recipes.machine import environment
 from recipes.measure import TOKENS_FILE, Baseline, measure_footprint, measure_latency, measure_quality
 from recipes.runner import compared
@@ -83,13 +84,15 @@ def _rows(wanted: Appraisal, folder: Path, progress: Progress) -> list[Row]:
         rows.append(_row(MODEL, form, [compared(figure, rows[0]) for figure in figures]))
     if wanted.benchmark is None:
         return rows
+    folders = (source, wanted.model)
     latency = measure_latency(
-        baseline, wanted.model, form, config=wanted.benchmark, test=wanted.test, seed=wanted.seed, progress=progress
+        [entrant_of(row.name, folder, row.form) for row, folder in zip(rows, folders, strict=False)],
+        config=wanted.benchmark,
+        test=wanted.test,
+        seed=wanted.seed,
+        progress=progress,
     )
-    return [
-        row.model_copy(update={"measurements": [*row.measurements, *latency[arm]]})
-        for row, arm in zip(rows, ("baseline", "final"), strict=False)  # without a baseline there is one row only
-    ]
+    return [row.model_copy(update={"measurements": [*row.measurements, *latency[row.name]]}) for row in rows]
 
 
 def _row(name: str, form: Form, measurements: list[Measurement]) -> Row:

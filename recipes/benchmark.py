@@ -24,7 +24,7 @@ from evaluation.gate import GateResult, Limit, Verdict, judge, overall
 from evaluation.latency import Cell, Protocol, Session, cell_measurements, process_measurements
 from evaluation.measurement import Measurement, Ratio, Value
 from recipes.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
-from recipes.latency import provider_of
+from recipes.latency import entrant_of
 from recipes.macs import macs_per_token
 
 JUDGED_METRICS = ("prefill_latency", "decode_latency")
@@ -123,17 +123,10 @@ def entrants_of(folders: tuple[Path, ...]) -> list[Entrant]:
 
     found: list[Entrant] = []
     for folder in folders:
-        artifact = _artifact(folder)
-        form, name = form_of(artifact), folder.resolve().name
+        artifact, name = _artifact(folder), folder.resolve().name
         earlier = sum(entrant.name.partition(" #")[0] == name for entrant in found)
-        found.append(
-            Entrant(
-                name=f"{name} #{earlier + 1}" if earlier else name,
-                folder=artifact.absolute(),
-                form=form,
-                on_gpu=form == "onnx" and provider_of(artifact) == "cuda",
-            )
-        )
+        numbered = f"{name} #{earlier + 1}" if earlier else name
+        found.append(entrant_of(numbered, artifact.absolute(), form_of(artifact)))
     return found
 
 
@@ -222,7 +215,7 @@ def _begin(order: Order, entrants: list[Entrant], protocol: Protocol) -> Session
     differing = [what for what, (theirs, ours) in pairs.items() if theirs != ours]
     if differing:
         raise BenchmarkError(f"--out {order.out}: holds a benchmark with {', '.join(differing)}; {way_out}")
-    return resumed(left.session)
+    return resumed(left.session, entrants)
 
 
 def _ids(vocabulary: int, protocol: Protocol) -> tuple[int, ...]:

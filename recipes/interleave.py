@@ -1,10 +1,11 @@
-"""All arms of a session take turns: in each block every arm once, in random order, in a fresh process each.
+"""The arms of a session take turns: in each block every arm once, in random order, in a fresh process each.
 
     block b:  order = permutation(seed, b)  ->  settle  ->  process of the first arm  ->  settle  ->  the next ...
 
 The parent sleeps while an arm runs. The session is handed on after every turn, so that a killed one goes on: blocks
 that were finished stay, a block that was cut off is taken again as a whole, since its arms must have run within
-seconds of each other. An arm that dies takes no further turns, and the others go on; a resumed session tries it again.
+seconds of each other. An arm that dies takes no further turns, and the others go on; a resumed session tries it again,
+unless it is one that takes part in the first blocks only: to retake those would cost the others theirs.
 """
 
 import os
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,11 +41,17 @@ class Entrant:
     form: Form
     on_gpu: bool = False
     opener: str = OPENER
+    blocks: int | None = None
+    """It takes part in so many of the first blocks; None: in all."""
+
+    def due(self, block: int) -> bool:
+        """Whether it takes part in a block."""
+        return self.blocks is None or block < self.blocks
 
 
-def new_session(entrants: Sequence[Entrant], protocol: Protocol) -> Session:
-    """A session without a turn; the first entrant is the baseline."""
-    return Session(protocol=protocol, arms=tuple(entrant.name for entrant in entrants))
+def new_session(entrants: Sequence[Entrant], protocol: Protocol, left_out: Mapping[str, str] | None = None) -> Session:
+    """A session without a turn; the first entrant is the baseline, and goes through every block."""
+    return Session(protocol=protocol, arms=tuple(entrant.name for entrant in entrants), left_out=dict(left_out or {}))
 
 
 def take_turns(
@@ -61,13 +68,14 @@ def take_turns(
         ids: token ids for the prompts, as many as the largest cell needs.
         on_turn: told of the session after every turn.
     """
-    session = resumed(session)
+    session = resumed(session, entrants)
     done = 1 + max((turn.block for turn in session.turns), default=-1)
     for block in range(done, blocks):
         random = np.random.default_rng([session.protocol.seed, block])
-        order = random.permutation(len(entrants))
+        racing = [entrant for entrant in entrants if entrant.due(block)]
+        order = random.permutation(len(racing))
         cells = tuple(session.protocol.cells[index] for index in random.permutation(len(session.protocol.cells)))
-        for place, entrant in enumerate(entrants[index] for index in order):
+        for place, entrant in enumerate(racing[index] for index in order):
             if session.error(entrant.name):
                 continue
             time.sleep(session.protocol.settle)
@@ -88,17 +96,22 @@ def take_turns(
     return session
 
 
-def resumed(session: Session) -> Session:
-    """A session cut back to the blocks that every arm has been through, so that a dead arm is tried again."""
-    blocks = [set(session.of(arm)) for arm in session.arms]
-    whole = set.intersection(*blocks)
-    length = next(block for block in range(len(session.turns) + 1) if block not in whole)
+def resumed(session: Session, entrants: Sequence[Entrant]) -> Session:
+    """A session cut back to the blocks that all who were due have been through, so that a dead arm is tried again."""
+    been = {entrant.name: set(session.of(entrant.name)) for entrant in entrants}
+    lost = {entrant.name for entrant in entrants if entrant.blocks is not None and session.error(entrant.name)}
+
+    def whole(block: int) -> bool:
+        due = (entrant.name for entrant in entrants if entrant.due(block))
+        return all(block in been[name] or name in lost for name in due)
+
+    length = next(block for block in range(len(session.turns) + 1) if not whole(block))
     return session.model_copy(update={"turns": tuple(turn for turn in session.turns if turn.block < length)})
 
 
 def run_process(order: Order) -> Turn:
     """A fresh process takes a turn; what went wrong is the turn's `error`."""
-    started = datetime.now(UTC)
+    started, begun = datetime.now(UTC), time.monotonic()
     command = [sys.executable, "-m", "recipes.arm_process"]
     try:
         finished = subprocess.run(
@@ -112,7 +125,8 @@ def run_process(order: Order) -> Turn:
         )
         problem = _last_words(finished)
         if not problem:
-            return Turn.model_validate_json(finished.stdout.strip().splitlines()[-1])
+            turn = Turn.model_validate_json(finished.stdout.strip().splitlines()[-1])
+            return turn.model_copy(update={"wall_seconds": time.monotonic() - begun})
     except subprocess.TimeoutExpired:
         problem = f"no answer in {PATIENCE:.0f} s"
     except (ValidationError, IndexError) as error:

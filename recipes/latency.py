@@ -1,10 +1,21 @@
-"""Latency of a recipe's last artifact beside its baseline: the link from a run to `interleave.py`.
+"""Latency of every artifact of a recipe beside its baseline: the link from a run to `interleave.py`.
 
-Both are timed on the first tokens of the test text, as the baseline's tokenizer cuts it. The raw times are kept in
-`latency.json`, from which every figure follows (`evaluation.latency`).
+    block      0  1  2  3  4  5  6 ...        with stage_blocks: 5
+    baseline   x  x  x  x  x  x  x
+    between    x  x  x  x  x                  every stage's artifact but the last: shown, seldom judged
+    last       x  x  x  x  x  x  x            what ships, and what the gates are about
+
+All are timed in the same session on the first tokens of the test text, as the baseline's tokenizer cuts it; each is
+held against the baseline in the blocks that both went through, so those between have wider intervals. What does not run
+where the baseline runs is left out, and the reason stands in its figures. The raw times are kept in `latency.json`,
+from which every figure follows (`evaluation.latency`).
+
+Not covered: a baseline in PyTorch on a GPU.
 """
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +28,16 @@ from evaluation.latency import Cell, Protocol, Session, latency_measurements
 from evaluation.measurement import Measurement
 from export import bundle_folder
 from recipes.interleave import Entrant, new_session, pinned_cpus, take_turns
-from recipes.schema import BenchmarkConfig
-from recipes.subject import Baseline, MeasureError
+from recipes.machine import LIBRARIES, processor
+from recipes.schema import BenchmarkConfig, available_cores
+from recipes.store import versions
+from recipes.subject import MeasureError
 
 LATENCY_FILE = "latency.json"
-BASELINE, FINAL = "baseline", "final"
 
 
 def measure_latency(
-    baseline: Baseline,
-    final: Path,
-    form: Form,
+    entrants: Sequence[Entrant],
     *,
     config: BenchmarkConfig,
     test: TextSource,
@@ -35,56 +45,126 @@ def measure_latency(
     progress: Progress,
     out: Path | None = None,
     scratch: Path | None = None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, list[Measurement]]:
-    """Latencies and throughput under "baseline" and "final", timed side by side.
+    """Latencies and throughput of the entrants by name, timed side by side; the first one is the baseline.
 
     Args:
         out: where the raw times are kept at the end, in `latency.json`.
         scratch: where they are noted meanwhile, so that the same measurement goes on where it was cut off.
+        log: told after the first block what a turn of each costs, and what all of it will take.
 
     Raises:
         MeasureError: it cannot be measured as asked.
     """
-    if form == "onnx" and provider_of(final) != "cpu":
-        raise MeasureError(
-            f"{final}: PyTorch is timed on the CPU, and a bundle for a GPU cannot be held against that; "
-            "leave out `benchmark`"
-        )
-    cell = Cell(prompt=config.prompt, tokens=config.tokens + 1)  # the first one comes of the prompt
+    racing, left_out = _racing(entrants, config)
     protocol = Protocol(
-        cells=(cell,),
+        cells=(Cell(prompt=config.prompt, tokens=config.tokens + 1),),  # the first one comes of the prompt
         threads=config.threads,
         cpus=pinned_cpus(config.threads),
         seed=seed,
         prompt="prompt from the start of the test text",
     )
-    entrants = [
-        Entrant(name=BASELINE, folder=baseline.folder, form=baseline.form),
-        Entrant(name=FINAL, folder=final, form=form),
-    ]
-    ids = first_tokens(baseline.folder, config.prompt, test)
-    session = _begin(scratch, entrants, protocol)
-    with progress.task("benchmark", total=config.blocks * len(entrants), done=len(session.turns)) as task:
+    ids = first_tokens(racing[0].folder, config.prompt, test)
+    session = _begin(scratch, new_session(racing, protocol, left_out))
+    total = sum(min(entrant.blocks or config.blocks, config.blocks) for entrant in racing)
+    with progress.task("benchmark", total=total, done=min(len(session.turns), total)) as task:
 
         def keep(session: Session) -> None:
-            task.advance(1)
+            turn = session.turns[-1]
+            cost = f" ({turn.wall_seconds:.0f} s a turn)" if turn.wall_seconds else ""
+            task.advance(1, note=f"{turn.arm}{cost}")
             if scratch is not None:
                 write_session(session, scratch / LATENCY_FILE)
+            if len(session.turns) == len(racing):
+                log(f"latency: {_cost(session, racing, config.blocks)}")
 
-        session = take_turns(session, entrants, ids, blocks=config.blocks, on_turn=keep)
+        session = take_turns(session, racing, ids, blocks=config.blocks, on_turn=keep)
     if out is not None:
         write_session(session, out / LATENCY_FILE)
     return latency_measurements(session)
 
 
-def _begin(scratch: Path | None, entrants: list[Entrant], protocol: Protocol) -> Session:
-    """What an interrupted measurement of the same protocol left, or nothing."""
+def _racing(entrants: Sequence[Entrant], config: BenchmarkConfig) -> tuple[list[Entrant], dict[str, str]]:
+    """Who takes turns, in how many blocks; and why others do not."""
+    baseline, between, last = entrants[0], entrants[1:-1], entrants[1:][-1:]
+    briefly = [replace(entrant, blocks=config.stage_blocks) for entrant in between if config.stage_blocks]
+    racing, left_out = [baseline], dict[str, str]()
+    for entrant in (*briefly, *last):
+        if entrant.on_gpu == baseline.on_gpu:
+            racing.append(entrant)
+        else:
+            left_out[entrant.name] = f"it runs on {_where(entrant)} and the baseline on {_where(baseline)}; {WAY_OUT}"
+    return racing, left_out
+
+
+WAY_OUT = "`demitasse benchmark` times them without judging"
+
+
+def _where(entrant: Entrant) -> str:
+    return "a GPU" if entrant.on_gpu else "the CPU"
+
+
+def _cost(session: Session, racing: Sequence[Entrant], blocks: int) -> str:
+    """What a turn of each costs, and all of them."""
+    each = {entrant.name: session.seconds_of_a_turn(entrant.name) for entrant in racing}
+    seconds = sum(each[entrant.name] * min(entrant.blocks or blocks, blocks) for entrant in racing)
+    turns = ", ".join(f"{name} {cost:.1f} s" for name, cost in each.items())
+    return f"about {seconds / 60:.1f} minutes in all; a turn of {turns}"
+
+
+def latency_identity(
+    timed: Sequence[tuple[str, Form]], *, config: BenchmarkConfig, test: TextSource, seed: int
+) -> dict[str, Any]:
+    """What latencies depend on: the keys and forms of all that is timed, the first being the baseline; the machine."""
+    timed = timed if config.stage_blocks else [timed[0], *timed[1:][-1:]]
+    return {
+        "baseline": timed[0][0],
+        "between": [{"artifact": key, "form": form} for key, form in timed[1:-1]],
+        "artifact": timed[-1][0],
+        "form": timed[-1][1],
+        "benchmark": config.model_dump(mode="json"),
+        "test": test.digest(),
+        "seed": seed,
+        "processor": processor(),
+        "cores": available_cores(),
+        "libraries": versions(tuple({library for _, form in timed for library in LIBRARIES[form]})),
+    }
+
+
+def entrant_of(name: str, folder: Path, form: Form) -> Entrant:
+    """An artifact as it takes turns."""
+    return Entrant(name=name, folder=folder, form=form, on_gpu=device_of(folder, form) == "cuda")
+
+
+def kept_session(folder: Path) -> Session | None:
+    """The raw times in a result's folder; None where its meter kept none."""
+    file = folder / LATENCY_FILE
+    return read_session(file) if file.is_file() else None
+
+
+def is_invalid(folder: Path) -> bool:
+    """Whether the baseline or the last arm has no figures, for a reason that may have passed."""
+    session = kept_session(folder)
+    if session is None:
+        return False
+    found = latency_measurements(session)
+    return any(one.invalid for arm in (session.arms[0], session.arms[-1]) for one in found[arm])
+
+
+def seconds_of_a_block(session: Session) -> float:
+    """What one more block costs once the stages between have had theirs."""
+    return sum(session.seconds_of_a_turn(arm) for arm in dict.fromkeys((session.arms[0], session.arms[-1])))
+
+
+def _begin(scratch: Path | None, fresh: Session) -> Session:
+    """What an interrupted measurement of the same arms by the same protocol left, or a session without a turn."""
     file = None if scratch is None else scratch / LATENCY_FILE
     if file is not None and file.is_file():
         left = read_session(file)
-        if left.protocol == protocol:
+        if left.model_copy(update={"turns": ()}) == fresh:
             return left
-    return new_session(entrants, protocol)
+    return fresh
 
 
 def read_session(file: Path) -> Session:
@@ -107,8 +187,10 @@ def write_session(session: Session, file: Path) -> None:
     unfinished.replace(file)
 
 
-def provider_of(folder: Path) -> str:
-    """The provider that a bundle was exported for."""
+def device_of(folder: Path, form: Form) -> str:
+    """Where an artifact is timed: a checkpoint on the CPU, a bundle where it was exported for."""
+    if form != "onnx":
+        return "cpu"
     manifest: dict[str, Any] = json.loads((bundle_folder(folder) / "manifest.json").read_text(encoding="utf-8"))
     return str(manifest["provider"])
 

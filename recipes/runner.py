@@ -1,6 +1,6 @@
 """A recipe is carried out: every stage made or reused, measured, at the end timed, judged and reported.
 
-    source -> check -> measure baseline -> [stage -> measure] ... -> time baseline against last -> judge -> report
+    source -> check -> measure baseline -> [stage -> measure] ... -> time all side by side -> judge -> report
 
 Everything that takes long is a result in the run store (`store.py`), the measurements too, so that the same recipe
 again takes seconds, imports no PyTorch, and ends in the same verdict. A latency is only valid on the machine it was
@@ -19,24 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from compress import Form, Progress, Silent, StageInput
+from evaluation.formats import model_card
 from evaluation.gate import overall
-from evaluation.latency import Session
 from evaluation.measurement import Measurement, Ratio
 from evaluation.render import write_report
 from evaluation.report import Report, Row
-from recipes import measure
+from recipes import latency, measure
 from recipes.decoding import DecodeTimer
 from recipes.errors import Problem, RecipeError, raise_problems
-from recipes.latency import LATENCY_FILE
-from recipes.machine import LIBRARIES, environment, processor
+from recipes.machine import LIBRARIES, environment
 from recipes.planning import Step, chain, estimates, run_folder
 from recipes.preflight import VERSION, check_model, check_room, check_texts
 from recipes.processes import Alone, alone, unfit_batches
 from recipes.provenance import recipe_text, sources_of
-from recipes.run_folder import Log, make_writable, point_at, writing
-from recipes.schema import BenchmarkConfig, Recipe, Stages, available_cores, short_benchmark
+from recipes.run_folder import Log, add_card, make_writable, point_at, writing
+from recipes.schema import BenchmarkConfig, Recipe, Stages, short_benchmark
 from recipes.source import NOTHING, Source, resolve
-from recipes.store import Artifact, Store, versions
+from recipes.store import Artifact, Store, digest_of, versions
 from recipes.until_decided import Patience
 
 LOG = "log.txt"
@@ -100,7 +99,10 @@ def run(
     report = _judged(engine, Patience(minutes=until_decided, log=log), on_row, folder)
     with writing():
         write_report(report, folder)
-        point_at(folder / FINAL, engine.subjects[-1].folder)
+        shipped = engine.subjects[-1]
+        point_at(folder / FINAL, shipped.folder)
+        if shipped.form == "onnx":
+            add_card(model_card(report), shipped.folder, folder)
     log(f"verdict {report.verdict or 'none: nothing is gated'}")
     return report
 
@@ -292,45 +294,46 @@ class _Engine:
         return self.recipe.benchmark or short_benchmark(self.recipe.evaluate)
 
     def _timed(self, rows: list[Row]) -> list[Row]:
-        """The rows with the latencies of the first and the last one."""
+        """The rows with their latencies; a row that was not asked for stays as it is."""
         recipe, config = self.recipe, self.recipe.benchmark
         if config is None:
             return rows
-        first, last = self.subjects[0], self.subjects[-1]
-        identity = {
-            "version": self.meter.version,
-            "baseline": first.key,
-            "artifact": last.key,
-            "form": last.form,
-            "benchmark": config.model_dump(mode="json"),
-            "test": recipe.data.test.digest(),
-            "seed": recipe.seed,
-            "processor": processor(),
-            "cores": available_cores(),
-            "libraries": versions(tuple({*LIBRARIES[first.form], *LIBRARIES[last.form]})),
-        }
+        names = [row.name for row in rows]
 
         def make(files: Path, scratch: Path) -> dict[str, Any]:
-            if self.latencies is not None and (self.latencies / LATENCY_FILE).is_file():  # fewer blocks, to go on with
-                shutil.copy(self.latencies / LATENCY_FILE, scratch)
+            fewer = None if self.latencies is None else self.latencies / latency.LATENCY_FILE
+            if fewer is not None and fewer.is_file():  # blocks to go on from
+                shutil.copy(fewer, scratch)
+            subjects = zip(names, self.subjects, strict=True)
             taken = self.meter.latency(
-                self.baseline,
-                last.folder,
-                last.form,
+                [latency.entrant_of(name, subject.folder, subject.form) for name, subject in subjects],
                 config=config,
                 test=recipe.data.test,
                 seed=recipe.seed,
                 progress=self.progress,
                 out=files,
                 scratch=scratch,
+                log=self.log,
             )
             return {name: _plain(found) for name, found in taken.items()}
 
-        found = self._obtain("latency", identity, make)
-        self.latencies = found.files
-        self.seconds["blocks"] = self.seconds.get("blocks", 0.0) + found.seconds
-        timed = [_with(rows[0], found, "baseline"), *rows[1:]]
-        return timed if len(rows) == 1 else [*timed[:-1], _with(rows[-1], found, "final")]
+        found = self._obtain("latency", self._latency_identity(config), make)
+        self.latencies, session = found.files, latency.kept_session(found.files)
+        each = found.seconds / config.blocks if session is None else latency.seconds_of_a_block(session)
+        self.seconds["blocks"] = each * config.blocks
+        return [_with(row, found) for row in rows]
+
+    def _latency_identity(self, config: BenchmarkConfig) -> dict[str, Any]:
+        """Of latencies that are not invalid, or yet to be taken: whatever was wrong may be mended, or the machine be
+        quiet now.
+        """
+        timed = [(subject.key, subject.form) for subject in self.subjects]
+        of_timed = latency.latency_identity(timed, config=config, test=self.recipe.data.test, seed=self.recipe.seed)
+        identity = {"version": self.meter.version, "attempt": 0, **of_timed}
+        while (found := self.store.find("latency", digest_of(identity))) and latency.is_invalid(found.files):
+            self.log(f"latency {found.folder.name} is invalid: taken again")
+            identity["attempt"] += 1
+        return identity
 
     def _obtain(self, kind: str, identity: Mapping[str, Any], make: Callable[[Path, Path], dict[str, Any]]) -> Artifact:
         found = self.store.obtain(kind, identity, make, waiting=lambda holder: self._waiting(kind, holder))
@@ -343,12 +346,12 @@ class _Engine:
         return self.progress.task(f"{kind}: waiting for process {holder}", total=1)
 
 
-def _with(row: Row, latency: Artifact, arm: str) -> Row:
-    """The row with the latencies of its arm."""
-    samples = row.samples | {"latency": latency.folder.name}
-    return row.model_copy(
-        update={"measurements": [*row.measurements, *_measurements(latency.facts[arm])], "samples": samples}
-    )
+def _with(row: Row, timed: Artifact) -> Row:
+    """The row with its latencies, if it has any."""
+    if row.name not in timed.facts:
+        return row
+    measured = [*row.measurements, *_measurements(timed.facts[row.name])]
+    return row.model_copy(update={"measurements": measured, "samples": row.samples | {"latency": timed.folder.name}})
 
 
 def _plain(measurements: list[Measurement]) -> list[dict[str, Any]]:
@@ -376,7 +379,6 @@ def _judged(engine: _Engine, patience: Patience, on_row: Callable[[Row], None], 
         rows = engine.carry_out(lambda row: None)
         gates = patience.judge(recipe, rows[-1])
     recipe = engine.recipe
-    raw = None if engine.latencies is None else engine.latencies / LATENCY_FILE
     return Report(
         recipe=recipe.path.name if recipe.path else recipe.name,
         recipe_text=recipe_text(recipe),
@@ -389,5 +391,5 @@ def _judged(engine: _Engine, patience: Patience, on_row: Callable[[Row], None], 
         environment=environment(recipe.benchmark),
         created=datetime.now(UTC),
         folder=folder,
-        session=Session.model_validate_json(raw.read_bytes()) if raw is not None and raw.is_file() else None,
+        session=None if engine.latencies is None else latency.kept_session(engine.latencies),
     )

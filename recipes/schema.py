@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, SkipValidation, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, SkipValidation, field_validator, model_validator
 from pydantic.json_schema import models_json_schema
 
 from compress import Stage, StageConfig, TextSource
@@ -20,6 +20,8 @@ from recipes.errors import Locations
 
 Stages = Mapping[str, Stage[Any]]
 COMMIT = re.compile(r"[0-9a-f]{40}")
+FEWEST_BLOCKS = 3
+"""Of an arm that is timed."""
 
 
 def available_cores() -> int:
@@ -99,16 +101,25 @@ class EvaluateConfig(Section):
 
 
 class BenchmarkConfig(Section):
-    """How latency is measured: the PyTorch baseline and the last artifact in randomly ordered blocks, batch 1."""
+    """How latency is measured: the baseline and every artifact in randomly ordered blocks, batch 1."""
 
     prompt: int = Field(default=128, ge=1)
     """Tokens of the prompt."""
     tokens: int = Field(default=64, ge=1)
     """Tokens decoded after it."""
-    blocks: int = Field(default=15, ge=3)
-    """Timed blocks; more of them give narrower intervals."""
+    blocks: int = Field(default=15, ge=FEWEST_BLOCKS)
+    """Timed blocks of the baseline and the last artifact; more of them give narrower intervals."""
+    stage_blocks: int = Field(default=5, ge=0)
+    """The first blocks, in which the artifacts between are timed too, at least 3; 0: those are not timed."""
     threads: int = Field(default_factory=available_cores, ge=1)
-    """CPU threads of both; default: every core that is available."""
+    """CPU threads of each; default: every core that is available."""
+
+    @field_validator("stage_blocks")
+    @classmethod
+    def _enough(cls, blocks: int) -> int:
+        if 0 < blocks < FEWEST_BLOCKS:
+            raise ValueError(f"expected 0 or at least {FEWEST_BLOCKS}, got {blocks}: fewer give no interval")
+        return blocks
 
 
 def short_benchmark(evaluate: EvaluateConfig) -> BenchmarkConfig:

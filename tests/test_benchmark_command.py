@@ -17,10 +17,10 @@ from evaluation.latency import Cell, Protocol, Session, cell_measurements, laten
 from evaluation.measurement import Measurement
 from recipes.benchmark import BenchmarkError, Order, Result, benchmark, entrants_of
 from recipes.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
-from recipes.latency import LATENCY_FILE, measure_latency, read_session
+from recipes.latency import LATENCY_FILE, entrant_of, measure_latency, read_session
 from recipes.macs import macs_per_token
 from recipes.schema import BenchmarkConfig
-from recipes.subject import Baseline, MeasureError
+from recipes.subject import MeasureError
 
 CELL = Cell(prompt=4, tokens=9)
 
@@ -114,7 +114,7 @@ def test_a_session_goes_on_where_it_was_cut_off_and_retakes_a_block_that_was_cut
     given = entrants(tmp_path, one={}, two={})
     whole = take(given, blocks=2)
     cut = whole.model_copy(update={"turns": whole.turns[:3]})
-    assert resumed(cut).turns == whole.turns[:2]
+    assert resumed(cut, given).turns == whole.turns[:2]
     again = take(given, blocks=3, session=cut)
     assert again.turns[:2] == whole.turns[:2]
     assert [turn.block for turn in again.turns] == [0, 0, 1, 1, 2, 2]
@@ -153,9 +153,7 @@ def test_a_recipes_latency_keeps_its_raw_times_and_goes_on_from_them(
 
     def measure(blocks: int) -> dict[str, list[Measurement]]:
         return measure_latency(
-            Baseline(folder=bundle, form="onnx", scores=tmp_path),
-            bundle,
-            "onnx",
+            [entrant_of(name, bundle, "onnx") for name in ("baseline", "export")],
             config=BenchmarkConfig(prompt=8, tokens=4, blocks=blocks, threads=1),
             test=TextSource(file=text_file),
             seed=0,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from evaluation.deciding import LOOKS
 from evaluation.measurement import Interval, Measurement, Ratio
 from evaluation.report import Row, read_report
 from recipes.errors import RecipeError
+from recipes.interleave import Entrant
 from recipes.loader import load_recipe
 from recipes.runner import Meter, run
 from recipes.store import RECORD, IntegrityError, StoreError, digest_of
@@ -80,14 +81,14 @@ def footprint(artifact: Path, form: str, **rest: Any) -> list[Measurement]:
     return [Measurement(metric="weight_bytes", value=bytes_of(artifact), samples=1, method="counted")]
 
 
-def latency(baseline: Any, final: Path, form: str, **rest: Any) -> dict[str, list[Measurement]]:
-    share = bytes_of(final) / bytes_of(baseline.folder)
-    paired = Ratio(value=share, interval=Interval(low=share, high=share))
-    shared = {"metric": "decode_latency", "samples": 3, "method": "test", "interval": Interval(low=0.5, high=2)}
-    return {
-        "baseline": [Measurement(value=1.0, **shared)],
-        "final": [Measurement(value=share, ratio=paired, **shared)],
-    }
+def latency(entrants: Sequence[Entrant], **rest: Any) -> dict[str, list[Measurement]]:
+    shared: dict[str, Any] = {"metric": "decode_latency", "samples": 3, "method": "test"}
+    found = {}
+    for entrant in entrants:
+        share = bytes_of(entrant.folder) / bytes_of(entrants[0].folder)
+        paired = None if entrant is entrants[0] else Ratio(value=share, interval=Interval(low=share, high=share))
+        found[entrant.name] = [Measurement(value=share, ratio=paired, interval=Interval(low=0.5, high=2), **shared)]
+    return found
 
 
 METER = Meter(quality=quality, footprint=footprint, latency=latency)
@@ -113,7 +114,7 @@ def test_rows_gates_and_files(recipe_file: Path, tmp_path: Path) -> None:
     assert report.rows[1].knobs == {"keep": 0.5}
     assert report.rows[2].facts == {"kept": 0.9, "teacher": True}
     assert report.measurement("halve", "weight_bytes").ratio.value == pytest.approx(0.5, abs=1e-3)
-    assert report.measurement("halve", "decode_latency") is None
+    assert report.measurement("halve", "decode_latency").ratio.value == pytest.approx(0.5, abs=1e-3)
     assert report.measurement("baseline", "decode_latency").value == 1.0
     assert [(gate.metric, gate.verdict) for gate in report.gates] == [
         ("weight_bytes", "PASS"),
@@ -129,7 +130,7 @@ def test_rows_gates_and_files(recipe_file: Path, tmp_path: Path) -> None:
 def shrinking(value: float, spent: list[int]) -> Meter:
     """A meter whose latency ratio is known the better the more blocks are timed."""
 
-    def timed(baseline: Any, final: Path, form: str, *, config: Any, **rest: Any) -> dict[str, list[Measurement]]:
+    def timed(entrants: Sequence[Entrant], *, config: Any, **rest: Any) -> dict[str, list[Measurement]]:
         spent.append(config.blocks)
         half = 0.4 / config.blocks**0.5
         paired = Ratio(
@@ -140,7 +141,7 @@ def shrinking(value: float, spent: list[int]) -> Meter:
         shared: dict[str, Any] = {"metric": "decode_latency", "samples": config.blocks, "method": "test"}
         return {
             "baseline": [Measurement(value=1.0, **shared)],
-            "final": [Measurement(value=value, ratio=paired, **shared)],
+            "halve 2": [Measurement(value=value, ratio=paired, **shared)],
         }
 
     return Meter(quality=quality, footprint=footprint, latency=timed)

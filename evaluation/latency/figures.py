@@ -6,7 +6,8 @@
 
 A block in which either arm was disturbed (`disturbance.py`) is left out for both, and counted; an arm whose blocks were
 left out for more than `MOST_LEFT_OUT`, or that has fewer than `FEWEST` left, is INVALID: the machine was too busy to
-say anything. So is an arm that crashed, with its last words; the others still have their figures.
+say anything. So is an arm that crashed, with its last words, or was left out, with the reason; the others still have
+their figures. An arm that took part in the first blocks only is held against the baseline in those.
 
 A turn whose warm-up did not settle counts, and is told of: a machine that is never steady is what users may have.
 """
@@ -100,7 +101,7 @@ class Kept:
 
 
 def latency_measurements(session: Session) -> dict[str, list[Measurement]]:
-    """All that a session of one cell says about each arm, without memory.
+    """All that a session of one cell says about each arm, without memory; of those left out, why.
 
     Raises:
         ValueError: it has several cells, whose figures would have the same names.
@@ -111,7 +112,14 @@ def latency_measurements(session: Session) -> dict[str, list[Measurement]]:
     latencies = {
         arm: [found for found in measured if found.metric.endswith("_latency")] for arm, measured in of_process.items()
     }
-    return {arm: [*of_cell[arm], *latencies[arm]] for arm in session.arms}
+    found = {arm: [*of_cell[arm], *latencies[arm]] for arm in session.arms}
+    return found | {
+        arm: [
+            Measurement(metric=one.metric, value=NAN, samples=0, method="not timed", invalid=f"left out: {reason}")
+            for one in found[session.baseline]
+        ]
+        for arm, reason in session.left_out.items()
+    }
 
 
 def cell_measurements(session: Session, cell: Cell) -> dict[str, list[Measurement]]:

@@ -66,6 +66,8 @@ class Turn(Value):
     started: datetime
     process: int
     """The process's id; 0 where it never told."""
+    wall_seconds: float | None = None
+    """Of the whole process, its start and its libraries included: what the turn cost."""
     error: str = ""
     """The process's last words where it did not finish; everything below is then empty."""
     runtime: str = ""
@@ -126,6 +128,9 @@ class Session(Value):
     arms: tuple[str, ...]
     """Their names; the first is the baseline."""
     turns: tuple[Turn, ...] = ()
+    """Some arms may have been asked for in the first blocks only."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Why others take no turns, by name."""
 
     @property
     def baseline(self) -> str:
@@ -138,6 +143,11 @@ class Session(Value):
     def error(self, arm: str) -> str:
         """The last words of an arm that died, or empty."""
         return next((turn.error for turn in self.turns if turn.arm == arm and turn.error), "")
+
+    def seconds_of_a_turn(self, arm: str) -> float:
+        """What a turn of an arm costs on average, its process's start included; 0 where that is unknown."""
+        told = [turn.wall_seconds for turn in self.turns if turn.arm == arm and turn.wall_seconds is not None]
+        return sum(told) / len(told) if told else 0.0
 
 
 def _listed(cpus: tuple[int, ...]) -> str:
