@@ -20,6 +20,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def spread(rows: int, limit: int | None, seed: int) -> list[int]:
         return list(range(rows))
     edges = [run * rows // limit for run in range(limit + 1)]
     generator = np.random.default_rng(seed)
-    return [int(generator.integers(low, high)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    return [int(generator.integers(low, high)) for low, high in pairwise(edges)]
 
 
 def _read(config: TaskConfig, file: Path) -> list[Question]:
