@@ -81,7 +81,8 @@ def judge_run(folder: Path, gates: Mapping[str, Limit] | None = None, *, bandwid
     measured, notes = runs.measure_final()
     bandwidth = report.memory_bandwidth if bandwidth is None else bandwidth
     results = judge(limits, {found.metric: found for found in measured}, looks=report.looks, bandwidth=bandwidth)
-    rows = [*report.rows[:-1], report.final.model_copy(update={"measurements": measured})]
+    others = [runs.timed_again(row) for row in report.rows[:-1]]
+    rows = [*others, report.final.model_copy(update={"measurements": measured})]
     again = report.model_copy(
         update={
             "rows": rows,
@@ -96,7 +97,8 @@ def judge_run(folder: Path, gates: Mapping[str, Limit] | None = None, *, bandwid
             f"{folder}: the report says {report.verdict}, but its samples give {again.verdict}: report.json was "
             "changed, or another version of demitasse wrote it; run the recipe again to have it written anew"
         )
-    differences = tuple(_differences(report.final, again.final))
+    pairs = zip(report.rows, again.rows, strict=True)
+    differences = tuple(difference for old, new in pairs for difference in _differences(old, new))
     return Judged(report=again, differences=differences, notes=notes)
 
 
@@ -107,7 +109,8 @@ def _differences(old: Row, new: Row) -> list[str]:
         before = old.measurement(measurement.metric)
         if before is None or _figures(before) != _figures(measurement):
             was = "nothing" if before is None else f"{before.value:g}"
-            found.append(f"{measurement.metric}: the report has {was}, the samples give {measurement.value:g}")
+            what = f"{measurement.metric} of {new.name}"
+            found.append(f"{what}: the report has {was}, the samples give {measurement.value:g}")
     return found
 
 
@@ -172,11 +175,7 @@ class Stored:
         row = self.report.final
         found = {measurement.metric: measurement for measurement in [*self._quality(row), *self._footprint(row)]}
         notes: tuple[str, ...] = ()
-        session = self.session()
-        if session is not None:
-            found |= {
-                measurement.metric: measurement for measurement in latency_measurements(session)[_arm(session, row)]
-            }
+        found |= self._latencies(row)
         for measurement in row.measurements:
             if measurement.metric not in found:
                 found[measurement.metric] = measurement
@@ -184,6 +183,17 @@ class Stored:
         order = [measurement.metric for measurement in row.measurements]
         ordered = sorted(found.values(), key=lambda one: order.index(one.metric) if one.metric in order else len(order))
         return ordered, notes
+
+    def timed_again(self, row: Row) -> Row:
+        """The row with its latencies computed again, where it has any."""
+        again = self._latencies(row)
+        return row.model_copy(update={"measurements": [again.get(found.metric, found) for found in row.measurements]})
+
+    def _latencies(self, row: Row) -> dict[str, Measurement]:
+        session = self.session()
+        if session is None:
+            return {}
+        return {found.metric: found for found in latency_measurements(session).get(_arm(session, row), [])}
 
     def _quality(self, row: Row) -> list[Measurement]:
         scores, result = self.scores(row)
@@ -243,11 +253,13 @@ def _record(folder: Path) -> dict[str, Any]:
 def _says(folder: Path, row: Row) -> bool:
     """Whether a result's figures are the row's."""
     facts = _record(folder)["facts"]
-    said = {one["metric"]: f"{float(one['value']):.9g}" for one in facts.get("measurements", facts.get(FINAL, []))}
+    listed = facts.get("measurements", facts.get(row.name, facts.get(FINAL, [])))
+    said = {one["metric"]: f"{float(one['value']):.9g}" for one in listed}
     have = {one.metric: f"{one.value:.9g}" for one in row.measurements}
     return bool(said) and all(have.get(metric) == value for metric, value in said.items())
 
 
 def _arm(session: Session, row: Row) -> str:
-    """The arm of the last artifact: the baseline's own where a recipe has but one row."""
-    return BASELINE if row.kind == BASELINE else next((arm for arm in session.arms if arm == FINAL), session.arms[-1])
+    """The arm of an artifact: its row's name; in runs of earlier versions the last one was "final"."""
+    known = row.name in session.arms or row.name in session.left_out or FINAL not in session.arms
+    return row.name if known else FINAL

@@ -87,7 +87,7 @@ def test_a_report_with_another_figure_is_told_of(run: Path) -> None:
     content["rows"][-1]["measurements"][0]["value"] -= 1
     (run / "report.json").write_text(json.dumps(content))
     (difference,) = judge_run(run).differences
-    assert difference.startswith("perplexity: the report has")
+    assert difference.startswith("perplexity of export: the report has")
 
 
 def test_missing_samples_and_missing_reports_are_refused(run: Path, tmp_path: Path) -> None:
