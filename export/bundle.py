@@ -22,8 +22,8 @@ __all__ = ["BundleError", "BundleIntegrityError", "BundleSummary", "verify_bundl
 
 DATA = "model.onnx.data"
 FORMAT = 2
-OUTSIDE = {MANIFEST, "artifact.json"}
-"""Files that no manifest lists: itself, and the run store's own."""
+OUTSIDE = {MANIFEST, "artifact.json", "README.md"}
+"""Files that no manifest lists: itself, the run store's own, and the model card, whose verdict comes later."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from recipes.session import session
+from recipes.tracking_options import Register, Track
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write.", show_default=False)]
@@ -92,6 +93,8 @@ def run(
             "--until-decided", min=0, metavar="MINUTES", help="Measure on for so long while a gate is inconclusive."
         ),
     ] = 0.0,
+    track: Track = None,
+    register: Register = None,
     debug: Debug = False,
 ) -> None:
     """Run a recipe: every stage, measured after each; then a report and a verdict."""
@@ -103,7 +106,10 @@ def run(
         from recipes.planning import run_folder
         from recipes.runner import run as run_recipe
         from recipes.stages import STAGES
+        from recipes.tracking import Tracking, conclude
 
+        tracking = Tracking(uri=track, register=register)
+        tracking.check()
         loaded = load_recipe(recipe, settings or ())
         if isinstance(mates, Other):
             mates.follow(help_recipe(loaded, STAGES))
@@ -118,7 +124,7 @@ def run(
             until_decided=until_decided,
         )
         show_report(terminal.console, report)
-        raise SystemExit(report.exit_code)
+        raise SystemExit(conclude(terminal, report, run_folder(loaded, out), tracking))
 
 
 def plan(recipe: Recipe, out: Out = None, settings: Settings = None, debug: Debug = False) -> None:

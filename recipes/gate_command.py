@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from recipes.tracking_options import Register, Track
+
 RUN = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, with report.json and artifacts.")]
 RECIPE = Annotated[
     str | None,
@@ -33,7 +35,13 @@ def gate_command() -> Callable[..., None]:
 
 
 def gate(
-    run: RUN, recipe: RECIPE = None, out: OUT = None, memory_bandwidth: BANDWIDTH = None, debug: DEBUG = False
+    run: RUN,
+    recipe: RECIPE = None,
+    out: OUT = None,
+    memory_bandwidth: BANDWIDTH = None,
+    track: Track = None,
+    register: Register = None,
+    debug: DEBUG = False,
 ) -> None:
     """Judge a finished run again from its raw samples; no model is run.
 
@@ -46,7 +54,10 @@ def gate(
         from recipes.judging import judge_run
         from recipes.loader import load_gates
         from recipes.outcome import show_report
+        from recipes.tracking import Tracking, conclude
 
+        tracking = Tracking(uri=track, register=register)
+        tracking.check()
         gates = None if recipe is None else load_gates(recipe)
         bandwidth = None if memory_bandwidth is None else memory_bandwidth * 1e9
         judged = judge_run(run, gates, bandwidth=bandwidth)
@@ -55,4 +66,4 @@ def gate(
         show_report(terminal.console, judged.report.model_copy(update={"folder": out or run}))
         for line in (*judged.differences, *judged.notes):
             terminal.say(f"note: {line}")
-        raise SystemExit(judged.report.exit_code)
+        raise SystemExit(conclude(terminal, judged.report, run, tracking))

@@ -1,4 +1,8 @@
-"""The folder of a run: that it can be written, its log, and the link to what came out."""
+"""The folder of a run: that it can be written, its log, the link to what came out, and the model card in that.
+
+The card lies in the bundle as README.md, but is no part of what the bundle's hashes seal: it tells the verdict, and
+other gates on the same bundle give another one. The store and the bundle's own verification let exactly this name be.
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from recipes.failures import of_the_system
-from recipes.store import StoreError
+from recipes.store import CARD, StoreError
 
 
 class Log:
@@ -45,3 +49,13 @@ def point_at(link: Path, target: Path) -> None:
     with suppress(OSError):
         unfinished.symlink_to(os.path.relpath(target, link.parent))
         unfinished.replace(link)
+
+
+def add_card(card: str, bundle: Path, folder: Path) -> None:
+    """Put the model card into a bundle; written in the run's folder first, so that a kill leaves nothing beside it."""
+    unfinished = folder / f".{CARD}.{os.getpid()}"
+    try:
+        unfinished.write_text(card, encoding="utf-8")
+        unfinished.replace(bundle / CARD)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -120,6 +120,14 @@ def test_every_fault_is_named_at_once(bundle: Path) -> None:
         verify_bundle(bundle)
 
 
+def test_a_model_card_may_lie_in_the_bundle(bundle: Path) -> None:
+    (bundle / "README.md").write_text("PASS", encoding="utf-8")
+    verify_bundle(bundle)
+    (bundle / "readme.md").write_text("PASS", encoding="utf-8")
+    with pytest.raises(BundleIntegrityError, match="readme.md: not in the manifest"):
+        verify_bundle(bundle)
+
+
 def test_a_link_is_no_file_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside.data"
     shutil.move(bundle / "model.onnx.data", outside)

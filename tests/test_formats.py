@@ -5,16 +5,19 @@ import math
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from conftest import Demitasse
 from finished_runs import finish
 
-from evaluation.formats import FORMATS, bom, junit, model_card, prometheus
+from evaluation.formats import bom, junit, model_card, prometheus
 from evaluation.formats.prometheus import SUFFIX, name_of
-from evaluation.formats.tracking import TrackingError, log_report, may_register, metrics_of
+from evaluation.formats.tracking import TrackingError, log_report, metrics_of, why_not_registered
 from evaluation.gate import EXIT_CODES, Limit, Verdict, judge, overall
 from evaluation.measurement import METRICS
+from evaluation.render import FILES
 from evaluation.report import Report, Source
 
 SOURCES = [
@@ -197,33 +200,87 @@ def test_every_metric_has_a_name_with_its_unit() -> None:
 
 
 def test_only_what_passed_and_is_not_too_good_may_be_registered(passed: Report) -> None:
-    assert may_register(passed)
-    assert not may_register(judged(passed, "FAIL"))
+    assert why_not_registered(passed) == ""
+    assert "FAIL" in why_not_registered(judged(passed, "FAIL"))
     good = passed.model_copy(update={"memory_bandwidth": 1000.0})
     assert good.suspicions
-    assert not may_register(good)
-    assert metrics_of(passed)["weight_bytes_ratio"] == 0.25
+    assert why_not_registered(good).startswith("too good")
 
 
-def test_without_mlflow_the_way_out_is_told(passed: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_logged_has_its_interval(passed: Report) -> None:
+    logged, found = metrics_of(passed), passed.final.measurement("perplexity")
+    assert found is not None
+    assert found.interval is not None
+    assert (logged["perplexity_low"], logged["perplexity_high"]) == (found.interval.low, found.interval.high)
+    assert logged["perplexity_ratio_low"] < logged["perplexity_ratio"] < logged["perplexity_ratio_high"]
+    assert logged["weight_bytes_ratio"] == 0.25
+    assert "weight_bytes_low" not in logged
+
+
+def test_without_mlflow_the_way_out_is_told_before_anything_runs(
+    passed: Report, monkeypatch: pytest.MonkeyPatch, demitasse: Demitasse
+) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(TrackingError, match="pip install"):
         log_report(passed, [])
+    code, _, err = demitasse("run", "quickstart", "--track", "https://user:secret@server/")
+    assert code == 2
+    assert "--track https://server/: expected MLflow, which is not installed: pip install 'demitasse[tracking]'" in err
+    assert "secret" not in err
 
 
-@pytest.mark.filterwarnings("ignore")  # MLflow's own, about what it uses of SQLAlchemy
-def test_mlflow_keeps_the_report_and_registers_what_passed(passed: Report, tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: nothing to log to")
-    assert passed.folder is not None
-    uri, bundle = f"sqlite:///{tmp_path / 'mlflow.db'}", next((passed.folder / "artifacts").glob("export-*/files"))
-    files = [passed.folder / name for name in ("report.html", *FORMATS)]
-    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-    client.create_experiment(passed.name, artifact_location=(tmp_path / "kept").as_uri())
-    run = client.get_run(log_report(passed, files, bundle=bundle, register_as="small", tracking_uri=uri))
-    assert run.data.metrics["perplexity"] == metrics_of(passed)["perplexity"]
-    assert run.data.tags["verdict"] == "PASS"
-    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"model", *(file.name for file in files)}
-    assert [version.version for version in client.search_model_versions("name='small'")] in (["1"], [1])
-    failed = passed.model_copy(update={"verdict": "FAIL"})
-    log_report(failed, [], bundle=bundle, register_as="small", tracking_uri=uri)
-    assert len(client.search_model_versions("name='small'")) == 1
+def test_a_name_to_register_needs_a_server(demitasse: Demitasse) -> None:
+    code, _, err = demitasse("run", "quickstart", "--register", "small")
+    assert code == 2
+    assert "--register small: expected --track" in err
+
+
+@pytest.fixture
+def mlflow() -> Any:
+    return pytest.importorskip("mlflow", reason="mlflow is not installed: nothing to log to")
+
+
+def test_mlflow_keeps_the_report_and_registers_what_passed(
+    mlflow: Any, tmp_path: Path, demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run, server = tmp_path / "run", tmp_path / "kept"
+    passed = finish(run)
+    (run / "final").symlink_to(next((run / "artifacts").glob("export-*/files")))
+    code, out, err = demitasse("gate", run, "--track", server, "--register", "small")
+    assert code == 0
+    assert "registered as small, version 1" in out + err
+    client = mlflow.MlflowClient(tracking_uri=str(server), registry_uri=str(server))
+    (version,) = client.search_model_versions("name='small'")
+    logged = client.get_run(version.run_id)
+    assert logged.data.metrics["perplexity"] == metrics_of(passed)["perplexity"]
+    assert logged.data.tags["verdict"] == "PASS"
+    assert {item.path for item in client.list_artifacts(version.run_id)} == {"model", *FILES}
+    assert [item.path for item in client.list_artifacts(version.run_id, "model")] == ["model/model.onnx"]
+
+
+def test_what_failed_is_logged_and_not_registered(
+    mlflow: Any, tmp_path: Path, demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    finish(tmp_path / "run", gates={"perplexity": Limit(max_ratio=1.001)})
+    code, out, err = demitasse("gate", tmp_path / "run", "--track", tmp_path / "kept", "--register", "small")
+    assert code == 1
+    assert "small was not registered: the verdict is FAIL" in out + err
+    client = mlflow.MlflowClient(tracking_uri=str(tmp_path / "kept"), registry_uri=str(tmp_path / "kept"))
+    assert client.search_registered_models() == []
+
+
+def test_a_server_that_cannot_be_reached_does_not_lose_the_run_and_is_no_release(
+    mlflow: Any, tmp_path: Path, demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    finish(tmp_path / "run")
+    code, out, err = demitasse("gate", tmp_path / "run", "--track", "http://me:secret@127.0.0.1:9")
+    assert code == 2
+    assert "PASS" in out
+    assert "http://127.0.0.1:9: not logged" in err
+    assert f"demitasse gate {tmp_path / 'run'} --track URI" in err
+    assert "secret" not in err
+    finish(tmp_path / "failed", gates={"perplexity": Limit(max_ratio=1.001)})
+    assert demitasse("gate", tmp_path / "failed", "--track", "http://127.0.0.1:9")[0] == 1

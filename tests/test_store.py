@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from compress import StageError
-from recipes.store import RECORD, IntegrityError, Store, StoreError, canonical, digest_of, versions
+from recipes.store import CARD, RECORD, IntegrityError, Store, StoreError, canonical, digest_of, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = {"kind": "copy", "knobs": {"text": "hello"}}
@@ -64,6 +64,16 @@ def test_another_identity_is_another_result(store: Store) -> None:
     second = store.obtain("copy", {**IDENTITY, "seed": 1}, fill)
     assert first.folder != second.folder
     assert not second.reused
+
+
+def test_a_card_may_be_added_and_changed_and_nothing_else_may(store: Store) -> None:
+    made = store.obtain("copy", IDENTITY, fill)
+    for text in ("a model card", "another verdict"):
+        (made.files / CARD).write_text(text, encoding="utf-8")
+        assert store.obtain("copy", IDENTITY, fill).reused
+    (made.files / "deep" / CARD).write_text("no card", encoding="utf-8")
+    with pytest.raises(IntegrityError, match=r"deep/README.md: was added since"):
+        store.find("copy", made.key)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,47 @@
 """A report logged to MLflow, and what ships registered there if it passed; only where this is called.
 
-Knobs become parameters, figures metrics (`perplexity`, `perplexity_ratio` ...), the report's files artifacts. A model
-is registered if the verdict is PASS and nothing is too good; otherwise the run is logged all the same, and tagged.
+    parameters   the knobs of every stage
+    metrics      every valid figure of what ships with the ends of its interval: perplexity, perplexity_low,
+                 perplexity_high, and the same of its ratio to the baseline: perplexity_ratio, perplexity_ratio_low ...
+    artifacts    the report's files; the model itself only where it is registered
+    tags         verdict, artifact
+
+A model is registered if the verdict is PASS and nothing is too good; otherwise the run is logged all the same.
+
+`mlflow-skinny` suffices for a server and for a folder; a database that is opened without a server (sqlite:///...) takes
+the whole of MLflow. MLflow no longer develops its folders and asks to be told that one is wanted: naming one tells it.
 """
 
+import os
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from evaluation.measurement import Interval
 from evaluation.report import Report
 
 LONGEST = 500
 """Characters of a parameter's value that MLflow keeps."""
+INSTALL = "expected MLflow, which is not installed: pip install 'demitasse[tracking]'"
+FOLDERS = "MLFLOW_ALLOW_FILE_STORE"
 
 
 class TrackingError(Exception):
-    """MLflow cannot be used; the message says what to install."""
+    """A report cannot be logged; the message says why."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logged:
+    """What MLflow has now."""
+
+    run_id: str
+    version: str = ""
+    """Of the registered model; empty where none was registered."""
+    reason: str = ""
+    """Why none was."""
 
 
 def log_report(
@@ -25,20 +51,56 @@ def log_report(
     bundle: Path | None = None,
     register_as: str | None = None,
     tracking_uri: str | None = None,
-) -> str:
-    """Log a report as one MLflow run and return the run's id.
+) -> Logged:
+    """Log a report as one MLflow run.
 
     Args:
         files: the report's own files, of `render.write_report`.
-        bundle: the folder that ships; it is logged as well.
+        bundle: the folder that ships; uploaded where it is registered.
         register_as: the registered model that the bundle becomes a version of, if it passed.
         tracking_uri: the server, or a folder; None: as MLflow is set up.
 
     Raises:
-        TrackingError: MLflow is not installed.
+        TrackingError: MLflow is not installed, refuses, or cannot reach its server.
     """
     mlflow = _mlflow()
-    client = mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    if tracking_uri is not None and (tracking_uri.startswith("file:") or "://" not in tracking_uri):
+        os.environ.setdefault(FOLDERS, "true")
+    try:
+        client = mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        run_id = _log(client, report, files)
+        if register_as is None or bundle is None:
+            return Logged(run_id=run_id)
+        reason = why_not_registered(report)
+        version = "" if reason else _register(client, register_as, run_id, bundle)
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        raise TrackingError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+    return Logged(run_id=run_id, version=version, reason=reason)
+
+
+def why_not_registered(report: Report) -> str:
+    """Why what ships may not be registered; empty where it may: it passed, and no figure is too good."""
+    if report.verdict != "PASS":
+        return f"the verdict is {report.verdict or 'missing, because the recipe has no gates'}"
+    return f"too good to be believed: {', '.join(report.suspicions)}" if report.suspicions else ""
+
+
+def metrics_of(report: Report) -> dict[str, float]:
+    """Every valid figure of what ships, and its ratio to the baseline, with the ends of their intervals."""
+    found: dict[str, float] = {}
+    for measurement in report.final.measurements:
+        if not measurement.invalid:
+            found |= _ends(measurement.metric, measurement.value, measurement.interval)
+            if measurement.ratio is not None:
+                found |= _ends(f"{measurement.metric}_ratio", measurement.ratio.value, measurement.ratio.interval)
+    return found
+
+
+def _ends(name: str, value: float, interval: Interval | None) -> dict[str, float]:
+    return {name: value} | ({} if interval is None else {f"{name}_low": interval.low, f"{name}_high": interval.high})
+
+
+def _log(client: Any, report: Report, files: list[Path]) -> str:
     experiment = client.get_experiment_by_name(report.name)
     experiment_id = client.create_experiment(report.name) if experiment is None else experiment.experiment_id
     run_id = str(client.create_run(experiment_id, run_name=report.recipe).info.run_id)
@@ -50,28 +112,8 @@ def log_report(
         client.set_tag(run_id, name, text)
     for file in files:
         client.log_artifact(run_id, str(file))
-    if bundle is not None:
-        client.log_artifacts(run_id, str(bundle), artifact_path="model")
-        if register_as is not None and may_register(report):
-            _register(client, register_as, run_id)
     client.set_terminated(run_id, status="FINISHED" if report.verdict in {"PASS", None} else "FAILED")
     return run_id
-
-
-def may_register(report: Report) -> bool:
-    """Whether what ships may be registered: it passed, and no figure is too good."""
-    return report.verdict == "PASS" and not report.suspicions
-
-
-def metrics_of(report: Report) -> dict[str, float]:
-    """Every valid figure of what ships, and its ratio to the baseline."""
-    found: dict[str, float] = {}
-    for measurement in report.final.measurements:
-        if not measurement.invalid:
-            found[measurement.metric] = measurement.value
-            if measurement.ratio is not None:
-                found[f"{measurement.metric}_ratio"] = measurement.ratio.value
-    return found
 
 
 def _parameters(report: Report) -> dict[str, str]:
@@ -83,11 +125,13 @@ def _mlflow() -> Any:
     try:
         return import_module("mlflow")
     except ImportError as error:
-        raise TrackingError("expected MLflow, which is not installed: pip install 'demitasse[tracking]'") from error
+        raise TrackingError(INSTALL) from error
 
 
-def _register(client: Any, name: str, run_id: str) -> None:
+def _register(client: Any, name: str, run_id: str, bundle: Path) -> str:
+    """Upload the bundle and make it a version of the registered model `name`; the version."""
+    client.log_artifacts(run_id, str(bundle), artifact_path="model")
     if not client.search_registered_models(filter_string=f"name = '{name}'"):
         client.create_registered_model(name)
     source = f"{client.get_run(run_id).info.artifact_uri}/model"
-    client.create_model_version(name, source=source, run_id=run_id)
+    return str(client.create_model_version(name, source=source, run_id=run_id).version)

@@ -1,0 +1,98 @@
+"""A finished run logged to MLflow, by `demitasse run RECIPE --track URI` or later by `demitasse gate RUN --track URI`.
+
+The report is written before anything is sent, so that a server that cannot be reached costs nothing but the log. What
+ships is uploaded only where it is registered: if the verdict is PASS and no figure is too good.
+
+Exit code: the verdict's own; 2 for a PASS that could not be logged, because whoever waits for the registered model
+must not read it as a release.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from evaluation.formats.tracking import INSTALL, Logged, TrackingError, log_report
+from evaluation.render import write_report
+from evaluation.report import Report
+from recipes.failures import BAD_INPUT
+
+if TYPE_CHECKING:
+    from recipes.terminal import Terminal
+
+FINAL = "final"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where a run is to be logged, if anywhere."""
+
+    uri: str | None
+    register: str | None
+
+    def check(self) -> None:
+        """Refuse before anything runs what cannot be logged.
+
+        Raises:
+            TrackingError: MLflow is missing, or a name is given and no server.
+        """
+        if self.register is not None and self.uri is None:
+            raise TrackingError(f"--register {self.register}: expected --track URI beside it")
+        if self.uri is not None and find_spec("mlflow") is None:
+            raise TrackingError(f"--track {self.shown}: {INSTALL}")
+
+    @property
+    def shown(self) -> str:
+        """The address, to be shown."""
+        return self.without_password(self.uri or "")
+
+    def without_password(self, text: str) -> str:
+        """A text without the user and the password that stand in the address."""
+        user, at, _ = urlsplit(self.uri or "").netloc.rpartition("@")
+        return text.replace(user + at, "") if at else text
+
+
+def conclude(terminal: "Terminal", report: Report, folder: Path, tracking: Tracking) -> int:
+    """Log the run in `folder`, if that is asked for; what happened is told, and the command's exit code returned."""
+    if tracking.uri is None:
+        return report.exit_code
+    try:
+        terminal.say(log_run(report, folder, tracking))
+    except TrackingError as error:
+        terminal.complain(str(error))
+        return report.exit_code or BAD_INPUT
+    return report.exit_code
+
+
+def log_run(report: Report, folder: Path, tracking: Tracking) -> str:
+    """Log a run and say what came of it.
+
+    Raises:
+        TrackingError: the server refused, or cannot be reached; the message says how to log it later.
+    """
+    with TemporaryDirectory() as written:
+        try:
+            logged = log_report(
+                report,
+                write_report(report, Path(written)),
+                bundle=folder / FINAL,
+                register_as=tracking.register,
+                tracking_uri=tracking.uri,
+            )
+        except TrackingError as error:
+            reason = tracking.without_password(str(error))
+            raise TrackingError(
+                f"{tracking.shown}: not logged: {reason}; the report is in {folder}, and "
+                f"`demitasse gate {folder} --track URI` logs it later"
+            ) from error
+    return f"logged to {tracking.shown} as run {logged.run_id}{_registration(logged, tracking)}"
+
+
+def _registration(logged: Logged, tracking: Tracking) -> str:
+    if tracking.register is None:
+        return ""
+    if logged.version:
+        return f"; registered as {tracking.register}, version {logged.version}"
+    return f"; {tracking.register} was not registered: {logged.reason}"
