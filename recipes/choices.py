@@ -229,7 +229,8 @@ def _csv(name: str, file: Path, text: str) -> Iterator[tuple[str, dict[str, Any]
         for row in reader:
             yield f"{file}:{reader.line_num}", _whole(name, f"{file}:{reader.line_num}", row, reader.fieldnames or [])
     except csv.Error as error:
-        raise TaskError(f"{name}: {file}:{reader.line_num}: expected comma-separated values, got {error}") from error
+        after = f"after line {reader.line_num}"
+        raise TaskError(f"{name}: {file}: expected comma-separated values, got {error} {after}") from error
 
 
 def _whole(name: str, place: str, row: dict[Any, Any], columns: Sequence[str]) -> dict[str, Any]:
