@@ -111,11 +111,14 @@ def _prompts(ids: tuple[int, ...], cell: Cell) -> Ids:
     return np.array(ids[: cell.batch * cell.prompt], dtype=np.int64).reshape(cell.batch, cell.prompt)
 
 
-def _gpu_memory() -> int:
-    """Bytes in use on the device of a process that may run on one GPU only."""
+def _gpu_memory() -> int | None:
+    """Bytes in use on the device of a process that may run on one GPU only; None where the system does not say."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(told.split()[0]) * MEBIBYTE
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return int(told[0]) * MEBIBYTE if told and told[0].isdecimal() else None
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from evaluation.measurement import Measurement, Ratio, Value
 from recipes.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
 from recipes.latency import entrant_of
 from recipes.macs import macs_per_token
+from recipes.schema import BenchmarkConfig, available_cores
 
 JUDGED_METRICS = ("prefill_latency", "decode_latency")
 
@@ -102,6 +103,7 @@ def benchmark(order: Order, progress: Progress) -> Result:
         cells=order.cells, threads=order.threads, cpus=pinned_cpus(order.threads), seed=order.seed, prefills=3
     )
     vocabulary = _check(order, entrants)
+    counted = _counts(order, entrants)  # reads every graph, so that a broken one is found before anything is timed
     session = _begin(order, entrants, protocol)
     ids = _ids(vocabulary, protocol)
     total = order.blocks * len(entrants)
@@ -112,22 +114,39 @@ def benchmark(order: Order, progress: Progress) -> Result:
             _write(order.out, Result(entrants=_looks(entrants), session=session))
 
         session = take_turns(session, entrants, ids, blocks=order.blocks, on_turn=keep)
-    result = _result(order, entrants, session)
+    result = _result(order, entrants, session, counted)
     _write(order.out, result)
     return result
 
 
 def entrants_of(folders: tuple[Path, ...]) -> list[Entrant]:
-    """The arms, each with a name of its own: the folder's, numbered where it comes again."""
+    """The arms, each with a name of its own.
+
+    Raises:
+        BenchmarkError: with every folder that holds nothing to time, one line each.
+        CheckpointError, MeasureError: what a folder holds is broken.
+    """
     from recipes.verbs import form_of
 
-    found: list[Entrant] = []
-    for folder in folders:
-        artifact, name = _artifact(folder), folder.resolve().name
-        earlier = sum(entrant.name.partition(" #")[0] == name for entrant in found)
-        numbered = f"{name} #{earlier + 1}" if earlier else name
-        found.append(entrant_of(numbered, artifact.absolute(), form_of(artifact)))
-    return found
+    problems = [f"{folder}: {problem}" for folder in dict.fromkeys(folders) if (problem := _nothing_in(folder))]
+    if problems:
+        raise BenchmarkError("\n".join(problems))
+    artifacts = [_artifact(folder).absolute() for folder in folders]
+    return [
+        entrant_of(name, artifact, form_of(artifact)) for name, artifact in zip(_names(folders), artifacts, strict=True)
+    ]
+
+
+def _names(folders: tuple[Path, ...]) -> list[str]:
+    """As much of each folder's path, from its end, as tells it from the others; numbered where it comes again."""
+    paths = [folder.resolve().parts for folder in folders]
+    names: list[str] = []
+    for index, path in enumerate(paths):
+        others = [other for other in paths if other != path]
+        parts = next(n for n in range(1, len(path) + 1) if all(other[-n:] != path[-n:] for other in others))
+        earlier = paths[:index].count(path)
+        names.append("/".join(path[-parts:]) + (f" #{earlier + 1}" if earlier else ""))
+    return names
 
 
 def _artifact(folder: Path) -> Path:
@@ -136,6 +155,20 @@ def _artifact(folder: Path) -> Path:
 
     final = folder / FINAL
     return final if final.is_dir() and not (folder / "config.json").exists() else folder
+
+
+def _nothing_in(folder: Path) -> str:
+    """Why there is nothing to time in a folder; empty where there is."""
+    from export import bundle_folder
+
+    if not folder.is_dir():
+        return "expected a folder, got a file" if folder.exists() else "no such folder"
+    artifact = _artifact(folder)
+    if (bundle_folder(artifact) / "manifest.json").is_file() or (artifact / "config.json").is_file():
+        return ""
+    if (artifact / "model.onnx").is_file():
+        return "has a model.onnx but no manifest.json; expected a bundle that `demitasse export` wrote"
+    return "expected a checkpoint (config.json), a bundle (manifest.json) or the folder of a finished run, got neither"
 
 
 def _check(order: Order, entrants: list[Entrant]) -> int:
@@ -153,6 +186,8 @@ def _check(order: Order, entrants: list[Entrant]) -> int:
         problems.append(f"--out {order.out}: expected a file in an existing folder, but {order.out.parent} is none")
     if order.out is not None and order.out.is_dir():
         problems.append(f"--out {order.out}: expected a file such as latency.json, got a folder")
+    if order.threads > available_cores():
+        problems.append(f"--threads: expected at most {available_cores()}, the cores there are, got {order.threads}")
     if order.margin is not None and len(entrants) < 2:
         problems.append("--max-ratio: expected a second folder to hold against the first one")
     if problems:
@@ -223,16 +258,13 @@ def _ids(vocabulary: int, protocol: Protocol) -> tuple[int, ...]:
     return tuple(int(token) for token in np.random.default_rng(protocol.seed).integers(vocabulary, size=length))
 
 
-def _result(order: Order, entrants: list[Entrant], session: Session) -> Result:
+def _result(order: Order, entrants: list[Entrant], session: Session, counted: list[list[Measurement]]) -> Result:
     from recipes.machine import environment
-    from recipes.schema import BenchmarkConfig
 
     cells = tuple(cell_measurements(session, cell) for cell in order.cells)
     processes = process_measurements(session)
-    counted = [_counted(entrant, order.cells[0].prompt) for entrant in entrants]
     for entrant, found in zip(entrants, counted, strict=True):
-        against = counted[0] if entrant is not entrants[0] else {}
-        processes[entrant.name] += [_exact(metric, value, against.get(metric)) for metric, value in found.items()]
+        processes[entrant.name] += found
     gates: tuple[ArmGates, ...] = ()
     if order.margin is not None:
         limits = {metric: Limit(max_ratio=order.margin) for metric in JUDGED_METRICS}
@@ -256,6 +288,19 @@ def _result(order: Order, entrants: list[Entrant], session: Session) -> Result:
 def _measured(limits: dict[str, Limit], cell: Cell) -> dict[str, Limit]:
     """The limits that make sense for a cell: with a single new token nothing is decoded."""
     return {metric: limit for metric, limit in limits.items() if metric != "decode_latency" or cell.tokens > 1}
+
+
+def _counts(order: Order, entrants: list[Entrant]) -> list[list[Measurement]]:
+    """Bytes and multiply-accumulates of every arm, held against the first one's.
+
+    Raises:
+        BundleError: a bundle's graph or its weights cannot be read.
+    """
+    first, *others = (_counted(entrant, order.cells[0].prompt) for entrant in entrants)
+    return [
+        [_exact(metric, value, None) for metric, value in first.items()],
+        *([_exact(metric, value, first[metric]) for metric, value in other.items()] for other in others),
+    ]
 
 
 def _counted(entrant: Entrant, context: int) -> dict[str, int]:

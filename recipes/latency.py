@@ -188,11 +188,18 @@ def write_session(session: Session, file: Path) -> None:
 
 
 def device_of(folder: Path, form: Form) -> str:
-    """Where an artifact is timed: a checkpoint on the CPU, a bundle where it was exported for."""
+    """Where an artifact is timed: a checkpoint on the CPU, a bundle where it was exported for.
+
+    Raises:
+        MeasureError: the bundle does not say.
+    """
     if form != "onnx":
         return "cpu"
-    manifest: dict[str, Any] = json.loads((bundle_folder(folder) / "manifest.json").read_text(encoding="utf-8"))
-    return str(manifest["provider"])
+    file = bundle_folder(folder) / "manifest.json"
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["provider"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MeasureError(f"{file}: expected a bundle's manifest ({error!r}); export the bundle again") from error
 
 
 def first_tokens(folder: Path, length: int, test: TextSource) -> tuple[int, ...]:
