@@ -20,12 +20,15 @@ from safetensors import SafetensorError, safe_open
 from compress.int8 import EMBEDDINGS_FILE
 from compress.int8 import CheckpointError as CheckpointError  # everything else about checkpoints is here
 from compress.packed import CODES, SCALES, SHAPE, ZERO, packed_faults
+from compress.parts import Held
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["float32", "float16", "bfloat16"]
 BYTES_PER_FLOAT = 4
+SCALE_NAMES = (".SCB", SCALES)
+"""Ends of the names of the scales of int8 matrices, in either format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +63,12 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
     if not tensors:
         raise CheckpointError(f"{folder}: its weight files hold no tensor; save the model again")
     _check_tokenizer(folder, config)
-    codes = sum(count for _, dtype, count in tensors if dtype == "I8")
-    floats = sum(count for name, dtype, count in tensors if dtype != "I8" and _is_parameter(name))
-    embeddings = _int8_embeddings(folder)
     return Checkpoint(
         folder=folder,
         form="int8" if "quantization_config" in config else "dense",
         config=config,
         parameters=sum(count for name, _, count in tensors if _counts(name)),
-        weight_bytes=codes + BYTES_PER_FLOAT * floats + embeddings,
+        weight_bytes=sum(size for _, _, size in held_weights(folder)),
         disk_bytes=sum(file.stat().st_size for file in {*files, *folder.glob(EMBEDDINGS_FILE)}),
     )
 
@@ -177,7 +177,7 @@ def count_nonzero(folder: Path) -> int:
 
 
 def _counts(name: str) -> bool:
-    return _is_parameter(name) and not name.endswith((".SCB", SCALES))
+    return _is_parameter(name) and not name.endswith(SCALE_NAMES)
 
 
 def _nonzero(file: Path, name: str) -> int:
@@ -186,15 +186,19 @@ def _nonzero(file: Path, name: str) -> int:
         return int((tensor.numpy().view("u1") != ZERO).sum() if name.endswith(CODES) else tensor.count_nonzero())
 
 
-def _int8_embeddings(folder: Path) -> int:
-    """What the int8 embeddings save against the float32 table that stands for them, as a negative number of bytes."""
-    file = folder / EMBEDDINGS_FILE
-    if not file.is_file():
-        return 0
-    counts = dict.fromkeys(("I8", "F32"), 0)
-    for _, dtype, count in _headers(file):
-        counts[dtype] += count
-    return counts["I8"] * (1 - BYTES_PER_FLOAT) + counts["F32"] * BYTES_PER_FLOAT
+def held_weights(folder: Path) -> Iterator[Held]:
+    """Every weight as it is held to run: int8 codes, their scales, and float32 for everything else.
+
+    An embedding that was quantized too counts as int8, not as the float table that stands for it in the weight files.
+    """
+    embeddings = [tensor for file in folder.glob(EMBEDDINGS_FILE) for tensor in _headers(file)]
+    instead = {name for name, _, _ in embeddings}
+    tensors = [tensor for file in weight_files(folder) for tensor in _headers(file) if tensor[0] not in instead]
+    for name, dtype, count in [*tensors, *embeddings]:
+        if dtype == "I8":
+            yield name, "int8", count
+        elif _is_parameter(name):
+            yield name, "scales" if name.endswith(SCALE_NAMES) else "float", BYTES_PER_FLOAT * count
 
 
 def _check_tokenizer(folder: Path, config: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.int8 import Int8Matrix
+from compress.parts import Held
 from export.external_data import read_graph, tensor_bytes
 from export.stored import StoredValues
 
@@ -30,20 +31,35 @@ class CoverageError(Exception):
 
 def coverage(model: "ModelProto") -> dict[str, Any]:
     """What the graph holds, as plain data: the names of int8 and of float matrices, and the bytes of each kind."""
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    products = {node.input[1] for node in model.graph.node if node.op_type == "MatMulNBits"}
-    tables = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
-    codes = products | {name for name in tables if name.endswith(CODES)}
-    scales = {name.removesuffix(CODES) + SCALES for name in codes}
-    floats = [tensor for name, tensor in held.items() if name not in codes | scales]
+    products, tables, codes = _int8_matrices(model)
+    held = held_weights(model)
+    matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    floats = {name for name, number, _ in held if number == "float"}
+    sizes = {number: sum(size for _, kind, size in held if kind == number) for number in ("int8", "scales", "float")}
     return {
         "int8": sorted(module for name in codes for module in name.removesuffix(CODES).split("+")),
-        "float": sorted(tensor.name for tensor in floats if len(tensor.dims) > 1 and not tensor.name.endswith(TABLES)),
-        "int8_bytes": sum(tensor_bytes(held[name]) for name in codes),
-        "scale_bytes": sum(tensor_bytes(held[name]) for name in scales),
-        "float_bytes": sum(tensor_bytes(tensor) for tensor in floats),
+        "float": sorted(name for name in floats & matrices if not name.endswith(TABLES)),
+        "int8_bytes": sizes["int8"],
+        "scale_bytes": sizes["scales"],
+        "float_bytes": sizes["float"],
         "shared_table": bool(tables & products),
     }
+
+
+def held_weights(model: "ModelProto") -> list[Held]:
+    """Every stored tensor of the graph: int8 codes, their scales, and whatever else."""
+    _, _, codes = _int8_matrices(model)
+    numbers = dict.fromkeys(codes, "int8") | {name.removesuffix(CODES) + SCALES: "scales" for name in codes}
+    return [
+        (tensor.name, numbers.get(tensor.name, "float"), tensor_bytes(tensor)) for tensor in model.graph.initializer
+    ]
+
+
+def _int8_matrices(model: "ModelProto") -> tuple[set[str], set[str], set[str]]:
+    """Names of what int8 products multiply by, of what is looked up in, and of all codes among them."""
+    products = {node.input[1] for node in model.graph.node if node.op_type == "MatMulNBits"}
+    tables = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    return products, tables, products | {name for name in tables if name.endswith(CODES)}
 
 
 def check_carried(folder: Path, matrices: dict[str, Int8Matrix], placed: Iterable[tuple[str, Int8Matrix]]) -> None:
