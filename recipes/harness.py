@@ -18,7 +18,6 @@ drawn (the harness's filters beyond the first), chat templates, tasks that run c
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -183,7 +182,6 @@ def _rows(questions: Sequence[Question]) -> list[dict[str, Any]]:
 def _named_tasks(config: TaskConfig) -> dict[str, Any]:
     """The harness's tasks of that name, their data loaded."""
     manager = _manager_with(config)
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
         tasks: dict[str, Any] = manager.load([config.name])["tasks"]
     except Exception as error:  # a task is code and data of its own, which may fail in any way
@@ -203,7 +201,7 @@ def _manager_with(config: TaskConfig) -> Any:
     """
     if config.include is not None:
         own = _manager(config.include, include_defaults=False)
-        if config.name in own.all_subtasks:
+        if config.name in (*own.all_subtasks, *own.all_tags):  # a group may name tasks that are not its own
             return own
     manager = _manager(config.include, include_defaults=True)
     if config.name not in manager.task_index:

@@ -1,0 +1,314 @@
+"""Tasks: our scorer gives lm-evaluation-harness the answers that its own PyTorch model gives, for every form."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exported import exported_int8
+from numpy.typing import NDArray
+
+from compress import Form
+from compress.checkpoint import load_model, load_tokenizer
+from evaluation.quality.items import Items, item_measurements
+from recipes import harness
+from recipes.choices import TaskConfig, TaskError
+from recipes.harness import ask_task, open_task, task_problems
+from recipes.measure import open_scorer
+
+pytest.importorskip("lm_eval")
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "recipes" / "models" / "novels-gpt2"
+CONTEXT = 256
+Ids = NDArray[np.int64]
+
+
+def sentences() -> list[str]:
+    """Some 200 lines of novels."""
+    lines = (ROOT / "recipes" / "data" / "novels" / "test.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if 200 < len(line) < 600][:200]
+
+
+def write(file: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 questions: how does the sentence go on? Among them an empty context, one too long, and one that ends blank."""
+    texts = sentences()
+    rows = []
+    for index in range(40):
+        right, *wrong = (texts[index + 40 * other][60 : 100 + 9 * other] for other in range(4))
+        endings = [*wrong[: index % 4], right, *wrong[index % 4 :]]
+        rows.append({"context": texts[index][:60], "endings": endings, "label": index % 4})
+    rows[7]["context"] = ""
+    rows[8]["context"] = "\n".join(texts[:10])
+    rows[9]["context"] += "  "
+    return write(tmp_path_factory.mktemp("questions") / "novels.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """The harness's own model."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(MODEL), dtype="float32", device="cpu", batch_size=8)
+
+
+def greedy(folder: Path) -> Callable[[Sequence[Ids], int], list[Ids]]:
+    """One prompt at a time, by the model's own generate."""
+    import torch
+
+    model = load_model(folder)
+
+    def generate(prompts: Sequence[Ids], tokens: int) -> list[Ids]:
+        rows = [torch.from_numpy(prompt)[None] for prompt in prompts]
+        with torch.inference_mode():
+            return [
+                model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=tokens, do_sample=False)[
+                    0, row.shape[1] :
+                ].numpy()
+                for row in rows
+            ]
+
+    return generate
+
+
+def no_generator(prompts: Sequence[Ids], tokens: int) -> list[Ids]:
+    raise AssertionError("a task of likelihoods asked for text")
+
+
+def ask(config: TaskConfig, folder: Path = MODEL, form: Form = "dense", **knobs: Any) -> Items:
+    given = {"scorer": open_scorer(folder, form), "generator": no_generator, "context": CONTEXT, **knobs}
+    return ask_task(config, tokenizer=load_tokenizer(folder), **given)
+
+
+def asked_of(reference: Any, config: TaskConfig) -> list[dict[str, Any]]:
+    """What the harness itself makes of the same task, with its own model."""
+    from lm_eval.evaluator import evaluate
+
+    found = evaluate(lm=reference, task_dict={"tasks": dict(open_task(config).tasks)}, bootstrap_iters=0)
+    rows: list[dict[str, Any]] = found["samples"][config.name]
+    return rows
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_figures_equal_those_of_the_harness_itself(shots: int, questions: Path, reference: Any) -> None:
+    config = TaskConfig(name="novels", file=questions, shots=shots)
+    items, rows = ask(config), asked_of(reference, config)
+    assert len(rows) == len(items) == 40 - shots
+    assert items.columns["accuracy"].tolist() == [row["acc"] for row in rows]
+    assert items.columns["accuracy_norm"].tolist() == [row["acc_norm"] for row in rows]
+    assert 0.3 < items.columns["accuracy"].mean() < 1.0  # it has learned something, and could be wrong
+
+
+def instances(*arguments: tuple[Any, ...], kind: str = "loglikelihood") -> list[Any]:
+    from lm_eval.api.instance import Instance
+
+    return [Instance(request_type=kind, doc={}, arguments=given, idx=0) for given in arguments]
+
+
+def model(**knobs: Any) -> Any:
+    from recipes.scorer_lm import ScorerLM
+
+    given = {"scorer": open_scorer(MODEL, "dense"), "generator": greedy(MODEL), "context": CONTEXT, "batch": 3, **knobs}
+    return ScorerLM(tokenizer=load_tokenizer(MODEL), **given)
+
+
+def test_log_likelihoods_equal_those_of_the_harness_itself(reference: Any) -> None:
+    texts = sentences()
+    pairs = [(text[:80], text[80:120]) for text in texts[:9]]
+    pairs += [("", texts[9]), ("The end. ", "of it"), (" ".join(texts[:12]), " was over."), ("She said", " the")]
+    ours, theirs = model().loglikelihood(instances(*pairs)), reference.loglikelihood(instances(*pairs))
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+    np.testing.assert_allclose([value for value, _ in ours], [value for value, _ in theirs], rtol=1e-5)
+
+
+def test_rolling_log_likelihoods_equal_those_of_the_harness_itself(reference: Any) -> None:
+    texts = ["\n".join(sentences()[:8]), sentences()[9], "A"]
+    requests = [(text,) for text in texts]
+    ours = model().loglikelihood_rolling(instances(*requests, kind="loglikelihood_rolling"))
+    theirs = reference.loglikelihood_rolling(instances(*requests, kind="loglikelihood_rolling"))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert len(load_tokenizer(MODEL).encode(texts[0])) > 2 * CONTEXT  # it took several windows
+
+
+def test_texts_equal_those_of_the_harness_itself(reference: Any) -> None:
+    short, long = {"until": [".", "\n"], "max_gen_toks": 24}, {"until": "never", "max_gen_toks": 40}
+    contexts = [*sentences()[:5], " ".join(sentences()[:12])]
+    requests = [(text, knobs) for text in contexts for knobs in (short, long)]
+    ours = model().generate_until(instances(*requests, kind="generate_until"))
+    theirs = reference.generate_until(instances(*requests, kind="generate_until"))
+    assert ours == theirs
+    assert all("." not in text for text in ours[::2])
+    assert len(set(ours)) > 6
+
+
+def test_generated_text_ends_at_the_end_of_text() -> None:
+    tokenizer = load_tokenizer(MODEL)
+    said = np.array([*tokenizer.encode("Good night"), tokenizer.eos_token_id, *tokenizer.encode("And then")])
+    talker = model(generator=lambda prompts, tokens: [said for _ in prompts])
+    assert talker.generate_until(instances(("She said:", {"until": ["x"]} | {"max_gen_toks": 9}))) == ["Good night"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        ("generate_until", ("a", {"do_sample": True, "temperature": 0.7, "max_gen_toks": 9}), "got one that samples"),
+        ("generate_until", ("a", {"max_gen_toks": CONTEXT}), "generates fewer than 256 tokens, .* generates 256"),
+        ("loglikelihood", ("a", " word" * 300), "continuations of 1 to 256 tokens"),
+        ("loglikelihood", ("a", ""), "continuations of 1 to 256 tokens, .* got 0"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_refused(kind: str, arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        getattr(model(), kind)(instances(arguments, kind=kind))
+
+
+def test_examples_stand_before_every_question(questions: Path) -> None:
+    task = open_task(TaskConfig(name="novels", file=questions, shots=2)).tasks["novels"]
+    task.build_all_requests()
+    first, second = (json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()[:2])
+    shown = "".join(f"{row['context']} {row['endings'][row['label']]}\n\n" for row in (first, second))
+    contexts = {instance.arguments[0] for instance in task.instances}
+    assert len(contexts) == 38
+    assert all(context.startswith(shown) for context in contexts)
+
+
+def test_every_form_is_asked_the_same(gpt2: Path, questions: Path, text_file: Path, tmp_path: Path) -> None:
+    bundle = exported_int8(gpt2, tmp_path, text_file)
+    config, told = TaskConfig(name="novels", file=questions, limit=12), []
+    arms: list[tuple[Path, Form]] = [(tmp_path / "dense", "dense"), (tmp_path / "int8", "int8"), (bundle, "onnx")]
+    dense, int8, onnx = (ask(config, folder, form, context=128, on_item=told.append) for folder, form in arms)
+    assert dense.digest == int8.digest == onnx.digest
+    assert math.isclose(sum(told), 3 * 12)
+    agreeing = (dense.columns["accuracy_norm"] == onnx.columns["accuracy_norm"]).mean()
+    assert agreeing >= 0.75  # random weights: a few questions lie on the edge
+    ratio = item_measurements("novels", onnx, dense, method="here")
+    assert {figure.metric for figure in ratio} == {"novels/accuracy", "novels/accuracy_norm"}
+    assert all(figure.samples == 12 and not figure.invalid and figure.change is not None for figure in ratio)
+
+
+def test_other_questions_have_another_digest(questions: Path) -> None:
+    digests = {
+        ask(TaskConfig(name="novels", file=questions, limit=4, shots=shots), seed=seed).digest
+        for shots, seed in ((0, 0), (0, 1), (1, 0))
+    }
+    assert len(digests) == 3
+
+
+def test_a_model_that_answers_no_numbers_is_invalid(questions: Path) -> None:
+    def broken(ids_BT: Ids) -> NDArray[np.float32]:
+        return np.full((*ids_BT.shape, 4096), np.nan, dtype=np.float32)
+
+    items = ask(TaskConfig(name="novels", file=questions, limit=9), scorer=broken)
+    assert all(np.isnan(column).all() for column in items.columns.values())
+    figures = item_measurements("novels", items, None, method="here")
+    assert figures
+    assert all(figure.invalid for figure in figures)
+
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+test_split: test
+doc_to_text: context
+metadata: {{version: 3.0}}
+"""
+CHOICE = TASK + "output_type: multiple_choice\ndoc_to_choice: endings\ndoc_to_target: label\n"
+TEXT = TASK + "output_type: generate_until\ndoc_to_target: '{{{{endings[label]}}}}'\n"
+EXACT = TEXT + "generation_kwargs: {{until: ['.'], max_gen_toks: 8}}\nmetric_list: [{{metric: exact_match}}]\n"
+
+
+@pytest.fixture
+def task_file(questions: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`task_file("mine", CHOICE)`: the folder with a task configuration, over a data set on the disk."""
+
+    def make(name: str, text: str, more: str = "", data: Path = questions) -> Path:
+        folder = tmp_path / "tasks"
+        folder.mkdir(exist_ok=True)
+        written = text.format(name=name, data=data, cache=tmp_path / "cache") + more
+        (folder / f"{name}.yaml").write_text(written, encoding="utf-8")
+        return folder
+
+    return make
+
+
+def test_a_named_task_equals_the_same_questions_from_a_file(task_file: Any, questions: Path) -> None:
+    named = ask(TaskConfig(name="mine", include=task_file("mine", CHOICE)))
+    filed = ask(TaskConfig(name="mine", file=questions))
+    assert named.digest == filed.digest
+    assert {name: column.tolist() for name, column in named.columns.items()} == {
+        name: column.tolist() for name, column in filed.columns.items()
+    }
+    assert "task mine, version 3.0, 40 of 40 questions, 0-shot" in named.facts["protocol"]
+
+
+def test_a_limit_of_a_named_task_is_spread(task_file: Any, questions: Path) -> None:
+    config = TaskConfig(name="mine", include=task_file("mine", CHOICE), limit=10)
+    assert ask(config, seed=5).digest == ask(TaskConfig(name="mine", file=questions, limit=10), seed=5).digest
+    assert max(open_task(config, seed=5).rows["mine"]) > 30
+
+
+def test_a_named_task_that_generates_gives_a_score(task_file: Any) -> None:
+    items = ask(TaskConfig(name="mine", include=task_file("mine", EXACT), limit=3), generator=greedy(MODEL))
+    assert list(items.columns) == ["score"]
+    assert items.facts["figures"] == {"score": ["exact_match"]}
+
+
+def test_a_group_asks_all_of_its_tasks(task_file: Any) -> None:
+    task_file("first", CHOICE, "tag: both\n")
+    include = task_file("second", CHOICE, "tag: both\n")
+    items = ask(TaskConfig(name="both", include=include, limit=4))
+    assert len(items) == 8
+    assert items.facts["questions"] == {"first": 4, "second": 4}
+    assert items.columns["accuracy"][:4].tolist() == items.columns["accuracy"][4:].tolist()
+
+
+def test_a_task_without_a_mean_over_questions_is_refused(task_file: Any) -> None:
+    figures = "metric_list: [{metric: f1, aggregation: f1, higher_is_better: true}]\n"
+    config = TaskConfig(name="mine", include=task_file("mine", CHOICE, figures), limit=3)
+    with pytest.raises(TaskError, match=r"mine: expected a task with a figure that is a mean over questions .*got f1;"):
+        ask(config)
+
+
+def test_examples_that_a_task_refuses_are_not_dropped_silently(task_file: Any) -> None:
+    include = task_file("mine", CHOICE, "num_fewshot: 0\n")
+    with pytest.raises(TaskError, match="mine takes no examples, got `shots: 3`; leave `shots` out"):
+        open_task(TaskConfig(name="mine", include=include, shots=3))
+
+
+def test_a_task_that_runs_code_is_refused(task_file: Any) -> None:
+    include = task_file("mine", EXACT, "unsafe_code: true\n")
+    with pytest.raises(TaskError, match="mine: expected a task of text alone, but mine runs code"):
+        open_task(TaskConfig(name="mine", include=include))
+
+
+def test_data_that_cannot_be_loaded_names_the_way_out(task_file: Any, tmp_path: Path) -> None:
+    include = task_file("mine", CHOICE, data=tmp_path / "none.jsonl")
+    with pytest.raises(TaskError, match=r"mine: expected a task whose data can be loaded, got .*none.* as `file:`"):
+        open_task(TaskConfig(name="mine", include=include))
+
+
+def test_an_unknown_task_is_told_what_was_perhaps_meant() -> None:
+    with pytest.raises(TaskError, match="got an unknown name; did you mean 'hellaswag'"):
+        open_task(TaskConfig(name="hellaswagg"))
+
+
+def test_what_is_wrong_is_known_early(questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert task_problems(TaskConfig(name="novels", file=questions)) == []
+    assert task_problems(TaskConfig(name="mine", include=tmp_path / "none")) == [
+        f"mine: expected an existing folder as `include`, got '{tmp_path / 'none'}'"
+    ]
+    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    problems = task_problems(TaskConfig(name="novels", file=tmp_path / "none.jsonl"))
+    assert len(problems) == 2
+    assert "pip install 'demitasse[tasks]'" in problems[0]
+    with pytest.raises(TaskError, match="lm-evaluation-harness for `tasks`, which is not installed; pip install"):
+        open_task(TaskConfig(name="novels", file=questions))
