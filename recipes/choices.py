@@ -142,7 +142,7 @@ def _read(config: TaskConfig, file: Path) -> list[Question]:
     """Every row as a question."""
     questions: list[Question] = []
     problems: list[str] = []
-    for place, row in _rows(config.name, file):
+    for place, row in rows_of(config.name, file):
         missing = [column for column in config.columns if column not in row]
         if missing:
             raise TaskError(_lacks(config, place, missing[0], row))
@@ -198,8 +198,12 @@ def _endings(config: TaskConfig, row: dict[str, Any]) -> Any:
         return endings
 
 
-def _rows(name: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row with its place, such as "questions.jsonl:7"."""
+def rows_of(name: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row of a file with its place, such as "questions.jsonl:7".
+
+    Raises:
+        TaskError: the file is missing, no text, or a row cannot be read.
+    """
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         text = content.decode("utf-8-sig")
