@@ -239,7 +239,12 @@ def test_how_slow_a_block_was_is_no_reason_to_leave_it_out() -> None:
 @pytest.mark.parametrize(
     ("disturbances", "blocks", "reason"),
     [
-        (3, 5, "the machine was too busy: 3 of 5 blocks were disturbed (such as final in block 1: stolen 5%)"),
+        (
+            3,
+            5,
+            "the machine was too busy: 3 of 5 blocks were disturbed (such as final in block 1: stolen 5%); "
+            "stop what else runs, and time it again",
+        ),
         (2, 4, "expected at least 3 undisturbed blocks, got 2 of 4"),
     ],
 )

@@ -223,7 +223,8 @@ def _problem(session: Session, arm: str, kept: Kept) -> str:
         return f"the arm {arm!r} did not run"
     if len(kept.reasons) > MOST_LEFT_OUT * kept.taken:
         first = kept.reasons[0]
-        return f"the machine was too busy: {len(kept.reasons)} of {kept.taken} blocks were disturbed (such as {first})"
+        disturbed = f"{len(kept.reasons)} of {kept.taken} blocks were disturbed (such as {first})"
+        return f"the machine was too busy: {disturbed}; stop what else runs, and time it again"
     if len(kept.blocks) < FEWEST:
         return f"expected at least {FEWEST} undisturbed blocks, got {len(kept.blocks)} of {kept.taken}"
     return ""

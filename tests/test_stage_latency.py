@@ -1,0 +1,222 @@
+"""A recipe's latencies, of every stage: who takes part in which blocks, what is left out, and a real run whose arm is
+killed and that is carried out again.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from clocked_arms import OPENER, make_arm
+from conftest import ROOT, Demitasse
+
+from compress import Silent
+from compress.text import TextSource
+from evaluation.gate import EXIT_CODES, Limit, judge
+from evaluation.latency import Cell, Protocol, Session, latency_measurements
+from evaluation.report import Report, read_report
+from recipes.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
+from recipes.judging import Stored, judge_run
+from recipes.latency import _racing, latency_identity, measure_latency, seconds_of_a_block
+from recipes.schema import BenchmarkConfig
+
+CELL = Cell(prompt=4, tokens=3)
+RECIPE = """\
+model: {model}
+data: {{calibration: {text}, test: test.txt}}
+stages:
+  - prune: {{sparsity: 0.3}}
+  - export
+evaluate: {{window: 32, windows: 8}}
+benchmark: {{prompt: 8, tokens: 4, blocks: 4, stage_blocks: 3, threads: 1}}
+gate:
+  decode_latency: {{max_ratio: 1000}}
+"""
+
+
+def entrants(root: Path, between: dict[str, object] | None = None) -> list[Entrant]:
+    """A baseline, a stage that takes part in two blocks, and the last artifact."""
+    told: dict[str, dict[str, object]] = {"baseline": {}, "prune": between or {}, "export": {}}
+    return [
+        Entrant(
+            name=name,
+            folder=make_arm(root / name, **knobs),
+            form="dense",
+            opener=OPENER,
+            blocks=2 if name == "prune" else None,
+        )
+        for name, knobs in told.items()
+    ]
+
+
+def take(given: list[Entrant], blocks: int, session: Session | None = None) -> Session:
+    protocol = Protocol(cells=(CELL,), threads=1, cpus=pinned_cpus(1), settle=0.0, seed=3)
+    return take_turns(session or new_session(given, protocol), given, (0,) * 8, blocks=blocks)
+
+
+def blocks_of(session: Session) -> dict[str, list[int]]:
+    return {arm: sorted(session.of(arm)) for arm in session.arms}
+
+
+# ---- who takes part in which blocks
+
+
+def test_a_stage_between_takes_part_in_the_first_blocks_and_is_held_against_the_baseline_in_those(
+    tmp_path: Path,
+) -> None:
+    given = entrants(tmp_path)
+    session = take(given, blocks=4)
+    assert blocks_of(session) == {"baseline": [0, 1, 2, 3], "prune": [0, 1], "export": [0, 1, 2, 3]}
+    quiet = [turn.model_copy(update={"timed": None, "opening": None}) for turn in session.turns]
+    found = latency_measurements(session.model_copy(update={"turns": tuple(quiet)}))
+    samples = {arm: next(one.samples for one in of if one.metric == "decode_latency") for arm, of in found.items()}
+    assert samples == {"baseline": 4, "prune": 2, "export": 4}
+    each = {arm: session.seconds_of_a_turn(arm) for arm in session.arms}
+    assert min(each.values()) > 0.01  # a process does not start in less
+    assert seconds_of_a_block(session) == pytest.approx(each["baseline"] + each["export"])
+
+
+def test_a_session_with_a_stage_between_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    given = entrants(tmp_path)
+    whole = take(given, blocks=3)
+    assert len(whole.turns) == 8
+    for kept, left in {1: 0, 4: 3, 7: 6, 8: 8}.items():
+        cut = whole.model_copy(update={"turns": whole.turns[:kept]})
+        assert resumed(cut, given).turns == whole.turns[:left]
+    more = take(given, blocks=5, session=whole)
+    assert more.turns[:8] == whole.turns
+    assert blocks_of(more) == {"baseline": [0, 1, 2, 3, 4], "prune": [0, 1], "export": [0, 1, 2, 3, 4]}
+
+
+def test_a_stage_between_that_died_does_not_cost_the_others_their_blocks(tmp_path: Path) -> None:
+    given = entrants(tmp_path, between={"fails": "killed"})
+    session = take(given, blocks=3)
+    assert "SIGKILL" in session.error("prune")
+    more = take(given, blocks=4, session=session)
+    assert more.turns[: len(session.turns)] == session.turns
+    (tmp_path / "other").mkdir()
+    last = entrants(tmp_path / "other")
+    (last[-1].folder / "arm.json").write_text('{"fails": "killed"}', encoding="utf-8")
+    dead = take(last, blocks=2)
+    assert resumed(dead, last).turns == ()  # what ships is tried again, from the block that it missed
+
+
+def entrant(name: str, *, on_gpu: bool = False) -> Entrant:
+    return Entrant(name=name, folder=Path(name), form="onnx" if on_gpu else "dense", on_gpu=on_gpu)
+
+
+@pytest.mark.parametrize(
+    ("stage_blocks", "expected"),
+    [(5, {"baseline": None, "prune": 5, "quantize": 5, "export": None}), (0, {"baseline": None, "export": None})],
+)
+def test_the_knob_says_in_how_many_blocks_the_stages_between_are_timed(
+    stage_blocks: int, expected: dict[str, int | None]
+) -> None:
+    given = [entrant(name) for name in ("baseline", "prune", "quantize", "export")]
+    racing, left_out = _racing(given, BenchmarkConfig(stage_blocks=stage_blocks))
+    assert {one.name: one.blocks for one in racing} == expected
+    assert left_out == {}
+    alone, _ = _racing(given[:1], BenchmarkConfig())
+    assert [one.name for one in alone] == ["baseline"]
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_too_few_blocks_for_an_interval_are_refused(blocks: int) -> None:
+    with pytest.raises(ValueError, match=f"expected 0 or at least 3, got {blocks}"):
+        BenchmarkConfig(stage_blocks=blocks)
+
+
+def test_every_artifact_that_is_timed_is_named_in_the_results_identity(text_file: Path) -> None:
+    timed = [("base", "dense"), ("pruned", "dense"), ("int8", "int8"), ("bundle", "onnx")]
+    test = TextSource(file=text_file)
+    every = latency_identity(timed, config=BenchmarkConfig(), test=test, seed=0)  # type: ignore[arg-type] # literals
+    ends = latency_identity(timed, config=BenchmarkConfig(stage_blocks=0), test=test, seed=0)  # type: ignore[arg-type]
+    assert (every["baseline"], every["artifact"]) == (ends["baseline"], ends["artifact"]) == ("base", "bundle")
+    assert [one["artifact"] for one in every["between"]] == ["pruned", "int8"]
+    assert ends["between"] == []
+    assert "bitsandbytes" in every["libraries"]
+    assert "bitsandbytes" not in ends["libraries"]
+
+
+def test_what_runs_elsewhere_than_the_baseline_is_left_out_with_the_reason(
+    gpt2: Path, text_file: Path, tmp_path: Path
+) -> None:
+    elsewhere = Entrant(name="export", folder=tmp_path, form="onnx", on_gpu=True)
+    found = measure_latency(
+        [Entrant(name="baseline", folder=gpt2, form="dense"), elsewhere],
+        config=BenchmarkConfig(prompt=4, tokens=2, blocks=3, threads=1),
+        test=TextSource(file=text_file),
+        seed=0,
+        progress=Silent(),
+        out=tmp_path,
+    )
+    assert [one.metric for one in found["export"]] == [one.metric for one in found["baseline"]]
+    assert {one.invalid for one in found["export"]} == {
+        "left out: it runs on a GPU and the baseline on the CPU; `demitasse benchmark` times them without judging"
+    }
+    kept = Session.model_validate_json((tmp_path / "latency.json").read_text())
+    assert str(latency_measurements(kept)) == str(found)
+    gate = judge({"decode_latency": Limit(max_ratio=1)}, {one.metric: one for one in found["export"]})[0]
+    assert EXIT_CODES[gate.verdict] == 4
+
+
+# ---- a real run
+
+
+def start(recipe: Path, out: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", "from recipes.cli import main; main()", "run", str(recipe), "--out", str(out)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=os.environ | {"COLUMNS": "200"})
+
+
+def kill_an_arm(run: "subprocess.Popen[str]", times: int) -> None:
+    """Kill so many processes that time an arm, as soon as each is there."""
+    killed: set[int] = set()
+    while run.poll() is None and len(killed) < times:
+        for child in psutil.Process(run.pid).children():
+            if child.pid not in killed and "recipes.arm_process" in child.cmdline():
+                os.kill(child.pid, signal.SIGKILL)
+                killed.add(child.pid)
+        time.sleep(0.01)
+    assert len(killed) == times
+
+
+def busy(report: Report) -> bool:
+    """Whether the only thing wrong is what else this machine does while tests run."""
+    return all(
+        "busy" in gate.detail or "undisturbed" in gate.detail for gate in report.gates if gate.verdict == "INVALID"
+    )
+
+
+def test_a_run_whose_arms_were_killed_is_invalid_and_is_timed_again_by_the_next_run(
+    gpt2: Path, text_file: Path, tmp_path: Path, demitasse: Demitasse
+) -> None:
+    (tmp_path / "test.txt").write_text(" ".join(f"never seen word {number}" for number in range(300)), encoding="utf-8")
+    recipe, out = tmp_path / "small.yaml", tmp_path / "out"
+    recipe.write_text(RECIPE.format(model=gpt2, text=text_file), encoding="utf-8")
+    run = start(recipe, out)
+    kill_an_arm(run, times=3)
+    said, errors = run.communicate()
+    assert run.returncode == 4, errors
+    assert "did not run: its process was ended by SIGKILL" in " ".join(said.split())
+    assert "SIGKILL" in read_report(out).gates[0].detail
+
+    code, said, errors = demitasse("run", recipe, "--out", out)
+    report = read_report(out)
+    assert "is invalid: taken again" in (out / "log.txt").read_text(encoding="utf-8")
+    assert code == report.exit_code
+    assert busy(report), said + errors
+    session = Stored(report).session()
+    assert session is not None
+    assert blocks_of(session) == {"baseline": [0, 1, 2, 3], "prune": [0, 1, 2], "export": [0, 1, 2, 3]}
+    for row in report.rows:
+        timed = row.measurement("decode_latency")
+        assert timed is not None
+        assert timed.invalid or (timed.ratio is None) == (row.name == "baseline")
+    again = judge_run(out)
+    assert again.differences == ()
+    assert (again.report.verdict, again.report.exit_code) == (report.verdict, code)
