@@ -148,8 +148,7 @@ class ScorerLM(TemplateLM):
         return cut
 
     def _text(self, ids: Any) -> str:
-        text: str = self.tokenizer.decode(ids)
-        return text
+        return str(self.tokenizer.decode(ids))
 
 
 def _greedy(wanted: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from exported import exported_int8
 from numpy.typing import NDArray
+from ruamel.yaml import YAML
 
 from compress import Form
 from compress.checkpoint import load_model, load_tokenizer
+from evaluation.measurement import is_metric
 from evaluation.quality.items import Items, item_measurements
 from recipes import harness
 from recipes.choices import TaskConfig, TaskError
@@ -299,6 +302,14 @@ def test_data_that_cannot_be_loaded_names_the_way_out(task_file: Any, tmp_path: 
 def test_an_unknown_task_is_told_what_was_perhaps_meant() -> None:
     with pytest.raises(TaskError, match="got an unknown name; did you mean 'hellaswag'"):
         open_task(TaskConfig(name="hellaswagg"))
+
+
+def test_the_tasks_that_the_page_shows_are_read() -> None:
+    page = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    shown = [YAML().load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    tasks = [TaskConfig(**task) for block in shown for task in block["evaluate"]["tasks"]]
+    assert [task.name for task in tasks] == ["hellaswag", "lambada_openai"]
+    assert all(is_metric(metric) for block in shown for metric in block["gate"])
 
 
 def test_what_is_wrong_is_known_early(questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
