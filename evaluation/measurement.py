@@ -97,6 +97,14 @@ METRICS: dict[str, Metric] = {
         more="documents",
         relative=True,
     ),
+    "noise_cost": Metric(
+        name="Noise cost",
+        unit="",
+        better="lower",
+        summary="perplexity ratio to the baseline under noise, divided by that on clean text",
+        more="documents",
+        relative=True,
+    ),
     "accuracy": Metric(
         name="Accuracy",
         unit="share",

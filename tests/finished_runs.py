@@ -51,9 +51,11 @@ def baseline_scores(text: int = 1) -> TokenScores:
     nll = np.maximum(0.01, mean + generator.normal(0, 1.0, len(document)))
     return TokenScores(
         nll=nll,
-        correct=nll < 2.2,
+        rank=np.where(nll < 2.2, 0, 20),
         agree=np.ones(len(nll), dtype=np.bool_),
         kl=np.zeros(len(nll)),
+        bytes=np.full(len(nll), 4),
+        words=np.arange(len(nll)) % 2,
         document=document,
         window=document,
         digest=digest_of(f"text {text}"),
@@ -67,9 +69,11 @@ def candidate_scores(baseline: TokenScores, cost: float, seed: int) -> TokenScor
     nll = np.maximum(0.01, baseline.nll + paid + generator.normal(0, 0.05, len(paid)))
     return TokenScores(
         nll=nll,
-        correct=nll < 2.2,
+        rank=np.where(nll < 2.2, 0, 20),
         agree=generator.random(len(nll)) < 0.93,
         kl=generator.gamma(2.0, 0.01, len(nll)),
+        bytes=baseline.bytes,
+        words=baseline.words,
         document=baseline.document,
         window=baseline.window,
         digest=baseline.digest,

@@ -1,6 +1,7 @@
 """Quality figures against naive loops over tokens and against closed forms."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from evaluation.quality import (
     score,
     windows_of,
 )
+from evaluation.quality.tokens import OF_TEXT
 
 V = 11
 
@@ -26,6 +28,11 @@ def table_scorer(seed: int, sharpness: float = 1.0) -> Scorer:
     """A bigram model: the scores depend on the current token alone."""
     table_VV = np.random.default_rng(seed).normal(0, sharpness, (V, V)).astype(np.float32)
     return lambda ids_BT: table_VV[ids_BT]
+
+
+def amounts(documents: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """As if every token were three bytes, and every other one began a word."""
+    return [np.stack([np.full(len(ids), 3), np.arange(len(ids)) % 2], axis=1) for ids in documents]
 
 
 def texts(count: int = 10, seed: int = 0) -> list[NDArray[np.int64]]:
@@ -52,6 +59,8 @@ def test_windows_cover_every_token_once_and_cross_no_document() -> None:
         assert len(document) - len(joined) <= 1  # a last window of one token has nothing to score
     assert windows.length_W.min() >= 2
     assert windows.tokens == (windows.length_W - 1).sum()
+    assert "stride 8" in windows.protocol
+    assert "no BOS" in windows.protocol
 
 
 def test_joined_documents_are_one_stream() -> None:
@@ -88,10 +97,11 @@ def test_scores_equal_a_naive_loop() -> None:
             p = softmax(baseline(windows.ids_WT[row : row + 1])[0, position])
             target = windows.ids_WT[row, position + 1]
             kl = sum(p[v] * (math.log(p[v]) - math.log(q[v])) for v in range(V))
-            expected.append((-math.log(q[target]), q.argmax() == target, q.argmax() == p.argmax(), kl, row))
-    nll, correct, agree, kl_N, window = (np.array(column) for column in zip(*expected, strict=True))
-    np.testing.assert_allclose(scores.nll, nll, rtol=1e-6)
-    np.testing.assert_array_equal(scores.correct, correct)
+            rank = sorted(range(V), key=lambda v: -q[v]).index(target)
+            expected.append((-math.log(q[target]), rank, q.argmax() == p.argmax(), kl, row))
+    nll, rank_N, agree, kl_N, window = (np.array(column) for column in zip(*expected, strict=True))
+    np.testing.assert_allclose(scores.nll, nll, rtol=1e-6, atol=1e-14)
+    np.testing.assert_array_equal(scores.rank, rank_N)
     np.testing.assert_array_equal(scores.agree, agree)
     np.testing.assert_allclose(scores.kl, kl_N, rtol=1e-6, atol=1e-9)
     np.testing.assert_array_equal(scores.window, window)
@@ -108,7 +118,7 @@ def test_scores_do_not_depend_on_the_batch_or_on_chunks(monkeypatch: pytest.Monk
     whole = score(table_scorer(1), windows, table_scorer(2), batch=100)
     monkeypatch.setattr("evaluation.quality.scoring._SCORES_AT_ONCE", 2 * V)
     single = score(table_scorer(1), windows, table_scorer(2), batch=1)
-    for name in ("nll", "correct", "agree", "kl", "window"):
+    for name in ("nll", "rank", "agree", "kl", "window"):
         np.testing.assert_array_equal(getattr(single, name), getattr(whole, name))
 
 
@@ -140,11 +150,12 @@ def test_uniform_model_has_the_vocabulary_as_its_perplexity() -> None:
         )
     )
     assert found["perplexity"].value == pytest.approx(V)
-    assert set(found) == set(RATIOS)  # a baseline has nothing to agree with
+    assert set(found) == set(RATIOS) - OF_TEXT  # a baseline has nothing to agree with, ids alone are no text
 
 
 def test_every_statistic_is_measured_with_an_interval() -> None:
-    found = measured(table_scorer(1), table_scorer(2), windows_of(texts(12), length=8))
+    documents = texts(12)
+    found = measured(table_scorer(1), table_scorer(2), windows_of(documents, length=8, amounts=amounts(documents)))
     assert set(found) == set(STATISTICS)
     assert found
     for measurement in found.values():
@@ -171,7 +182,7 @@ def test_nan_is_an_invalid_measurement_that_names_the_place() -> None:
 
     scores = score(broken, windows, table_scorer(2))
     found = by_metric(quality_measurements(scores, score(table_scorer(2), windows), method="a test"))
-    assert set(found) == set(STATISTICS)
+    assert set(found) == set(STATISTICS) - OF_TEXT
     for measurement in found.values():
         assert math.isnan(measurement.value)
         assert "the model scored" in measurement.invalid
@@ -205,18 +216,18 @@ def test_scores_of_other_windows_are_unpaired() -> None:
 
 def test_a_single_window_is_no_evidence() -> None:
     windows = windows_of([np.arange(8) % V], length=8)
-    (perplexity, _) = quality_measurements(score(table_scorer(1), windows), method="a test")
+    (perplexity, *_) = quality_measurements(score(table_scorer(1), windows), method="a test")
     assert "single window" in perplexity.invalid
 
 
 def test_few_documents_are_said_in_the_method() -> None:
     windows = windows_of([np.random.default_rng(0).integers(0, V, 400)], length=8)
-    (perplexity, _) = quality_measurements(score(table_scorer(1), windows), method="a test")
+    (perplexity, *_) = quality_measurements(score(table_scorer(1), windows), method="a test")
     assert "contiguous blocks" in perplexity.method
     assert perplexity.interval is not None
 
 
-@pytest.mark.parametrize("shape", [(1, 8), (1, 7, V), (1, 8, 3)])
+@pytest.mark.parametrize("shape", [(1, 7), (1, 8, V), (1, 7, 3)])
 def test_scores_of_the_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
     windows = windows_of([np.arange(8) % V], length=8)
     with pytest.raises(ValueError, match="expected"):
@@ -234,15 +245,89 @@ def test_scores_survive_a_file(tmp_path: Path) -> None:
     scores.save(tmp_path / "tokens.npz")
     loaded = TokenScores.load(tmp_path / "tokens.npz")
     assert loaded.digest == scores.digest
-    for name in ("nll", "correct", "agree", "kl", "document", "window"):
+    for name in ("nll", "rank", "agree", "kl", "bytes", "words", "document", "window"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(scores, name))
         assert getattr(loaded, name).dtype == getattr(scores, name).dtype
 
 
 def test_pickled_scores_are_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "tokens.npz", nll=np.array([{}], dtype=object))
+    scores = score(table_scorer(1), windows_of(texts(), length=8))
+    replace(scores, nll=np.array([{}], dtype=object)).save(tmp_path / "tokens.npz")
     with pytest.raises(ValueError, match="allow_pickle"):
         TokenScores.load(tmp_path / "tokens.npz")
+
+
+def test_scores_of_another_version_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "tokens.npz", nll=np.zeros(3), correct=np.ones(3))
+    with pytest.raises(ValueError, match=r"expected the columns nll, rank.*got nll, correct.*run the recipe again"):
+        TokenScores.load(tmp_path / "tokens.npz")
+
+
+@pytest.mark.parametrize("vocabulary", [V, 1024, 5000, 49_152])
+@pytest.mark.parametrize("sharpness", [0.5, 4.0, 12.0])
+@pytest.mark.parametrize("shift", [0.0, 7.0])
+def test_scores_are_within_a_millionth_of_float64(vocabulary: int, sharpness: float, shift: float) -> None:
+    """Also where a token is all but certain: float32 sums that hold the 1 of the first token would lose its digits."""
+    generator = np.random.default_rng(vocabulary)
+    ids_WT = generator.integers(0, vocabulary, (4, 17))
+    model_WTV = generator.normal(0, sharpness, (4, 16, vocabulary)).astype(np.float32)
+    for row_TV, target_T in zip(model_WTV, ids_WT[:, 1:], strict=True):
+        row_TV[np.arange(0, 16, 2), target_T[::2]] += np.float32(5 * sharpness)
+    baseline_WTV = model_WTV + generator.normal(0, 0.02, model_WTV.shape).astype(np.float32) + np.float32(shift)
+    windows = windows_of(list(ids_WT), length=17)
+    scores = score(lambda ids_BT: model_WTV, windows, lambda ids_BT: baseline_WTV)
+    q, p = (log_softmax(scores_WTV.reshape(64, vocabulary)) for scores_WTV in (model_WTV, baseline_WTV))
+    nll = -q[np.arange(64), ids_WT[:, 1:].ravel()]
+    np.testing.assert_allclose(scores.nll, nll, rtol=1e-6, atol=1e-14)
+    assert nll.min() < 0.1 or sharpness < 1
+    np.testing.assert_array_equal(scores.rank, (q > -nll[:, None]).sum(axis=1))
+    np.testing.assert_allclose(scores.kl, (np.exp(p) * (p - q)).sum(axis=1), rtol=1e-4, atol=1e-6 if shift else 1e-7)
+
+
+def log_softmax(scores_NV: NDArray[np.float32]) -> NDArray[np.float64]:
+    exact_NV = scores_NV.astype(np.float64)
+    exact_NV -= exact_NV.max(axis=1, keepdims=True)
+    return np.asarray(exact_NV - np.log(np.exp(exact_NV).sum(axis=1, keepdims=True)))
+
+
+def test_the_last_token_of_a_window_is_never_fed() -> None:
+    seen: list[int] = []
+
+    def scorer(ids_BT: NDArray[np.int64]) -> NDArray[np.float32]:
+        seen.append(ids_BT.shape[1])
+        return table_scorer(1)(ids_BT)
+
+    windows = windows_of([np.arange(16) % V], length=8)
+    assert len(score(scorer, windows).nll) == windows.tokens == 14
+    assert seen == [7]
+
+
+def test_word_perplexity_and_bits_per_byte_by_hand() -> None:
+    documents = texts(12)
+    windows = windows_of(documents, length=64, amounts=amounts(documents))
+    scores = score(table_scorer(1), windows, table_scorer(2))
+    baseline = score(table_scorer(2), windows)
+    found = by_metric(quality_measurements(scores, baseline, method="a test"))
+    scored = sum(len(ids) - 1 for ids in documents)
+    words = sum(len(ids) // 2 for ids in documents)
+    assert found["word_perplexity"].value == pytest.approx(math.exp(scores.nll.sum() / words))
+    assert found["bits_per_byte"].value == pytest.approx(scores.nll.sum() / math.log(2) / (3 * scored))
+    assert found["top5_accuracy"].value == pytest.approx((scores.rank < 5).mean())
+    ratio, change = found["bits_per_byte"].ratio, found["bits_per_byte"].change
+    assert ratio is not None
+    assert change is not None
+    assert ratio.value == pytest.approx(scores.nll.sum() / baseline.nll.sum())
+    assert change.value == pytest.approx((scores.nll.sum() - baseline.nll.sum()) / math.log(2) / (3 * scored))
+    words_ratio = found["word_perplexity"].ratio
+    assert words_ratio is not None
+    assert words_ratio.value == pytest.approx(math.exp((scores.nll.sum() - baseline.nll.sum()) / words))
+
+
+def test_a_name_stands_before_every_metric() -> None:
+    scores = score(table_scorer(1), windows_of(texts(), length=8))
+    measured = quality_measurements(scores, method="a test", name="typos")
+    assert {found.metric for found in measured} == {f"typos/{metric}" for metric in set(RATIOS) - OF_TEXT}
+    assert not any(found.invalid for found in measured)
 
 
 def test_progress_adds_up_to_the_windows() -> None:

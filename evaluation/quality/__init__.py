@@ -1,30 +1,22 @@
-"""What compression cost in quality, on anything that scores tokens."""
+"""What compression cost in quality, on anything that scores tokens: one file for each subject.
 
+windows      text cut into what is scored          amounts       bytes and words that a token stands for
+scoring      what a model made of every token      tokens        perplexity and the like, with intervals
+noise        the same under typos, case, cuts      hardest       which tokens and documents lost most
+likelihood   of continuations                      items         tasks, labels, generation: one sample an item
+"""
+
+from evaluation.quality.amounts import amounts_of
+from evaluation.quality.hardest import hardest
+from evaluation.quality.noise import NOISES, describe_noise, noise_measurements, noised
 from evaluation.quality.scoring import Scorer, TokenScores, score
-from evaluation.quality.tokens import (
-    AGREE,
-    BASELINE_CORRECT,
-    BASELINE_NLL,
-    CHANGES,
-    CORRECT,
-    KL,
-    NLL,
-    RATIOS,
-    STATISTICS,
-    TOKENS,
-    quality_measurements,
-)
-from evaluation.quality.windows import PAD, Select, Windows, windows_of
+from evaluation.quality.tokens import BASELINE_NLL, NLL, RATIOS, STATISTICS, TOKENS, quality_measurements
+from evaluation.quality.windows import Select, Windows, windows_of
 
 __all__ = [
-    "AGREE",
-    "BASELINE_CORRECT",
     "BASELINE_NLL",
-    "CHANGES",
-    "CORRECT",
-    "KL",
     "NLL",
-    "PAD",
+    "NOISES",
     "RATIOS",
     "STATISTICS",
     "TOKENS",
@@ -32,6 +24,11 @@ __all__ = [
     "Select",
     "TokenScores",
     "Windows",
+    "amounts_of",
+    "describe_noise",
+    "hardest",
+    "noise_measurements",
+    "noised",
     "quality_measurements",
     "score",
     "windows_of",

@@ -1,15 +1,27 @@
-"""From a callable that gives scores to what it made of every token. With x the next token:
+"""From a callable that gives scores to what it made of every token. With x the next token and the scores z_v:
 
-    nll = -log q(x)                       correct = [argmax q = x]
-    kl = sum_v p(v) log (p(v) / q(v))     agree = [argmax q = argmax p]
+    nll = -log q(x) = (max z - z_x) + log(1 + sum_{v not the first} exp(z_v - max z))
+    rank = number of v with z_v > z_x           kl = sum_v p(v) log (p(v) / q(v))
+    correct = [rank = 0]                        agree = [argmax q = argmax p]
 
-p is the baseline's distribution, q the model's, over the whole vocabulary. Both are made from float32 scores in float64
-and streamed: only one batch of scores of each is held at a time.
+p is the baseline's distribution, q the model's, over the whole vocabulary. The exponentials are taken in float32 and
+summed without that of the first token, which is exactly 1, so that also a small nll keeps its digits: it is within
+1e-6 of float64's, relatively. With c = log sum exp of the baseline's scores less that of the model's,
 
-Legend: B windows of a batch, T positions, V vocabulary, N scored tokens.
+    kl = sum_v p(v) (z'_v - z_v - c)            z' the baseline's scores
+
+whose terms are as small as the difference of the two is: kl is within 1e-6 nat of float64's, 1e-7 where the scores are
+of one kind (c is small). Rows in which one model rules out what the other does not are worked out again in float64.
+
+A few rows at a time are treated, as many as the processor's cache holds, on all cores, and only one batch of scores of
+each model is held. The last token of a window is never fed: nothing is asked after it.
+
+Legend: B windows of a batch, T positions, V vocabulary, N scored tokens, R rows at a time, S lanes of a sum.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,28 +29,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.quality.windows import Windows
+from evaluation.quality.windows import Ids, Windows
 from evaluation.statistics import Floats
 
-Scorer = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+Scores = NDArray[np.float32]
+Scorer = Callable[[Ids], Scores]
 """From token ids [B, T], right padded, to scores of the next token [B, T, V]: logits or log-probabilities."""
 
-_SCORES_AT_ONCE = 4_000_000
+_SCORES_AT_ONCE = 100_000
+_POSITIONS_OF_A_JOB = 64
+_LANES = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
     """What a model made of every scored token, in the order of the windows: arrays of shape [N]."""
 
-    nll: NDArray[np.float64]
+    nll: Floats
     """Negative log-likelihood in nats."""
-    correct: NDArray[np.bool_]
+    rank: Ids
+    """How many tokens it found likelier than the one that came."""
     agree: NDArray[np.bool_]
     """True throughout if the model was its own baseline."""
-    kl: NDArray[np.float64]
+    kl: Floats
     """KL(baseline || model) in nats; zero throughout if the model was its own baseline."""
-    document: NDArray[np.int64]
-    window: NDArray[np.int64]
+    bytes: Ids
+    """Of text that each token stands for; zero throughout if that is not known."""
+    words: Ids
+    """That begin in each token; zero throughout if that is not known."""
+    document: Ids
+    window: Ids
     digest: str
     """Of the windows that were scored."""
 
@@ -50,11 +70,20 @@ class TokenScores:
 
     @classmethod
     def load(cls, file: Path) -> "TokenScores":
-        """Read what `save` wrote; a file with pickled objects in it is refused (ValueError)."""
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: it holds pickled objects, or other columns, as those of an earlier version do.
+        """
         with np.load(file, allow_pickle=False) as arrays:
-            return cls(
-                **{name: arrays[name] for name in arrays.files if name != "digest"}, digest=str(arrays["digest"])
-            )
+            expected = [field.name for field in fields(cls)]
+            if set(arrays.files) != set(expected):
+                raise ValueError(
+                    f"{file}: expected the columns {', '.join(expected)}, got {', '.join(arrays.files)}: another "
+                    "version of demitasse wrote it; run the recipe again"
+                )
+            columns = {name: arrays[name] for name in expected}
+        return cls(**columns | {"digest": str(columns["digest"])})
 
 
 def score(
@@ -74,73 +103,169 @@ def score(
     Raises:
         ValueError: the scores have the wrong shape, or model and baseline differ in vocabulary.
     """
-    columns: list[tuple[NDArray[np.float64], ...]] = []
-    for start in range(0, len(windows), batch):
-        length_B = windows.length_W[start : start + batch]
-        ids_BT = np.ascontiguousarray(windows.ids_WT[start : start + batch, : length_B.max()])
-        scored_BT = np.arange(1, ids_BT.shape[1])[None, :] < length_B[:, None]
-        model_NV = _scores(model, ids_BT)[:, :-1][scored_BT]
-        baseline_NV = None if baseline is None else _scores(baseline, ids_BT)[:, :-1][scored_BT]
-        columns.extend(_compare(model_NV, baseline_NV, ids_BT[:, 1:][scored_BT]))
-        on_batch(len(length_B))
-    nll, correct, agree, kl = (np.concatenate(column) for column in zip(*columns, strict=True))
-    window = np.repeat(np.arange(len(windows)), windows.length_W - 1)
+    columns = _Columns.empty(windows.tokens)
+    window = np.repeat(np.arange(len(windows)), windows.scored_W)
+    before_W = np.cumsum(windows.scored_W) - windows.scored_W
+    with ThreadPoolExecutor(_cores()) as pool:
+        for start in range(0, len(windows), batch):
+            length_B, first_B = windows.length_W[start : start + batch], windows.first_W[start : start + batch]
+            ids_BT = np.ascontiguousarray(windows.ids_WT[start : start + batch, : length_B.max()])
+            model_BTV = _scores(model, ids_BT)
+            baseline_BTV = None if baseline is None else _scores(baseline, ids_BT)
+            _check_vocabularies(model_BTV, baseline_BTV)
+            jobs = [
+                pool.submit(
+                    columns.fill,
+                    int(before_W[start + row] + at + 1 - first),
+                    model_BTV[row, at:stop],
+                    None if baseline_BTV is None else baseline_BTV[row, at:stop],
+                    ids_BT[row, at + 1 : stop + 1],
+                )
+                for row, (first, length) in enumerate(zip(first_B, length_B, strict=True))
+                for at, stop in _pieces(int(first) - 1, int(length) - 1, _POSITIONS_OF_A_JOB)
+            ]
+            for job in jobs:
+                job.result()
+            del jobs, model_BTV, baseline_BTV  # before the next batch of scores is made
+            on_batch(len(length_B))
     return TokenScores(
-        nll=nll,
-        correct=correct.astype(np.bool_),
-        agree=agree.astype(np.bool_),
-        kl=kl,
+        nll=columns.nll_N,
+        rank=columns.rank_N,
+        agree=columns.agree_N,
+        kl=columns.kl_N,
+        bytes=windows.bytes_N,
+        words=windows.words_N,
         document=windows.document_W[window],
         window=window,
         digest=windows.digest(),
     )
 
 
-def _scores(scorer: Scorer, ids_BT: NDArray[np.int64]) -> NDArray[np.float32]:
-    scores_BTV = scorer(ids_BT)
-    if scores_BTV.ndim != 3 or scores_BTV.shape[:2] != ids_BT.shape:
-        raise ValueError(f"expected scores of shape {ids_BT.shape} x vocabulary, got {scores_BTV.shape}")
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _pieces(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    for at in range(start, stop, size):
+        yield at, min(at + size, stop)
+
+
+def _scores(scorer: Scorer, ids_BT: Ids) -> Scores:
+    """Scores after every token but the last, for which no next one is known."""
+    fed_BT = np.ascontiguousarray(ids_BT[:, :-1])
+    scores_BTV = scorer(fed_BT)
+    if scores_BTV.ndim != 3 or scores_BTV.shape[:2] != fed_BT.shape:
+        raise ValueError(f"expected scores of shape {fed_BT.shape} x vocabulary, got {scores_BTV.shape}")
     if ids_BT.max() >= scores_BTV.shape[2]:
         raise ValueError(f"expected token ids below the vocabulary of {scores_BTV.shape[2]}, got {ids_BT.max()}")
     return scores_BTV
 
 
-def _compare(
-    model_NV: NDArray[np.float32], baseline_NV: NDArray[np.float32] | None, target_N: NDArray[np.int64]
-) -> list[tuple[NDArray[np.float64], ...]]:
-    """Columns (nll, correct, agree, kl) for a few rows at a time, so that float64 copies stay small."""
-    if baseline_NV is not None and baseline_NV.shape != model_NV.shape:
-        sizes = f"{baseline_NV.shape[1]} and {model_NV.shape[1]} tokens"
+def _check_vocabularies(model_BTV: Scores, baseline_BTV: Scores | None) -> None:
+    if baseline_BTV is not None and baseline_BTV.shape != model_BTV.shape:
+        sizes = f"{baseline_BTV.shape[2]} and {model_BTV.shape[2]} tokens"
         raise ValueError(f"expected one vocabulary for baseline and model, got {sizes}: they cannot be compared")
-    rows = max(1, _SCORES_AT_ONCE // model_NV.shape[1])
-    return [
-        _compare_rows(
-            model_NV[start : start + rows].astype(np.float64),
-            None if baseline_NV is None else baseline_NV[start : start + rows].astype(np.float64),
-            target_N[start : start + rows],
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """The figures of all tokens, filled piece by piece."""
+
+    nll_N: Floats
+    rank_N: Ids
+    agree_N: NDArray[np.bool_]
+    kl_N: Floats
+
+    @classmethod
+    def empty(cls, tokens: int) -> "_Columns":
+        return cls(
+            np.empty(tokens), np.empty(tokens, np.int64), np.ones(tokens, dtype=np.bool_), np.zeros(tokens, np.float64)
         )
-        for start in range(0, len(model_NV), rows)
-    ]
+
+    def fill(self, at: int, model_PV: Scores, baseline_PV: Scores | None, target_P: Ids) -> None:
+        """The figures of some positions, which are those from `at` on."""
+        vocabulary = model_PV.shape[1]
+        rows = max(1, _SCORES_AT_ONCE // vocabulary)
+        own, against = Exponentials(rows, vocabulary), Exponentials(rows, vocabulary)
+        with np.errstate(all="ignore"):  # NaN and inf of a broken model travel on, and are reported as invalid
+            for start, stop in _pieces(0, len(target_P), rows):
+                here, model_RV, target_R = slice(at + start, at + stop), model_PV[start:stop], target_P[start:stop]
+                first_R = own.take(model_RV)
+                self.nll_N[here], self.rank_N[here] = own.target(model_RV, target_R)
+                if baseline_PV is not None:
+                    baseline_RV = baseline_PV[start:stop]
+                    self.agree_N[here] = first_R == against.take(baseline_RV)
+                    self.kl_N[here] = _divergence(against, baseline_RV, own, model_RV)
 
 
-def _compare_rows(model_NV: Floats, baseline_NV: Floats | None, target_N: NDArray[np.int64]) -> tuple[Floats, ...]:
-    first_N = model_NV.argmax(axis=1)
-    model_sum_N = _log_sum_exp(model_NV)
-    with np.errstate(
-        invalid="ignore"
-    ):  # a broken model's NaN and inf travel on and are reported as an invalid measurement
-        nll_N = model_sum_N - model_NV[np.arange(len(target_N)), target_N]
-        correct_N = (first_N == target_N).astype(np.float64)
-        if baseline_NV is None:
-            return nll_N, correct_N, np.ones_like(nll_N), np.zeros_like(nll_N)
-        baseline_sum_N = _log_sum_exp(baseline_NV)
-        p_NV = np.exp(baseline_NV - baseline_sum_N[:, None])
-        difference_NV = np.where(p_NV > 0, baseline_NV - model_NV, 0.0)
-        kl_N = (p_NV * difference_NV).sum(axis=1) + (model_sum_N - baseline_sum_N)
-    return nll_N, correct_N, (first_N == baseline_NV.argmax(axis=1)).astype(np.float64), np.maximum(kl_N, 0.0)
+class Exponentials:
+    """exp(scores - largest) of a few rows in memory that is used again and again, and what follows from them."""
+
+    largest_R: Floats
+    rest_R: Floats
+    """The sum of all but the first, of which the exponential is 1."""
+
+    def __init__(self, rows: int, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+        self._lanes = min(_LANES, vocabulary)
+        padded = -(-vocabulary // self._lanes) * self._lanes
+        self._padded_RV = np.zeros((rows, padded), dtype=np.float32)
+        self._above_RV = np.empty((rows, vocabulary), dtype=np.bool_)
+
+    def take(self, scores_RV: Scores) -> Ids:
+        """Look at these rows; the first-ranked token of each."""
+        rows = np.arange(len(scores_RV))
+        self.taken_RV = self._padded_RV[: len(rows), : self._vocabulary]
+        self._first_R = scores_RV.argmax(axis=1)
+        largest_R = scores_RV[rows, self._first_R]
+        self.largest_R = largest_R.astype(np.float64)
+        np.subtract(scores_RV, largest_R[:, None], out=self.taken_RV)
+        np.exp(self.taken_RV, out=self.taken_RV)
+        spoiled_R = self.taken_RV[rows, self._first_R] != 1  # NaN, or an infinite score
+        self.taken_RV[rows, self._first_R] = np.where(spoiled_R, np.float32("nan"), np.float32(0))
+        self.rest_R = self.sum()
+        return np.asarray(self._first_R)
+
+    def sum(self) -> Floats:
+        """Of the memory's rows as they are now: lanes are added up in float32, and their sums in float64."""
+        rows_RSL = self._padded_RV[: len(self._first_R)].reshape(len(self._first_R), -1, self._lanes)
+        return np.asarray(rows_RSL.sum(axis=1).sum(axis=1, dtype=np.float64))
+
+    def target(self, scores_RV: Scores, target_R: Ids) -> tuple[Floats, Ids]:
+        """Negative log-likelihood and rank of each target."""
+        scores_R = scores_RV[np.arange(len(target_R)), target_R]
+        above_RV = np.greater(scores_RV, scores_R[:, None], out=self._above_RV[: len(target_R)])
+        rank_R = np.array([np.count_nonzero(above_V) for above_V in above_RV], dtype=np.int64)
+        return (self.largest_R - scores_R) + np.log1p(self.rest_R), rank_R
+
+    def log_sum(self) -> Floats:
+        """log sum exp of each row's scores."""
+        return np.asarray(self.largest_R + np.log1p(self.rest_R))
+
+    def expectation(self, values_RV: Scores) -> Floats:
+        """sum_v p(v) values_v; the exponentials are spent."""
+        first_R = values_RV[np.arange(len(values_RV)), self._first_R].astype(np.float64)
+        np.multiply(self.taken_RV, values_RV, out=self.taken_RV)  # the first's exponential is 0 here
+        return np.asarray((first_R + self.sum()) / (1 + self.rest_R))
 
 
-def _log_sum_exp(scores_NV: Floats) -> Floats:
-    with np.errstate(invalid="ignore"):  # see _compare_rows
-        largest_N1 = scores_NV.max(axis=1, keepdims=True)
-        return np.asarray(largest_N1[:, 0] + np.log(np.exp(scores_NV - largest_N1).sum(axis=1)))
+def _divergence(p: Exponentials, baseline_RV: Scores, q: Exponentials, model_RV: Scores) -> Floats:
+    """KL(p || q) of each row; what both have taken is spent."""
+    shift_R = p.log_sum() - q.log_sum()
+    rounded_R = shift_R.astype(np.float32)
+    difference_RV = np.subtract(baseline_RV, model_RV, out=q.taken_RV)
+    difference_RV -= rounded_R[:, None]
+    kl_R = p.expectation(difference_RV) + (rounded_R - shift_R)
+    for row in np.flatnonzero(~np.isfinite(kl_R)):
+        kl_R[row] = _exact_divergence(baseline_RV[row].astype(np.float64), model_RV[row].astype(np.float64))
+    return np.maximum(kl_R, 0.0)
+
+
+def _exact_divergence(baseline_V: Floats, model_V: Floats) -> float:
+    """Infinite where the model rules out what the baseline does not; what the baseline rules out counts nothing."""
+    log_p_V, log_q_V = (
+        scores_V - scores_V.max() - np.log(np.exp(scores_V - scores_V.max()).sum())
+        for scores_V in (baseline_V, model_V)
+    )
+    p_V = np.exp(log_p_V)
+    return float((p_V * np.where(p_V > 0, log_p_V - log_q_V, 0.0)).sum())

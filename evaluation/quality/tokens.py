@@ -1,40 +1,65 @@
-"""What compression cost in quality, token by token: perplexity, next-token accuracy, agreement and KL divergence.
+"""What compression cost in quality, token by token: perplexity, accuracy, agreement and KL divergence.
 
-Reported are averages over the scored tokens (`scoring.py`), with intervals over documents (`statistics.py`).
+Reported are sums over the scored tokens (`scoring.py`), divided, with intervals over documents (`statistics.py`):
 
-Not covered: strided windows (more context per token, many times the work), and word perplexity.
+    perplexity = exp(nll / tokens)      word perplexity = exp(nll / words)      bits per byte = nll / (bytes log 2)
+    accuracy = correct / tokens         top-5 accuracy = (rank < 5) / tokens
+    agreement = agree / tokens          KL divergence = kl / tokens
+
+A ratio to the baseline is paired: exp((nll - baseline nll) / tokens) of the same tokens. Words and bytes are those of
+the scored tokens (`amounts.py`). Where they are not known, what needs them is left out.
+
+Not covered: other averages than over tokens, such as the mean of the documents' perplexities.
 """
+
+import math
 
 import numpy as np
 
-from evaluation.measurement import METRICS, Change, Measurement, Ratio
+from evaluation.measurement import SEPARATOR, Change, Measurement, Ratio, metric_of
 from evaluation.quality.scoring import TokenScores
-from evaluation.statistics import Bootstrap, Scale, Statistic, Units, units_of
+from evaluation.statistics import Bootstrap, Floats, Scale, Statistic, Units, units_of
 
-TOKENS, NLL, CORRECT, AGREE, KL, BASELINE_NLL, BASELINE_CORRECT = range(7)
+(TOKENS, NLL, BASELINE_NLL, CORRECT, BASELINE_CORRECT, TOP5, BASELINE_TOP5, AGREE, KL, BYTES, WORDS) = range(11)
 """Columns of the sums that the statistics below are computed from."""
+LOG_2 = math.log(2)
+FIRST = 5
+"""How many ranks count for top-5 accuracy."""
 
 STATISTICS: dict[str, Statistic] = {
     "perplexity": lambda sums: np.exp(sums[..., NLL] / sums[..., TOKENS]),
+    "word_perplexity": lambda sums: np.exp(sums[..., NLL] / sums[..., WORDS]),
+    "bits_per_byte": lambda sums: sums[..., NLL] / sums[..., BYTES] / LOG_2,
     "next_token_accuracy": lambda sums: sums[..., CORRECT] / sums[..., TOKENS],
+    "top5_accuracy": lambda sums: sums[..., TOP5] / sums[..., TOKENS],
     "agreement": lambda sums: sums[..., AGREE] / sums[..., TOKENS],
     "kl_divergence": lambda sums: sums[..., KL] / sums[..., TOKENS],
 }
 RATIOS: dict[str, Statistic] = {
     "perplexity": lambda sums: np.exp((sums[..., NLL] - sums[..., BASELINE_NLL]) / sums[..., TOKENS]),
+    "word_perplexity": lambda sums: np.exp((sums[..., NLL] - sums[..., BASELINE_NLL]) / sums[..., WORDS]),
+    "bits_per_byte": lambda sums: sums[..., NLL] / sums[..., BASELINE_NLL],
     "next_token_accuracy": lambda sums: sums[..., CORRECT] / sums[..., BASELINE_CORRECT],
+    "top5_accuracy": lambda sums: sums[..., TOP5] / sums[..., BASELINE_TOP5],
 }
 CHANGES: dict[str, Statistic] = {
     "perplexity": lambda sums: (
         np.exp(sums[..., NLL] / sums[..., TOKENS]) - np.exp(sums[..., BASELINE_NLL] / sums[..., TOKENS])
     ),
+    "word_perplexity": lambda sums: (
+        np.exp(sums[..., NLL] / sums[..., WORDS]) - np.exp(sums[..., BASELINE_NLL] / sums[..., WORDS])
+    ),
+    "bits_per_byte": lambda sums: (sums[..., NLL] - sums[..., BASELINE_NLL]) / sums[..., BYTES] / LOG_2,
     "next_token_accuracy": lambda sums: (sums[..., CORRECT] - sums[..., BASELINE_CORRECT]) / sums[..., TOKENS],
+    "top5_accuracy": lambda sums: (sums[..., TOP5] - sums[..., BASELINE_TOP5]) / sums[..., TOKENS],
 }
 """Agreement and KL divergence compare with the baseline by themselves: a ratio would divide by 1 and by 0."""
+OF_TEXT = frozenset({"word_perplexity", "bits_per_byte"})
+"""What needs to know how much text a token stands for."""
 
 
 def quality_measurements(
-    scores: TokenScores, baseline: TokenScores | None = None, *, method: str, seed: int = 0
+    scores: TokenScores, baseline: TokenScores | None = None, *, method: str, seed: int = 0, name: str = ""
 ) -> list[Measurement]:
     """Perplexity and accuracy, and against a baseline also their paired ratios, agreement and KL divergence.
 
@@ -42,27 +67,48 @@ def quality_measurements(
         scores: of the model; `score` was given the baseline as well if `baseline` is given here.
         baseline: the baseline's own scores on the same windows; None if `scores` are the baseline's.
         method: the protocol: which text, how it was cut, through which runtime.
+        name: put before every metric's: "typos" gives "typos/perplexity".
     """
-    metrics = [metric for metric in STATISTICS if baseline is not None or metric in RATIOS]
-    problem = _problem(scores, baseline)
+    metrics = [metric for metric in STATISTICS if _applies(metric, scores, paired=baseline is not None)]
+    problem = problem_of(scores, baseline)
     if problem:
-        return [_invalid(metric, scores, method, problem) for metric in metrics]
+        return [invalid(_named(name, metric), scores, method, problem) for metric in metrics]
     units = units_of(scores.document, scores.window)
-    columns = [np.ones(len(scores.nll)), scores.nll, scores.correct, scores.agree, scores.kl]
-    columns += [] if baseline is None else [baseline.nll, baseline.correct]
-    bootstrap = Bootstrap.draw(units.sums(*columns), seed=seed)
+    bootstrap = Bootstrap.draw(_sums(units, scores, baseline), seed=seed)
     full_method = f"{method}; {len(scores.nll)} tokens; 95 % interval by {units.describe()}"
-    return [_measure(metric, bootstrap, units, full_method, paired=baseline is not None) for metric in metrics]
+    return [_measure(metric, name, bootstrap, units, full_method, paired=baseline is not None) for metric in metrics]
 
 
-def _measure(metric: str, bootstrap: Bootstrap, units: Units, method: str, *, paired: bool) -> Measurement:
+def _applies(metric: str, scores: TokenScores, *, paired: bool) -> bool:
+    known = bool(scores.bytes.any()) and bool(scores.words.any())
+    return (paired or metric in RATIOS) and (known or metric not in OF_TEXT)
+
+
+def _named(name: str, metric: str) -> str:
+    return f"{name}{SEPARATOR}{metric}" if name else metric
+
+
+def _sums(units: Units, scores: TokenScores, baseline: TokenScores | None) -> Floats:
+    """Columns in the order of their names; without a baseline, those of the model stand in its place and are unused."""
+    against = scores if baseline is None else baseline
+    return units.sums(
+        np.ones(len(scores.nll)),
+        *(scores.nll, against.nll),
+        *(scores.rank == 0, against.rank == 0),
+        *(scores.rank < FIRST, against.rank < FIRST),
+        *(scores.agree, scores.kl),
+        *(scores.bytes, scores.words),
+    )
+
+
+def _measure(metric: str, name: str, bootstrap: Bootstrap, units: Units, method: str, *, paired: bool) -> Measurement:
     with np.errstate(all="ignore"):  # what is not finite comes back as "no interval"
         own = bootstrap.compare(STATISTICS[metric], _scale(metric))
-        against = paired and not METRICS[metric].relative
+        against = paired and not metric_of(metric).relative
         ratio = bootstrap.compare(RATIOS[metric], "log") if against else None
         change = bootstrap.compare(CHANGES[metric]) if against else None
     return Measurement(
-        metric=metric,
+        metric=_named(name, metric),
         value=own.value,
         samples=units.count,
         method=method,
@@ -70,21 +116,22 @@ def _measure(metric: str, bootstrap: Bootstrap, units: Units, method: str, *, pa
         bounds=own.bounds,
         ratio=None if ratio is None or ratio.interval is None else Ratio(**dict(ratio)),
         change=None if change is None or change.interval is None else Change(**dict(change)),
-        invalid="" if own.interval is not None else _no_interval(own.value, units),
+        invalid="" if own.interval is not None else no_interval(own.value, units),
     )
 
 
 def _scale(metric: str) -> Scale:
-    return "share" if METRICS[metric].unit == "share" else "log"
+    return "share" if metric_of(metric).unit == "share" else "log"
 
 
-def _no_interval(value: float, units: Units) -> str:
+def no_interval(value: float, units: Units) -> str:
+    """Why there is none."""
     if units.count < 2:
         return "a single window has no interval; measure more windows or give more test text"
     return f"the value or one of its resamples is not finite (value: {value:g})"
 
 
-def _problem(scores: TokenScores, baseline: TokenScores | None) -> str:
+def problem_of(scores: TokenScores, baseline: TokenScores | None) -> str:
     """Why these scores cannot be measured, or empty."""
     if baseline is not None and baseline.digest != scores.digest:
         return "unpaired: model and baseline were scored on different windows"
@@ -96,6 +143,7 @@ def _problem(scores: TokenScores, baseline: TokenScores | None) -> str:
     return ""
 
 
-def _invalid(metric: str, scores: TokenScores, method: str, reason: str) -> Measurement:
+def invalid(metric: str, scores: TokenScores, method: str, reason: str) -> Measurement:
+    """A measurement that is none."""
     samples = len(np.unique(scores.document))
     return Measurement(metric=metric, value=float("nan"), samples=samples, method=method, invalid=reason)
