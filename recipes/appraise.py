@@ -84,9 +84,9 @@ def _rows(wanted: Appraisal, folder: Path, progress: Progress) -> list[Row]:
         rows.append(_row(MODEL, form, [compared(figure, rows[0]) for figure in figures]))
     if wanted.benchmark is None:
         return rows
-    folders = (source, wanted.model)
+    timed = [entrant_of(BASELINE, source, baseline.form), entrant_of(MODEL, wanted.model, form)]
     latency = measure_latency(
-        [entrant_of(row.name, folder, row.form) for row, folder in zip(rows, folders, strict=False)],
+        timed[: len(rows)],
         config=wanted.benchmark,
         test=wanted.test,
         seed=wanted.seed,

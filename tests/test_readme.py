@@ -17,7 +17,14 @@ from recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SMALL = ["distill.tokens=4096", "evaluate.windows=16", "benchmark.blocks=3", "benchmark.tokens=4", "gate=null"]
+SMALL = [
+    "distill.tokens=4096",
+    "evaluate.windows=16",
+    "benchmark.blocks=3",
+    "benchmark.stage_blocks=0",
+    "benchmark.tokens=4",
+    "gate=null",
+]
 LONG = ("demitasse run teacher", "demitasse run smollm2-", "demitasse run prune-smollm2-135m")
 """Commands that need an hour, or a model that is not in the repository: the recipe and the overrides are loaded."""
 
