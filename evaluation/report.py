@@ -20,7 +20,7 @@ from evaluation.suspicion import suspicions
 
 BASELINE = "baseline"
 REPORT = "report.json"
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 
 class ReportError(Exception):
@@ -48,6 +48,12 @@ class Row(Value):
     samples: dict[str, str] = Field(default_factory=dict)
     """Folders in the run store that hold the raw samples: {"quality": "quality-8793e5b217e0d687", ...}."""
     measurements: list[Measurement] = Field(default_factory=list)
+    weights: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """Bytes by part of the model and kind of number: {"mlp": {"int8": ..., "scales": ..., "float": ...}, ...}."""
+    evaluations: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What each named evaluation says beside its figures: protocol, confusion matrix, texts."""
+    hardest: dict[str, Any] = Field(default_factory=dict)
+    """The tokens, places and documents that lost most against the baseline."""
 
     def measurement(self, metric: str) -> Measurement | None:
         """What was measured under this metric, if it was."""
@@ -69,7 +75,7 @@ class Source(Value):
 class Report(Value):
     """Everything that a run found."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     recipe: str
     """The recipe's file."""
     recipe_text: str = ""

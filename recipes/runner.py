@@ -27,7 +27,9 @@ from evaluation.report import Report, Row
 from recipes import latency, measure
 from recipes.decoding import DecodeTimer
 from recipes.errors import Problem, RecipeError, raise_problems
+from recipes.findings import findings
 from recipes.machine import LIBRARIES, environment
+from recipes.parts import weights_by_part
 from recipes.planning import Step, chain, estimates, run_folder
 from recipes.preflight import VERSION, check_model, check_room, check_texts
 from recipes.processes import Alone, alone, unfit_batches
@@ -52,6 +54,7 @@ class Meter:
     quality: Callable[..., list[Measurement]] = measure.measure_quality
     footprint: Callable[..., list[Measurement]] = measure.measure_footprint
     latency: Callable[..., dict[str, list[Measurement]]] = measure.measure_latency
+    weights: Callable[[Path, Form], dict[str, dict[str, int]]] = weights_by_part
 
 
 def run(
@@ -233,6 +236,8 @@ class _Engine:
             reused=quality.reused and footprint.reused,
             samples={"quality": quality.folder.name, "footprint": footprint.folder.name},
             measurements=[*_measurements(quality.facts["measurements"]), *counted],
+            weights=footprint.facts.get("weights", {}),
+            **findings(quality.files),
         )
 
     def _quality(self, name: str, subject: _Subject) -> Artifact:
@@ -286,7 +291,7 @@ class _Engine:
             taken = self.meter.footprint(
                 subject.folder, subject.form, prompt=benchmark.prompt, threads=benchmark.threads
             )
-            return {"measurements": _plain(taken)}
+            return {"measurements": _plain(taken), "weights": self.meter.weights(subject.folder, subject.form)}
 
         return self._obtain("footprint", identity, make)
 

@@ -91,7 +91,7 @@ def latency(entrants: Sequence[Entrant], **rest: Any) -> dict[str, list[Measurem
     return found
 
 
-METER = Meter(quality=quality, footprint=footprint, latency=latency)
+METER = Meter(quality=quality, footprint=footprint, latency=latency, weights=lambda folder, form: {})
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def shrinking(value: float, spent: list[int]) -> Meter:
             "halve 2": [Measurement(value=value, ratio=paired, **shared)],
         }
 
-    return Meter(quality=quality, footprint=footprint, latency=timed)
+    return Meter(quality=quality, footprint=footprint, latency=timed, weights=lambda folder, form: {})
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""Where the bytes went: the weights after each stage as a waterfall, and what kind of numbers hold them.
+"""Where the bytes went: the weights after each stage as a waterfall, by kind of number and by part of the model.
 
-The kinds are known where a stage says so (`facts["coverage"]` of an export: int8 values, their scales, floats);
-elsewhere a form has one kind.
+A row tells both (`Row.weights`); what its weights come to beyond that is the graph itself. What a stage took away stays
+as an outline.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from evaluation.charts.frame import ACCENT, INK, LIMIT, LINE, MUTED, SECOND, SOFT, key, new_figure, to_svg, valid
@@ -13,49 +14,61 @@ from evaluation.units import format_change, format_value, scale_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KINDS: dict[str, str] = {
-    "float": SECOND,
-    "int8 and float": MUTED,
-    "int8": ACCENT,
-    "scales": SOFT,
-    "graph": LINE,
+NUMBERS: dict[str, str] = {"float": SECOND, "int8": ACCENT, "scales": SOFT}
+PARTS: dict[str, str] = {
+    "embeddings": SOFT,
+    "attention": ACCENT,
+    "mlp": SECOND,
+    "norms": LIMIT,
+    "head": MUTED,
+    "other": INK,
 }
-"""Every kind of weight and its color."""
-KIND_OF_FORM = {"dense": "float", "int8": "int8 and float"}
+REST = "graph"
+"""What is neither: the graph's own bytes."""
 
 
 def waterfall_chart(report: Report) -> str:
-    """The size of the weights stage by stage, with what each took away; empty if fewer than two were counted."""
-    rows = [(row, found.value) for row in report.rows if (found := valid(row, "weight_bytes")) is not None]
+    """By kind of number; empty if the weights of fewer than two artifacts were counted."""
+    return _chart(report, by_number, NUMBERS, "Size of the weights after each stage, by kind of number")
+
+
+def parts_chart(report: Report) -> str:
+    """By part of the model; empty if the weights of fewer than two artifacts were counted."""
+    return _chart(report, by_part, PARTS, "Size of the weights after each stage, by part of the model")
+
+
+def by_number(row: Row) -> dict[str, int]:
+    """Kind of number -> bytes."""
+    return {number: sum(sizes.get(number, 0) for sizes in row.weights.values()) for number in NUMBERS}
+
+
+def by_part(row: Row) -> dict[str, int]:
+    """Part of the model -> bytes."""
+    return {part: sum(row.weights.get(part, {}).values()) for part in PARTS}
+
+
+def _chart(report: Report, split: Callable[[Row], dict[str, int]], colors: dict[str, str], title: str) -> str:
+    counted = [(row, found.value) for row in report.rows if (found := valid(row, "weight_bytes")) is not None]
+    rows = [(row, size) for row, size in counted if row.weights]
     if len(rows) < 2:
         return ""
     figure, (axes,) = new_figure(height=0.7 + 0.42 * len(rows))
     factor, unit = scale_of("weight_bytes", max(size for _, size in rows))
-    shown: dict[str, None] = {}
     for place, (row, size) in enumerate(rows):
-        start = 0.0
-        for kind, part in kinds_of(row, size).items():
-            label = None if kind in shown else kind
-            axes.barh([place], [part / factor], left=start / factor, height=0.6, color=KINDS[kind], label=label)
-            start, shown[kind] = start + part, None
+        start, parts = 0.0, {kind: part for kind, part in split(row).items() if part}
+        for kind, part in (parts | {REST: size - sum(parts.values())}).items():
+            axes.barh([place], [part / factor], left=start / factor, height=0.6, color=colors.get(kind, LINE))
+            start += part
         _label(axes, place, size, rows[place - 1][1] if place else None, factor)
+    shown = [kind for kind in colors if any(split(row)[kind] for row, _ in rows)]
+    for kind in [*shown, REST] if any(size > sum(split(row).values()) for row, size in rows) else shown:
+        axes.barh([0], [0], color=colors.get(kind, LINE), label=kind)
     axes.set_yticks(range(len(rows)), [row.name for row, _ in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, max(size for _, size in rows) / factor * 1.55)
     axes.set_xlabel(f"weights ({unit})")
-    key(axes, loc="upper left", bbox_to_anchor=(0, -0.9 / len(rows)), ncols=5, borderpad=0, columnspacing=1.2)
-    return to_svg(figure, "Size of the weights after each stage, by kind of number")
-
-
-def kinds_of(row: Row, size: float) -> dict[str, float]:
-    """Bytes by kind of number, which add up to `size`."""
-    coverage = row.facts.get("coverage")
-    if not isinstance(coverage, dict) or "int8_bytes" not in coverage:
-        return {KIND_OF_FORM.get(row.form, "float"): size}
-    parts = {"int8": coverage["int8_bytes"], "scales": coverage["scale_bytes"], "float": coverage["float_bytes"]}
-    known = {kind: float(part) for kind, part in parts.items() if part}
-    rest = size - sum(known.values())
-    return known | {"graph": rest} if rest > 0 else known
+    key(axes, loc="upper left", bbox_to_anchor=(0, -0.9 / len(rows)), ncols=4, borderpad=0, columnspacing=1.2)
+    return to_svg(figure, title)
 
 
 def _label(axes: "Axes", place: int, size: float, before: float | None, factor: float) -> None:
