@@ -21,7 +21,16 @@ from pydantic import Field
 
 from compress.stage import Progress
 from evaluation.gate import GateResult, Limit, Verdict, judge, overall
-from evaluation.latency import Cell, Protocol, Session, cell_measurements, process_measurements
+from evaluation.latency import (
+    SAMPLES_FOR_PERCENTILE,
+    Cell,
+    Protocol,
+    Session,
+    cell_measurements,
+    percentiles,
+    process_measurements,
+)
+from evaluation.latency.figures import single_steps
 from evaluation.measurement import Measurement, Ratio, Value
 from recipes.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
 from recipes.latency import entrant_of
@@ -60,6 +69,16 @@ class ArmGates(Value):
     gates: list[GateResult]
 
 
+class Steps(Value):
+    """An arm's single decode steps on one cell: how many count, and their percentiles."""
+
+    samples: int
+    percentiles: dict[str, float | None]
+    """Such as "p99": seconds; null where there are too few samples for it."""
+    needs: dict[str, int]
+    """How many samples each percentile needs."""
+
+
 class Result(Value):
     """What the file holds."""
 
@@ -68,6 +87,8 @@ class Result(Value):
     session: Session
     cells: tuple[dict[str, list[Measurement]], ...] = ()
     """For each cell of the protocol, by arm: latencies and throughput."""
+    steps: tuple[dict[str, Steps], ...] = ()
+    """For each cell of the protocol, by arm; empty where a single new token needs no step."""
     processes: dict[str, list[Measurement]] = Field(default_factory=dict)
     """By arm: cold start, memory, bytes and multiply-accumulates."""
     gates: tuple[ArmGates, ...] = ()
@@ -279,10 +300,20 @@ def _result(order: Order, entrants: list[Entrant], session: Session, counted: li
         entrants=_looks(entrants),
         session=session,
         cells=cells,
+        steps=tuple(
+            {arm: _steps(session, arm, cell) for arm in session.arms if cell.tokens > 1} for cell in order.cells
+        ),
         processes=processes,
         gates=gates,
         environment=environment(BenchmarkConfig(threads=order.threads)),
     )
+
+
+def _steps(session: Session, arm: str, cell: Cell) -> Steps:
+    times = single_steps(session, arm, cell)
+    found = {f"p{percent:g}": value for percent, value in percentiles(times).items()}
+    needs = {f"p{percent:g}": count for percent, count in SAMPLES_FOR_PERCENTILE.items()}
+    return Steps(samples=len(times), percentiles=found, needs=needs)
 
 
 def _measured(limits: dict[str, Limit], cell: Cell) -> dict[str, Limit]:

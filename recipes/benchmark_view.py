@@ -5,13 +5,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from evaluation.gate import describe_limit
-from evaluation.latency import percentiles
 from evaluation.latency.figures import kept_blocks
 from evaluation.latency.paired import describe_percentile
 from evaluation.latency.samples import Cell
 from evaluation.measurement import Measurement, metric_of
 from evaluation.units import format_interval, format_ratio, format_ratio_interval, format_value
-from recipes.benchmark import Result
+from recipes.benchmark import Result, Steps
 from recipes.outcome import COLORS
 
 CELL_COLUMNS = {
@@ -28,15 +27,15 @@ PROCESS_COLUMNS = {
     "weight_bytes": "Weights",
     "macs": "MACs per token",
 }
-TAILS = (90, 95, 99)
+TAILS = ("p50", "p90", "p95", "p99")
 
 
 def show_benchmark(console: Console, result: Result) -> None:
     """All tables, what was left out, and the verdict."""
     session = result.session
-    for cell, measured in zip(session.protocol.cells, result.cells, strict=True):
+    for cell, measured, steps in zip(session.protocol.cells, result.cells, result.steps, strict=True):
         console.print(f"\n[bold]{escape(str(cell))}[/]", soft_wrap=True)
-        console.print(_cell_table(result, cell, measured))
+        console.print(_cell_table(cell, measured, steps))
     console.print("\n[bold]cold start, memory, counts[/]", soft_wrap=True)
     console.print(_table(PROCESS_COLUMNS, result.processes))
     _show_protocol(console, result)
@@ -49,16 +48,13 @@ def show_benchmark(console: Console, result: Result) -> None:
             console.print(f"[{COLORS[gate.verdict]}]{gate.verdict}[/]  {told}", soft_wrap=True)
 
 
-def _cell_table(result: Result, cell: Cell, measured: dict[str, list[Measurement]]) -> Table:
-    tails = {arm: _tails(result, arm, cell) for arm in measured} if cell.tokens > 1 else {}
+def _cell_table(cell: Cell, measured: dict[str, list[Measurement]], steps: dict[str, Steps]) -> Table:
+    tails = {arm: _tails(of_arm) for arm, of_arm in steps.items()}
     return _table(CELL_COLUMNS, measured, {"Single steps": tails} if tails else {})
 
 
-def _tails(result: Result, arm: str, cell: Cell) -> str:
-    turns, kept = result.session.of(arm), kept_blocks(result.session, arm)
-    steps = [step for block in kept.blocks if (times := turns[block].times(cell)) for step in times.steps]
-    found = percentiles(steps)
-    return "\n".join(f"p{percent} {describe_percentile(percent, found[percent])}" for percent in TAILS)
+def _tails(steps: Steps) -> str:
+    return "\n".join(f"{name} {describe_percentile(steps.percentiles[name], steps.needs[name])}" for name in TAILS)
 
 
 def _table(

@@ -1,7 +1,9 @@
 """Arms in processes of their own, and `demitasse benchmark` over real folders."""
 
 import json
+import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from compress import Silent
 from compress.text import TextSource
 from evaluation.gate import EXIT_CODES, Limit, judge
 from evaluation.latency import Cell, Protocol, Session, cell_measurements, latency_measurements
+from evaluation.latency.figures import kept_blocks
 from evaluation.measurement import Measurement
 from recipes.benchmark import BenchmarkError, Order, Result, benchmark, entrants_of
 from recipes.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
@@ -176,6 +179,9 @@ def test_a_recipes_latency_keeps_its_raw_times_and_goes_on_from_them(
 # ---- the command
 
 
+BRIEFLY = ("--prompt", "4", "--tokens", "3", "--blocks", "3", "--threads", "1")
+
+
 def order(*folders: Path, out: Path | None = None, blocks: int = 3, margin: float | None = None) -> Order:
     cells = (Cell(prompt=8, tokens=4), Cell(prompt=4, tokens=1, batch=2))
     return Order(folders=folders, cells=cells, blocks=blocks, threads=1, out=out, margin=margin)
@@ -198,12 +204,24 @@ def test_every_form_is_timed_and_written(gpt2: Path, bundle: Path, tmp_path: Pat
     assert "PyTorch float32" in runtimes[gpt2.name]
     assert "ONNX Runtime" in runtimes["bundle"]
     assert "IO binding" in runtimes["bundle"]
+    steps = result.steps[0]["bundle"]
+    assert steps.samples == 4 * len(kept_blocks(result.session, "bundle").blocks)
+    assert (steps.percentiles["p99"], steps.needs["p99"]) == (None, 662)
+    assert (steps.percentiles["p50"] is None) == (steps.samples == 0)
     smaller = figure(result.processes, "bundle", "weight_bytes").ratio
     assert smaller is not None
     assert smaller.value < 0.6
     memory = {arm: figure(result.processes, arm, "peak_memory").value for arm in (gpt2.name, "bundle")}
     assert memory["bundle"] < memory[gpt2.name]  # its process never loads PyTorch
-    for heading in ("Time to first token", "Time per token", "Throughput", "Opening", "Peak memory", "n/a (needs 662)"):
+    for heading in (
+        "Time to first token",
+        "Time per token",
+        "Throughput",
+        "Opening",
+        "Peak memory",
+        "p50",
+        "n/a (needs 662)",
+    ):
         assert heading in said
     code, _, err = demitasse("benchmark", bundle, gpt2, *common)
     assert code == 2
@@ -237,6 +255,13 @@ def test_a_runs_folder_means_its_last_artifact(bundle: Path, tmp_path: Path) -> 
     (run / "final").symlink_to(bundle)
     (entrant,) = entrants_of((run,))
     assert (entrant.name, entrant.form, entrant.on_gpu) == ("run", "onnx", False)
+
+
+def test_folders_of_one_name_are_told_apart(gpt2: Path, tmp_path: Path) -> None:
+    for version in ("old", "new"):
+        shutil.copytree(gpt2, tmp_path / version / "model")
+    folders = (tmp_path / "old" / "model", tmp_path / "new" / "model", tmp_path / "old" / "model", gpt2)
+    assert [entrant.name for entrant in entrants_of(folders)] == ["old/model", "new/model", "old/model #2", gpt2.name]
 
 
 def test_what_cannot_be_timed_is_refused_all_at_once(gpt2: Path, tmp_path: Path) -> None:
@@ -275,9 +300,76 @@ def test_options_that_make_no_sense_are_usage_errors(
 
 
 def test_a_folder_that_holds_nothing_is_a_usage_error(tmp_path: Path, demitasse: Demitasse) -> None:
-    code, _, err = demitasse("benchmark", tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "model.onnx").touch()
+    folders = [tmp_path / name for name in ("", "nowhere", "file", "half")]
+    code, _, err = demitasse("benchmark", *folders)
     assert code == 2
-    assert "config.json" in err
+    lines = err.strip().splitlines()
+    assert len(lines) == len(folders)
+    assert "expected a checkpoint (config.json), a bundle (manifest.json) or the folder of a finished run" in lines[0]
+    assert "no such folder" in lines[1]
+    assert "expected a folder, got a file" in lines[2]
+    assert "has a model.onnx but no manifest.json" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("file", "size", "code", "message"),
+    [
+        ("manifest.json", 1, 4, "manifest.json: expected a bundle's manifest"),
+        ("model.onnx", 1000, 5, "model.onnx: expected an ONNX graph"),
+        ("model.onnx.data", 1000, 5, "the file was cut short or swapped"),
+    ],
+)
+def test_a_broken_bundle_is_refused_before_anything_is_timed(
+    gpt2: Path, bundle: Path, tmp_path: Path, demitasse: Demitasse, file: str, size: int, code: int, message: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle, broken)
+    with (broken / file).open("r+b") as stream:
+        stream.truncate(size)
+    ended, _, err = demitasse("benchmark", gpt2, broken, *BRIEFLY, "--out", tmp_path / "out.json")
+    assert (ended, message in err) == (code, True), err
+    assert not (tmp_path / "out.json").exists()
+
+
+# ---- what was not measured as asked, in real processes: exit code 4
+
+
+def test_a_model_whose_logits_are_not_numbers_is_invalid(
+    gpt2: Path, bundle: Path, tmp_path: Path, demitasse: Demitasse
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    broken = tmp_path / "nan"
+    shutil.copytree(gpt2, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["transformer.ln_f.weight"][:] = math.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    code, said, _ = demitasse("benchmark", bundle, broken, *BRIEFLY)
+    assert code == 4
+    assert "INVALID  nan: the arm 'nan' did not run: ValueError: its logits are not numbers" in said
+
+
+def test_a_provider_that_is_not_there_is_invalid_and_no_fallback_is_timed(
+    bundle: Path, tmp_path: Path, demitasse: Demitasse
+) -> None:
+    elsewhere = tmp_path / "cuda"
+    shutil.copytree(bundle, elsewhere)
+    manifest = json.loads((elsewhere / "manifest.json").read_text(encoding="utf-8"))
+    (elsewhere / "manifest.json").write_text(json.dumps({**manifest, "provider": "cuda"}), encoding="utf-8")
+    (entrant,) = entrants_of((elsewhere,))
+    assert entrant.on_gpu
+    if shutil.which("nvidia-smi"):
+        pytest.skip("there is a GPU, where such a bundle runs")
+    code, said, _ = demitasse("benchmark", bundle, elsewhere, *BRIEFLY, "--out", tmp_path / "out.json")
+    assert code == 4
+    assert "INVALID  cuda: the arm 'cuda' did not run: ProviderError: cuda: " in said
+    result = Result.model_validate_json((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert result.session.of("cuda") == {}
+    assert "gpu_memory" not in [one.metric for one in result.processes["cuda"]]
+    assert sorted(result.session.of("bundle")) == [0, 1, 2]
 
 
 def test_something_else_in_the_file_is_not_overwritten(gpt2: Path, tmp_path: Path) -> None:

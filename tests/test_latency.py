@@ -293,7 +293,7 @@ def test_tails_are_told_of_enough_steps_and_refused_of_fewer() -> None:
         figure(latency_measurements(session({"only": [0.01] * 4}, steps=steps)), "only", "decode_latency").method
         for steps in (15, 40)
     )
-    assert "single steps: p90 n/a (needs 64)" in few
+    assert "single steps: p50 10 ms, p90 n/a (needs 64)" in few
     assert "p90 10 ms, p95 10 ms, p99 n/a (needs 662), p99.9 n/a (needs 6,636)" in many
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.latency.paired import (
+    SAMPLES_FOR_PERCENTILE,
     bootstrap_objection,
     describe_percentile,
     paired_change,
@@ -239,6 +240,13 @@ def _runtime(session: Session, arm: str) -> str:
     return next((turn.runtime for turn in session.turns if turn.arm == arm and turn.runtime), arm)
 
 
+def single_steps(session: Session, arm: str, cell: Cell) -> list[float]:
+    """Every decode step of an arm on a cell, in seconds, of the blocks that count."""
+    turns = session.of(arm)
+    times = [turns[block].times(cell) for block in kept_blocks(session, arm).blocks]
+    return [step for of_block in times if of_block is not None for step in of_block.steps]
+
+
 def _remarks(session: Session, arm: str, metric: str, cell: Cell | None, kept: Kept) -> list[str]:
     """The tail of single steps, and what a reader should doubt."""
     turns = [session.of(arm)[block] for block in kept.blocks]
@@ -253,6 +261,9 @@ def _remarks(session: Session, arm: str, metric: str, cell: Cell | None, kept: K
     remarks += [f"warm-up did not become steady in {restless} of {len(turns)} blocks"] if restless else []
     if metric != "decode_latency":
         return remarks
-    tails = percentiles([step for of_block in times for step in of_block.steps])
-    told = (f"p{percent:g} {describe_percentile(percent, value)}" for percent, value in tails.items())
+    tails = percentiles(single_steps(session, arm, cell))
+    told = (
+        f"p{percent:g} {describe_percentile(value, SAMPLES_FOR_PERCENTILE[percent])}"
+        for percent, value in tails.items()
+    )
     return [*remarks, f"single steps: {', '.join(told)}"]
