@@ -65,18 +65,19 @@ class OpenTask:
 
 
 def task_problems(config: TaskConfig) -> list[str]:
-    """What can be known in a moment: the extra is installed; files are there and hold questions.
-
-    The name of a task and its data are looked at by `open_task`, which takes seconds.
+    """What is wrong with a task, found before anything runs: in a moment for a file, in seconds for a named task, whose
+    data is loaded for it.
     """
     problems = [] if find_spec("lm_eval") else [_extra_missing(config)]
     if config.include is not None and not config.include.is_dir():
         problems.append(f"{config.name}: expected an existing folder as `include`, got {str(config.include)!r}")
-    if config.file is not None:
-        try:
+    try:
+        if config.file is not None:
             read_questions(config)
-        except TaskError as error:
-            problems += str(error).splitlines()
+        elif not problems:
+            open_task(config)
+    except TaskError as error:
+        problems += str(error).splitlines()
     return problems
 
 

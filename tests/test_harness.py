@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from compress import Form
-from compress.checkpoint import load_model, load_tokenizer
+from compress.checkpoint import load_tokenizer
 from evaluation.measurement import is_metric
 from evaluation.quality.items import Items, item_measurements
 from recipes import harness
+from recipes.answering import open_model
 from recipes.choices import TaskConfig, TaskError
 from recipes.harness import ask_task, open_task, task_problems
-from recipes.measure import open_scorer
 
 pytest.importorskip("lm_eval")
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,31 +63,9 @@ def reference() -> Any:
     return HFLM(pretrained=str(MODEL), dtype="float32", device="cpu", batch_size=8)
 
 
-def greedy(folder: Path) -> Callable[[Sequence[Ids], int], list[Ids]]:
-    """One prompt at a time, by the model's own generate."""
-    import torch
-
-    model = load_model(folder)
-
-    def generate(prompts: Sequence[Ids], tokens: int) -> list[Ids]:
-        rows = [torch.from_numpy(prompt)[None] for prompt in prompts]
-        with torch.inference_mode():
-            return [
-                model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=tokens, do_sample=False)[
-                    0, row.shape[1] :
-                ].numpy()
-                for row in rows
-            ]
-
-    return generate
-
-
-def no_generator(prompts: Sequence[Ids], tokens: int) -> list[Ids]:
-    raise AssertionError("a task of likelihoods asked for text")
-
-
 def ask(config: TaskConfig, folder: Path = MODEL, form: Form = "dense", **knobs: Any) -> Items:
-    given = {"scorer": open_scorer(folder, form), "generator": no_generator, "context": CONTEXT, **knobs}
+    model = open_model(folder, form)
+    given = {"scorer": model.scorer, "generator": model.generator, "context": model.context, **knobs}
     return ask_task(config, tokenizer=load_tokenizer(folder), **given)
 
 
@@ -119,7 +97,8 @@ def instances(*arguments: tuple[Any, ...], kind: str = "loglikelihood") -> list[
 def model(**knobs: Any) -> Any:
     from recipes.scorer_lm import ScorerLM
 
-    given = {"scorer": open_scorer(MODEL, "dense"), "generator": greedy(MODEL), "context": CONTEXT, "batch": 3, **knobs}
+    opened = open_model(MODEL, "dense")
+    given = {"scorer": opened.scorer, "generator": opened.generator, "context": CONTEXT, "batch": 3, **knobs}
     return ScorerLM(tokenizer=load_tokenizer(MODEL), **given)
 
 
@@ -128,7 +107,7 @@ def test_log_likelihoods_equal_those_of_the_harness_itself(reference: Any) -> No
     pairs = [(text[:80], text[80:120]) for text in texts[:9]]
     pairs += [("", texts[9]), ("The end. ", "of it"), (" ".join(texts[:12]), " was over."), ("She said", " the")]
     ours, theirs = model().loglikelihood(instances(*pairs)), reference.loglikelihood(instances(*pairs))
-    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+    assert [first for _, first in ours] == [first for _, first in theirs]
     np.testing.assert_allclose([value for value, _ in ours], [value for value, _ in theirs], rtol=1e-5)
 
 
@@ -187,7 +166,7 @@ def test_every_form_is_asked_the_same(gpt2: Path, questions: Path, text_file: Pa
     bundle = exported_int8(gpt2, tmp_path, text_file)
     config, told = TaskConfig(name="novels", file=questions, limit=12), []
     arms: list[tuple[Path, Form]] = [(tmp_path / "dense", "dense"), (tmp_path / "int8", "int8"), (bundle, "onnx")]
-    dense, int8, onnx = (ask(config, folder, form, context=128, on_item=told.append) for folder, form in arms)
+    dense, int8, onnx = (ask(config, folder, form, on_item=told.append) for folder, form in arms)
     assert dense.digest == int8.digest == onnx.digest
     assert math.isclose(sum(told), 3 * 12)
     agreeing = (dense.columns["accuracy_norm"] == onnx.columns["accuracy_norm"]).mean()
@@ -260,7 +239,7 @@ def test_a_limit_of_a_named_task_is_spread(task_file: Any, questions: Path) -> N
 
 
 def test_a_named_task_that_generates_gives_a_score(task_file: Any) -> None:
-    items = ask(TaskConfig(name="mine", include=task_file("mine", EXACT), limit=3), generator=greedy(MODEL))
+    items = ask(TaskConfig(name="mine", include=task_file("mine", EXACT), limit=3))
     assert list(items.columns) == ["score"]
     assert items.facts["figures"] == {"score": ["exact_match"]}
 
@@ -275,9 +254,9 @@ def test_a_group_asks_all_of_its_tasks(task_file: Any) -> None:
 
 
 def test_a_task_without_a_mean_over_questions_is_refused(task_file: Any) -> None:
-    figures = "metric_list: [{metric: f1, aggregation: f1, higher_is_better: true}]\n"
+    figures = "metric_list: [{metric: brier_score, aggregation: brier_score, higher_is_better: false}]\n"
     config = TaskConfig(name="mine", include=task_file("mine", CHOICE, figures), limit=3)
-    with pytest.raises(TaskError, match=r"mine: expected a task with a figure that is a mean over questions .*got f1;"):
+    with pytest.raises(TaskError, match=r"mine: expected a task with a figure that is a mean over questions .*got brier_score;"):
         ask(config)
 
 
@@ -294,14 +273,17 @@ def test_a_task_that_runs_code_is_refused(task_file: Any) -> None:
 
 
 def test_data_that_cannot_be_loaded_names_the_way_out(task_file: Any, tmp_path: Path) -> None:
-    include = task_file("mine", CHOICE, data=tmp_path / "none.jsonl")
+    config = TaskConfig(name="mine", include=task_file("mine", CHOICE, data=tmp_path / "none.jsonl"))
     with pytest.raises(TaskError, match=r"mine: expected a task whose data can be loaded, got .*none.* as `file:`"):
-        open_task(TaskConfig(name="mine", include=include))
+        open_task(config)
+    assert len(task_problems(config)) == 1
 
 
 def test_an_unknown_task_is_told_what_was_perhaps_meant() -> None:
-    with pytest.raises(TaskError, match="got an unknown name; did you mean 'hellaswag'"):
-        open_task(TaskConfig(name="hellaswagg"))
+    problems = task_problems(TaskConfig(name="hellaswagg"))
+    assert len(problems) == 1
+    assert problems[0].startswith("hellaswagg: expected a task of lm-evaluation-harness")
+    assert "got an unknown name; did you mean 'hellaswag'" in problems[0]
 
 
 def test_the_tasks_that_the_page_shows_are_read() -> None:
