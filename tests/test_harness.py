@@ -256,7 +256,7 @@ def test_a_group_asks_all_of_its_tasks(task_file: Any) -> None:
 def test_a_task_without_a_mean_over_questions_is_refused(task_file: Any) -> None:
     figures = "metric_list: [{metric: brier_score, aggregation: brier_score, higher_is_better: false}]\n"
     config = TaskConfig(name="mine", include=task_file("mine", CHOICE, figures), limit=3)
-    with pytest.raises(TaskError, match=r"mine: expected a task with a figure that is a mean over questions .*got brier_score;"):
+    with pytest.raises(TaskError, match=r"mine: expected a task with a figure that is a mean .*got brier_score;"):
         ask(config)
 
 
