@@ -13,10 +13,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.measurement import METRICS, Comparison, Interval, Measurement, Ratio, Value, metric_of
-from evaluation.quality import quality_measurements
+from evaluation.measurement import Comparison, Interval, Measurement, Ratio, Value, metric_of
+from evaluation.quality import TokenScores
 from evaluation.report import read_report
 from recipes.judging import Result, Stored
+from recipes.quality import TOKENS_FILE, figures_of
 
 MACHINE = ("processor", "cores", "threads")
 """What must be alike in two reports so that their latencies may be held against each other."""
@@ -99,7 +100,7 @@ def _check_paired(one: _Candidate, other: _Candidate) -> None:
         reasons.append("they have different baselines")
     for key, what in (
         ("test", "they were measured on different test texts"),
-        ("evaluate", "the text was cut otherwise"),
+        ("evaluate", "the text was cut or noised otherwise"),
     ):
         if one.quality.identity[key] != other.quality.identity[key]:
             reasons.append(what)
@@ -111,23 +112,22 @@ def _check_paired(one: _Candidate, other: _Candidate) -> None:
 
 
 def _quality_ratios(one: _Candidate, other: _Candidate) -> dict[str, tuple[Ratio | None, str]]:
-    scores, _ = other.stored.scores(other.stored.report.final)
-    against, _ = one.stored.scores(one.stored.report.final)
+    folders = [candidate.quality.folder for candidate in (other, one)]
+    scores, against = (TokenScores.load(folder / TOKENS_FILE) for folder in folders)
     if scores.digest != against.digest:
         raise CompareError(
             f"{one.name} and {other.name} are not paired: their tokens differ, so the tokenizers must; no ratio of "
             "their perplexities means anything"
         )
-    seed = one.quality.identity["seed"]
-    found = quality_measurements(scores, against, method="", seed=seed)
-    how = f"paired by document, {found[0].samples} of them"
-    paired = {
-        measurement.metric: (measurement.ratio, how)
-        for measurement in found
-        if not metric_of(measurement.metric).relative
+    found = figures_of(*folders, seed=one.quality.identity["seed"])
+    own: dict[str, tuple[Ratio | None, str]] = {
+        metric: (None, "each to the baseline") for metric in one.measured if metric_of(metric).relative
     }
-    own = dict.fromkeys((name for name, metric in METRICS.items() if metric.relative), (None, "each to the baseline"))
-    return {**own, **paired}
+    return {**own, **{pair.metric: (pair.ratio, _how(pair)) for pair in found if pair.metric not in own}}
+
+
+def _how(pair: Measurement) -> str:
+    return pair.invalid or f"paired by {metric_of(pair.metric).more.removesuffix('s')}, {pair.samples} of them"
 
 
 def _latency_ratios(one: _Candidate, other: _Candidate) -> dict[str, tuple[Ratio | None, str]]:

@@ -2,7 +2,7 @@
 
     report.json --rows and gates-->  raw samples in the store, every file verified  -->  measurements  -->  verdict
 
-    quality      tokens.npz, per-token scores of the artifact and of the baseline
+    quality      per-token scores and the items of named evaluations, of the artifact and of the baseline (`quality.py`)
     latency      latency.json, every time of every block
     footprint    what was counted; it stands in the result's record, whose identity must have the key it is stored under
 
@@ -22,9 +22,8 @@ from typing import Any
 from evaluation.gate import Limit, judge, overall
 from evaluation.latency import Session, latency_measurements
 from evaluation.measurement import Measurement
-from evaluation.quality import TokenScores, quality_measurements
 from evaluation.report import BASELINE, Report, Row, read_report
-from recipes.measure import TOKENS_FILE
+from recipes.quality import figures_of
 from recipes.runner import compared
 from recipes.store import RECORD, IntegrityError, Store, digest_of
 
@@ -158,11 +157,6 @@ class Stored:
                     "got nothing; run the recipe again to make it anew"
                 )
 
-    def scores(self, row: Row) -> tuple[TokenScores, Result]:
-        """The per-token scores of a row's artifact."""
-        found = self.result("quality", row)
-        return TokenScores.load(found.folder / TOKENS_FILE), found
-
     def session(self) -> Session | None:
         """The raw latencies; None where nothing was timed, or a run of an earlier version kept none."""
         if self.report.final.measurement("decode_latency") is None:
@@ -196,10 +190,10 @@ class Stored:
         return {found.metric: found for found in latency_measurements(session).get(_arm(session, row), [])}
 
     def _quality(self, row: Row) -> list[Measurement]:
-        scores, result = self.scores(row)
-        against = None if row is self.baseline else self.scores(self.baseline)[0]
+        result = self.result("quality", row)
+        against = None if row is self.baseline else self.result("quality", self.baseline).folder
         methods = {found.metric: found.method for found in row.measurements}
-        taken = quality_measurements(scores, against, method="", seed=result.identity["seed"])
+        taken = figures_of(result.folder, against, seed=result.identity["seed"])
         return [found.model_copy(update={"method": methods.get(found.metric, found.method)}) for found in taken]
 
     def _footprint(self, row: Row) -> list[Measurement]:

@@ -18,12 +18,24 @@ from pydantic import BaseModel, ValidationError
 
 from compress import TextSource
 from evaluation.gate import Limit, limit_problem
-from evaluation.measurement import METRICS
+from evaluation.measurement import METRICS, SEPARATOR, is_metric, metric_of
 from recipes.draft import SECTIONS, Draft, override, read
-from recipes.errors import KeyPath, RecipeError, describe, did_you_mean, got, raise_problems, unknown_key
-from recipes.schema import BenchmarkConfig, DataConfig, EvaluateConfig, ModelSource, PlannedStage, Recipe, Stages
+from recipes.errors import KeyPath, RecipeError, describe, did_you_mean, got, one_of, raise_problems, unknown_key
+from recipes.evaluations import name_problems
+from recipes.schema import (
+    BenchmarkConfig,
+    DataConfig,
+    EvaluateConfig,
+    ModelSource,
+    NoiseConfig,
+    PlannedStage,
+    Recipe,
+    Stages,
+)
 
 SHIPPED = Path(__file__).parent
+NAMED_SECTIONS = ("tasks", "labeled", "generation")
+"""The keys of `evaluate` that name evaluations."""
 TEXTS = {"train_text": "train", "calibration_text": "calibration"}
 """Material -> the key of `data` that gives it."""
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -61,7 +73,7 @@ def load_gates(path: str | Path) -> dict[str, Limit]:
         RecipeError: everything that is wrong with the gates, or there are none.
     """
     draft = read(_find(path))
-    gates = _gate(draft, timed=True)
+    gates = _gate(draft, timed=True, named=None)
     if not gates and not draft.problems:
         draft.refuse(("gate",), "expected at least one gate, such as {perplexity: {max_ratio: 1.1}}, got none")
     raise_problems(draft.problems)
@@ -91,7 +103,8 @@ def _check(draft: Draft, file: Path, stages: Stages) -> Recipe:
     planned = _resolve_folders(draft, _stages(draft, stages), stages, file.parent)
     evaluate = _section(draft, "evaluate", EvaluateConfig) if content.get("evaluate") is not None else EvaluateConfig()
     benchmark = _section(draft, "benchmark", BenchmarkConfig) if content.get("benchmark") is not None else None
-    gate = _gate(draft, timed=content.get("benchmark") is not None)
+    evaluate = _resolve_evaluations(draft, evaluate, file.parent)
+    gate = _gate(draft, timed=content.get("benchmark") is not None, named=prefixes(evaluate) if evaluate else None)
     seed = _seed(draft)
     _chain(draft, planned, stages)
     _texts_exist(draft, file.parent)
@@ -183,16 +196,22 @@ def _stages(draft: Draft, stages: Stages) -> list[PlannedStage | None]:
     return planned
 
 
-def _gate(draft: Draft, *, timed: bool) -> dict[str, Limit]:
-    """The limits of every gate; `timed` where something measures latency."""
+def _gate(draft: Draft, *, timed: bool, named: Sequence[str] | None) -> dict[str, Limit]:
+    """The limits of every gate.
+
+    Args:
+        timed: whether something measures latency.
+        named: what may stand before a metric; None: that is not known.
+    """
     gates = draft.content.get("gate") or {}
     if not isinstance(gates, Mapping):
         draft.refuse(("gate",), f"expected a mapping such as {{perplexity: {{max_ratio: 1.1}}}}, got {got(gates)}")
         return {}
     limits: dict[str, Limit] = {}
     for metric, value in gates.items():
-        if metric not in METRICS:
-            draft.refuse(("gate", metric), unknown_key(metric, METRICS))
+        problem = _metric_problem(metric, named)
+        if problem:
+            draft.refuse(("gate", metric), problem)
             continue
         limit = _parse(draft, ("gate", metric), value, Limit)
         if limit is not None:
@@ -200,9 +219,30 @@ def _gate(draft: Draft, *, timed: bool) -> dict[str, Limit]:
             problem = limit_problem(metric, limit)
             if problem:
                 draft.refuse(("gate", metric), problem)
-        if METRICS[metric].more == "blocks" and not timed:
+        if metric_of(metric).more == "blocks" and not timed:
             draft.refuse(("gate", metric), "expected a `benchmark` section that measures it, got none")
     return limits
+
+
+def _metric_problem(metric: str, named: Sequence[str] | None) -> str:
+    """Why nothing would measure this metric, or empty."""
+    of, _, last = metric.rpartition(SEPARATOR)
+    if not of:
+        if metric in METRICS and METRICS[metric].named:
+            way = f"such as {named[0]}{SEPARATOR}{metric}" if named else "such as hellaswag/accuracy"
+            return f"expected the name of an evaluation before it, {way}, got {metric!r}"
+        return "" if is_metric(metric) else unknown_key(metric, [name for name in METRICS if not METRICS[name].named])
+    if not is_metric(metric):
+        return unknown_key(last, [name for name in METRICS if is_metric(f"{of}{SEPARATOR}{name}")])
+    if named is not None and of not in named:
+        there = one_of(named) if named else "none, since `evaluate` names none"
+        return f"expected a noise or an evaluation that `evaluate` names ({there}), got {of!r}{did_you_mean(of, named)}"
+    return ""
+
+
+def prefixes(evaluate: EvaluateConfig) -> list[str]:
+    """What may stand before a metric: the noises and the names of evaluations that are asked for."""
+    return [*evaluate.noises, *(config.name for config in evaluate.named)]
 
 
 def _seed(draft: Draft) -> int:
@@ -310,6 +350,37 @@ def _texts_exist(draft: Draft, folder: Path) -> None:
         file = value.get("file") if isinstance(value, dict) else value
         if isinstance(file, str) and not _absolute(draft, ("data", key), Path(file), folder).is_file():
             draft.refuse(("data", key), f"expected an existing file, got {file!r}")
+
+
+def _resolve_evaluations(draft: Draft, evaluate: EvaluateConfig | None, folder: Path) -> EvaluateConfig | None:
+    """The named evaluations with their files found, and their names looked at."""
+    if evaluate is None:
+        return None
+    resolved: dict[str, Any] = {}
+    places: list[KeyPath] = []
+    for section in NAMED_SECTIONS:
+        configs = []
+        for index, config in enumerate(getattr(evaluate, section)):
+            place: KeyPath = ("evaluate", section, index)
+            places.append(place)
+            configs.append(_with_files(draft, place, config, folder))
+        resolved[section] = tuple(configs)
+    names = [config.name for config in evaluate.named]
+    for place, problem in zip(places, name_problems(names, list(NoiseConfig.model_fields)), strict=True):
+        if problem:
+            draft.refuse((*place, "name"), problem)
+    return evaluate.model_copy(update=resolved)
+
+
+def _with_files(draft: Draft, place: KeyPath, config: _Model, folder: Path) -> _Model:
+    """A config whose paths are absolute; what is not there is refused."""
+    found = {}
+    for key, value in config:
+        if isinstance(value, Path):
+            found[key] = _absolute(draft, (*place, key), value, folder)
+            if not found[key].exists():
+                draft.refuse((*place, key), f"expected an existing file, got {str(value)!r}")
+    return config.model_copy(update=found)
 
 
 def _resolve_texts(draft: Draft, data: DataConfig | None, folder: Path) -> DataConfig | None:

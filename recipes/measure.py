@@ -1,7 +1,7 @@
 """How an artifact of any form is measured: the link from checkpoints and bundles to `evaluation`.
 
-    quality     log-probabilities on the test text, through the runtime that the form is for: PyTorch (float32),
-                bitsandbytes, or ONNX Runtime
+    quality     what the test text and the named evaluations say (`quality.py`), through the runtime that the form is
+                for: PyTorch (float32), bitsandbytes, or ONNX Runtime
     footprint   parameters, bytes and multiply-accumulates, counted; bytes compressed (`stored.py`); peak memory, of a
                 fresh process (`probe.py`)
     latency     the PyTorch baseline and the last artifact in interleaved blocks (`latency.py`)
@@ -14,97 +14,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from compress import Form, Progress, TextSource
-from compress.checkpoint import count_nonzero, inspect_checkpoint, load_model, load_tokenizer, weight_files
+from compress import Form
+from compress.checkpoint import count_nonzero, inspect_checkpoint, weight_files
 from compress.int8 import EMBEDDINGS_FILE
-from compress.text import read_documents, tokenize
 from evaluation.measurement import Measurement
-from evaluation.quality import Scorer, TokenScores, Windows, quality_measurements, score, windows_of
 from export import bundle_folder
+from recipes.answering import open_scorer as open_scorer
 from recipes.latency import measure_latency as measure_latency  # a run's meter finds all of its functions here
 from recipes.macs import macs_per_token
 from recipes.probe import DECODED
-from recipes.schema import EvaluateConfig
+from recipes.quality import TOKENS_FILE as TOKENS_FILE
+from recipes.quality import measure_quality as measure_quality
 from recipes.stored import METHOD, compressed_bytes
 from recipes.subject import RUNTIMES, MeasureError
 from recipes.subject import Baseline as Baseline
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-MEASURE_VERSION = 4
-TOKENS_FILE = "tokens.npz"
-
-
-def measure_quality(
-    artifact: Path,
-    form: Form,
-    *,
-    baseline: Baseline | None,
-    config: EvaluateConfig,
-    test: TextSource,
-    out: Path,
-    progress: Progress,
-    label: str = "measure",
-    seed: int = 0,
-) -> list[Measurement]:
-    """Score the test text: perplexity, accuracy, agreement and KL divergence; per-token scores go to out/tokens.npz.
-
-    Args:
-        baseline: None where the artifact is the baseline itself.
-    """
-    windows = test_windows(artifact if baseline is None else baseline.folder, config, test)
-    with progress.task(label, total=len(windows)) as task:
-        scores = score(
-            open_scorer(artifact, form),
-            windows,
-            None if baseline is None else open_scorer(baseline.folder, baseline.form),
-            batch=config.batch,
-            on_batch=task.advance,
-        )
-    scores.save(out / TOKENS_FILE)
-    against = None if baseline is None else TokenScores.load(baseline.scores)
-    joined = "documents joined" if config.join else "windows within documents"
-    method = (
-        f"{RUNTIMES[form]}; {len(windows)} windows of {config.window} tokens, stride {config.window}, "
-        f"{config.select}, {joined}, no BOS, per token"
-    )
-    return quality_measurements(scores, against, method=method, seed=seed)
-
-
-def test_windows(folder: Path, config: EvaluateConfig, test: TextSource) -> Windows:
-    """The windows of the test text, as this checkpoint's tokenizer cuts it."""
-    texts = read_documents(test)
-    documents = tokenize(["\n\n".join(texts)] if config.join else texts, load_tokenizer(folder))
-    try:
-        return windows_of(documents, length=config.window, count=config.windows, select=config.select, join=config.join)
-    except ValueError as error:
-        raise MeasureError(f"{test}: {error}") from error
-
-
-def open_scorer(folder: Path, form: Form) -> Scorer:
-    """A callable from token ids [B, T] to next-token scores [B, T, V]."""
-    if form == "onnx":
-        from export.runtime import OnnxCausalLM
-
-        return OnnxCausalLM.open(folder).score
-    return _torch_scorer(load_model(folder))
-
-
-def _torch_scorer(model: "PreTrainedModel") -> Scorer:
-    import torch
-
-    def scorer(ids_BT: NDArray[np.int64]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            logits_BTV = model(input_ids=torch.from_numpy(ids_BT), use_cache=False).logits
-        return np.asarray(logits_BTV.float().numpy())
-
-    return scorer
+MEASURE_VERSION = 5
 
 
 def measure_footprint(artifact: Path, form: Form, *, prompt: int, threads: int) -> list[Measurement]:

@@ -10,8 +10,9 @@ Not covered: languages written without blanks, paraphrases, and what the source 
 
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,15 @@ from numpy.typing import NDArray
 from compress import TextError, TextSource
 from compress.checkpoint import context_length
 from compress.text import read_documents
-from recipes.errors import Problem, raise_problems
+from recipes.choices import TaskError
+from recipes.errors import Problem, RecipeError, raise_problems
+from recipes.evaluations import evaluation_problems, questions_of
 from recipes.loader import order_problem
 from recipes.planning import Estimate, Step
 from recipes.probe import DECODED
-from recipes.schema import Recipe
+from recipes.schema import EvaluateConfig, Recipe
 from recipes.source import Source
+from recipes.store import Store, versions
 
 VERSION = 1
 WORDS = 13
@@ -59,6 +63,19 @@ def _made(steps: Sequence[Step]) -> int | None:
     """The context of the model that the first stage makes, where its knobs say so."""
     architecture = getattr(steps[0].config, "architecture", None) if steps else None
     return context_length(architecture) if architecture else None
+
+
+def check_evaluations(evaluate: EvaluateConfig, store: Store) -> list[str]:
+    """What is wrong with the named evaluations; opening the harness's own tasks takes seconds, and is done once."""
+    errors = evaluation_problems(evaluate.tasks, evaluate.labeled, evaluate.generation)
+    tasks = [task for task in evaluate.tasks if task.file is None]
+    if tasks and not errors:
+        identity = {"version": VERSION, "tasks": [task.digest() for task in tasks], "libraries": versions(("lm-eval",))}
+        try:
+            store.obtain("tasks", identity, lambda files, scratch: {"questions": questions_of(tasks)})
+        except TaskError as error:
+            errors += str(error).splitlines()
+    return errors
 
 
 def check_room(recipe: Recipe, out: Path, missing: Iterable[tuple[Step, Estimate]]) -> list[Problem]:
@@ -119,6 +136,20 @@ class Overlap:
     """Share of the other's sequences that stand in the test text."""
     example: str
     """A sequence of words that both have; empty where there is none."""
+
+
+def check_overlaps(recipe: Recipe, store: Store) -> list[str]:
+    """What is wrong with the texts; they are read once."""
+    texts = {key: text.digest() for key, text in recipe.data if text is not None}
+
+    def overlaps(files: Path, scratch: Path) -> dict[str, Any]:
+        return {key: asdict(overlap) for key, overlap in check_texts(recipe).items()}
+
+    try:
+        store.obtain("texts", {"version": VERSION, "texts": texts}, overlaps)
+    except RecipeError as error:
+        return list(error.errors)
+    return []
 
 
 def check_texts(recipe: Recipe) -> dict[str, Overlap]:

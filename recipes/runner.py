@@ -13,7 +13,7 @@ import platform
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from recipes.findings import findings
 from recipes.machine import LIBRARIES, environment
 from recipes.parts import weights_by_part
 from recipes.planning import Step, chain, estimates, run_folder
-from recipes.preflight import VERSION, check_model, check_room, check_texts
+from recipes.preflight import check_evaluations, check_model, check_overlaps, check_room
 from recipes.processes import Alone, alone, unfit_batches
 from recipes.provenance import recipe_text, sources_of
 from recipes.run_folder import Log, add_card, make_writable, point_at, writing
@@ -121,11 +121,7 @@ def _checked(recipe: Recipe, store: Store, stages: Stages | None, world: int) ->
         raise_problems([*fits, *_check_room(recipe, source, steps, store)])
     except RecipeError as error:
         errors += error.errors
-    texts = {key: text.digest() for key, text in recipe.data if text is not None}
-    try:
-        store.obtain("texts", {"version": VERSION, "texts": texts}, lambda files, scratch: _overlaps(recipe))
-    except RecipeError as error:
-        errors += error.errors
+    errors += [*check_evaluations(recipe.evaluate, store), *check_overlaps(recipe, store)]
     if errors:
         raise RecipeError(errors)
     return source, steps
@@ -136,10 +132,6 @@ def _check_room(recipe: Recipe, source: Source, steps: tuple[Step, ...], store: 
     each = zip(steps, estimates(steps, source), strict=True)
     missing = [(step, estimate) for step, estimate in each if not store.has(step.stage.kind, step.key)]
     return check_room(recipe, store.root, missing)
-
-
-def _overlaps(recipe: Recipe) -> dict[str, Any]:
-    return {key: asdict(overlap) for key, overlap in check_texts(recipe).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +239,8 @@ class _Engine:
             "artifact": subject.key,
             "form": subject.form,
             "baseline": None if subject is first else first.key,
-            "evaluate": recipe.evaluate.model_dump(mode="json"),
+            "evaluate": recipe.evaluate.identity(),
+            "evaluations": {named.name: named.digest() for named in recipe.evaluate.named},
             "test": recipe.data.test.digest(),
             "seed": recipe.seed,
             "libraries": versions(tuple({*LIBRARIES[subject.form], *LIBRARIES[first.form]})),

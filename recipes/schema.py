@@ -15,8 +15,10 @@ from pydantic.json_schema import models_json_schema
 
 from compress import Stage, StageConfig, TextSource
 from evaluation.gate import Limit
-from evaluation.measurement import METRICS
+from evaluation.measurement import METRICS, SEPARATOR, is_metric
+from recipes.choices import TaskConfig
 from recipes.errors import Locations
+from recipes.evaluations import GenerationConfig, LabeledConfig
 
 Stages = Mapping[str, Stage[Any]]
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -85,8 +87,19 @@ class DataConfig(Section):
     """What every artifact is measured on; no stage sees it."""
 
 
+class NoiseConfig(Section):
+    """The test text under noise: its figures are called typos/perplexity, case/perplexity, truncation/perplexity."""
+
+    typos: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the letters that are mistyped."""
+    case: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the letters whose case is flipped."""
+    truncation: float | None = Field(default=None, gt=0, lt=1)
+    """Share of every document that is cut away at its beginning."""
+
+
 class EvaluateConfig(Section):
-    """How quality is measured on the test text."""
+    """How quality is measured: on the test text, and by the evaluations that are named."""
 
     window: int = Field(default=256, ge=2)
     """Tokens per window; a window never crosses documents unless `join` is set."""
@@ -98,6 +111,39 @@ class EvaluateConfig(Section):
     """Lay the documents end to end and cut that stream, as published WikiText figures do."""
     batch: int = Field(default=8, ge=1)
     """Windows per forward pass."""
+    stride: int | None = Field(default=None, ge=1)
+    """Tokens by which a window moves on; only new tokens are scored. null: windows do not overlap."""
+    bos: bool = False
+    """Put the beginning-of-text token before every window, and before every prompt of labeled and generation."""
+    noise: NoiseConfig = NoiseConfig()
+    """Measure the test text under noise too: {typos: 0.05, case: 0.1, truncation: 0.25}, each a share."""
+    tasks: tuple[TaskConfig, ...] = ()
+    """Multiple choice from files, and tasks of lm-evaluation-harness by name: [{name: hellaswag, file: h.jsonl.gz}]."""
+    labeled: tuple[LabeledConfig, ...] = ()
+    """Labeled text by likelihood: [{name: sentiment, file: reviews.jsonl, answers: {positive: " yes", ...}}]."""
+    generation: tuple[GenerationConfig, ...] = ()
+    """Generated text against references: [{name: summaries, file: a.jsonl, prompt: "{text} TL;DR", tokens: 48}]."""
+
+    @model_validator(mode="after")
+    def _moves_within(self) -> "EvaluateConfig":
+        room = self.window - self.bos
+        if self.stride is not None and self.stride > room:
+            raise ValueError(f"expected a stride of at most {room}, the tokens of text in a window, got {self.stride}")
+        return self
+
+    @property
+    def noises(self) -> dict[str, float]:
+        """The noises that are asked for, with their shares."""
+        return {kind: share for kind, share in self.noise if share is not None}
+
+    @property
+    def named(self) -> tuple[TaskConfig | LabeledConfig | GenerationConfig, ...]:
+        """The evaluations that have a name."""
+        return (*self.tasks, *self.labeled, *self.generation)
+
+    def identity(self) -> dict[str, Any]:
+        """How the test text is cut and treated; where files lie says nothing about that."""
+        return self.model_dump(mode="json", exclude={"tasks", "labeled", "generation"})
 
 
 class BenchmarkConfig(Section):
@@ -183,12 +229,18 @@ def json_schema(stages: Stages | None = None) -> dict[str, Any]:
             "gate": {
                 "type": "object",
                 "additionalProperties": False,
-                "properties": dict.fromkeys(METRICS, refs[Limit]),
+                "properties": {name: refs[Limit] for name, metric in METRICS.items() if not metric.named},
+                "patternProperties": {_of_evaluations(): refs[Limit]},
             },
             "seed": {"type": "integer", "minimum": 0, "default": 0},
         },
         **definitions,
     }
+
+
+def _of_evaluations() -> str:
+    """A pattern of the metrics that have a name before them."""
+    return f"^.+{SEPARATOR}({'|'.join(metric for metric in METRICS if is_metric(f'name{SEPARATOR}{metric}'))})$"
 
 
 def _stage_items(stages: Stages, refs: Mapping[Any, dict[str, Any]]) -> list[dict[str, Any]]:

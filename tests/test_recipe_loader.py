@@ -1,6 +1,7 @@
 """What a right recipe becomes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,10 @@ def test_the_schema_knows_every_stage_section_and_metric() -> None:
     json.dumps(schema)
     items = schema["properties"]["stages"]["items"]["oneOf"]
     assert {kind for item in items for kind in item.get("properties", {})} == set(STAGES)
-    assert set(schema["properties"]["gate"]["properties"]) == set(METRICS)
+    assert set(schema["properties"]["gate"]["properties"]) == {name for name in METRICS if not METRICS[name].named}
+    (pattern,) = schema["properties"]["gate"]["patternProperties"]
+    assert re.search(pattern, "hellaswag/accuracy")
+    assert not re.search(pattern, "hellaswag/weight_bytes")
     references = [part.split('"')[0] for part in json.dumps(schema).split("#/$defs/")[1:]]
     assert references
     assert set(references) <= set(schema["$defs"])

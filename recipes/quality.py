@@ -1,0 +1,257 @@
+"""How the quality of an artifact is measured, everything a recipe's `evaluate` asks for; raw samples are kept.
+
+    tokens.npz          the test text, token by token         perplexity, accuracy, agreement, KL divergence ...
+    tokens-NOISE.npz    the same under noise                  typos/perplexity ...
+    items-NAME.npz      a named evaluation, item by item      hellaswag/accuracy ...
+    errors.json         what lost most against the baseline
+
+`figures_of` makes the measurements of those files alone, so that `demitasse gate` and `demitasse compare` find the same
+figures without any model.
+
+Not covered: other measures of quality than those of `evaluation.quality`.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress import Form, Progress, TextSource
+from compress.checkpoint import load_tokenizer
+from compress.text import read_documents
+from evaluation.measurement import Measurement
+from evaluation.quality import (
+    NOISES,
+    TokenScores,
+    Windows,
+    describe_noise,
+    hardest,
+    noise_measurements,
+    noised,
+    quality_measurements,
+    score,
+)
+from evaluation.quality.generation import ask_generation
+from evaluation.quality.items import Items, item_measurements
+from evaluation.quality.labeled import ask_labeled
+from recipes.answering import Answering, open_model
+from recipes.choices import TaskConfig
+from recipes.evaluations import GenerationConfig, LabeledConfig, read_generation, read_labeled
+from recipes.findings import ERRORS, ITEMS
+from recipes.schema import EvaluateConfig
+from recipes.subject import RUNTIMES, Baseline, MeasureError
+from recipes.windows import beginning, windows_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENS_FILE = "tokens.npz"
+NOISED = "tokens-"
+CLEAN = ""
+"""The name of the test text as it is, among those under noise."""
+
+
+def measure_quality(
+    artifact: Path,
+    form: Form,
+    *,
+    baseline: Baseline | None,
+    config: EvaluateConfig,
+    test: TextSource,
+    out: Path,
+    progress: Progress,
+    label: str = "measure",
+    seed: int = 0,
+) -> list[Measurement]:
+    """Measure everything that is asked for; raw samples go into the folder `out`.
+
+    Args:
+        baseline: None where the artifact is the baseline itself; else its own samples lie beside `baseline.scores`.
+
+    Raises:
+        MeasureError: the text or the context is too short for what is asked.
+        TaskError: an evaluation's data cannot be used.
+    """
+    tokenizer = load_tokenizer(artifact if baseline is None else baseline.folder)
+    exam = _Exam(
+        model=open_model(artifact, form),
+        against=None if baseline is None else open_model(baseline.folder, baseline.form),
+        tokenizer=tokenizer,
+        config=config,
+        out=out,
+        progress=progress,
+        label=label,
+        seed=seed,
+    )
+    methods = exam.score_texts(test, RUNTIMES[form])
+    methods |= {named.name: RUNTIMES[form] for named in config.named}
+    for named in config.named:
+        exam.ask(named).save(out / f"{ITEMS}{named.name}.npz")
+    folder = None if baseline is None else baseline.scores.parent
+    if folder is not None:
+        exam.tell_hardest(test, folder)
+    return figures_of(out, folder, seed=seed, methods=methods)
+
+
+def figures_of(
+    folder: Path, baseline: Path | None, *, seed: int, methods: Mapping[str, str] | None = None
+) -> list[Measurement]:
+    """Every figure that a folder's raw samples give, held against the baseline's where it has the same.
+
+    Args:
+        methods: how the test text, each noise and each named evaluation was measured, in words; not told: "".
+    """
+    told = defaultdict(str, methods or {})
+    scores, base = _scores(folder, CLEAN), None if baseline is None else _scores(baseline, CLEAN)
+    found = quality_measurements(scores, base, method=told[CLEAN], seed=seed)
+    for kind in NOISES:
+        if (folder / _file(kind)).is_file():
+            under = _scores(folder, kind)
+            base_under = (
+                _scores(baseline, kind) if baseline is not None and (baseline / _file(kind)).is_file() else None
+            )
+            found += noise_measurements(kind, under, base_under, scores, base, method=told[kind], seed=seed)
+    for file in sorted(folder.glob(f"{ITEMS}*.npz")):
+        name = file.stem.removeprefix(ITEMS)
+        held = None if baseline is None else baseline / file.name
+        against = Items.load(held) if held is not None and held.is_file() else None
+        found += item_measurements(name, Items.load(file), against, method=told[name], seed=seed)
+    return found
+
+
+def _scores(folder: Path, kind: str) -> TokenScores:
+    return TokenScores.load(folder / _file(kind))
+
+
+def _file(kind: str) -> str:
+    return f"{NOISED}{kind}.npz" if kind else TOKENS_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Exam:
+    """A model that is being measured."""
+
+    model: Answering
+    against: Answering | None
+    tokenizer: "PreTrainedTokenizerBase"
+    config: EvaluateConfig
+    out: Path
+    progress: Progress
+    label: str
+    seed: int
+
+    def score_texts(self, test: TextSource, runtime: str) -> dict[str, str]:
+        """Score the test text as it is and under every noise; the method of each."""
+        texts = read_documents(test)
+        methods = {CLEAN: self._score(CLEAN, texts, runtime)}
+        for kind, share in self.config.noises.items():
+            under = noised(texts, kind, share, self.seed)
+            methods[kind] = self._score(kind, under, f"{runtime}; {describe_noise(kind, share, self.seed)}")
+        return methods
+
+    def _score(self, kind: str, texts: Sequence[str], runtime: str) -> str:
+        windows = self._windows(texts)
+        with self.progress.task(f"{self.label}: {kind}" if kind else self.label, total=len(windows)) as task:
+            scores = score(
+                self.model.scorer,
+                windows,
+                None if self.against is None else self.against.scorer,
+                batch=self.config.batch,
+                on_batch=task.advance,
+            )
+        scores.save(self.out / _file(kind))
+        return f"{runtime}; {windows.protocol}"
+
+    def _windows(self, texts: Sequence[str]) -> Windows:
+        config = self.config
+        return windows_in(
+            texts,
+            self.tokenizer,
+            length=config.window,
+            stride=config.stride,
+            bos=config.bos,
+            count=config.windows,
+            select=config.select,
+            join=config.join,
+        )
+
+    def tell_hardest(self, test: TextSource, baseline: Path) -> None:
+        """Write down what lost most."""
+        found = hardest(
+            _scores(self.out, CLEAN),
+            _scores(baseline, CLEAN),
+            self._windows(read_documents(test)),
+            self._decode,
+        )
+        (self.out / ERRORS).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+
+    def ask(self, named: TaskConfig | LabeledConfig | GenerationConfig) -> Items:
+        """Ask a named evaluation."""
+        try:
+            if isinstance(named, TaskConfig):
+                return self._ask_task(named)
+            if isinstance(named, LabeledConfig):
+                return self._ask_labeled(named)
+            return self._ask_generation(named)
+        except ValueError as error:
+            raise MeasureError(f"{named.name}: {error}") from error
+
+    def _ask_task(self, named: TaskConfig) -> Items:
+        from recipes.harness import ask_task, open_task
+
+        total = len(open_task(named, seed=self.seed))
+        with self.progress.task(f"{self.label}: {named.name}", total=total) as task:
+            return ask_task(
+                named,
+                scorer=self.model.scorer,
+                generator=self.model.generator,
+                tokenizer=self.tokenizer,
+                context=self.model.context,
+                batch=self.config.batch,
+                seed=self.seed,
+                on_item=task.advance,
+            )
+
+    def _ask_labeled(self, named: LabeledConfig) -> Items:
+        prompts, labels = read_labeled(named, seed=self.seed)
+        with self.progress.task(f"{self.label}: {named.name}", total=len(prompts)) as task:
+            return ask_labeled(
+                prompts,
+                labels,
+                named.answers,
+                scorer=self.model.scorer,
+                encode=self._encode,
+                context=self.model.context,
+                prefix=self._prefix,
+                batch=self.config.batch,
+                on_item=task.advance,
+            )
+
+    def _ask_generation(self, named: GenerationConfig) -> Items:
+        prompts, references = read_generation(named, seed=self.seed)
+        with self.progress.task(f"{self.label}: {named.name}", total=len(prompts)) as task:
+            return ask_generation(
+                prompts,
+                references,
+                generator=self.model.generator,
+                encode=self._encode,
+                decode=self._decode,
+                tokens=named.tokens,
+                context=self.model.context,
+                prefix=self._prefix,
+                batch=self.config.batch,
+                on_item=task.advance,
+            )
+
+    @property
+    def _prefix(self) -> list[int]:
+        return [beginning(self.tokenizer)] if self.config.bos else []
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
