@@ -20,6 +20,8 @@ from benchmarks.overhead import wait
 from compress.stage import Form
 from evaluation.gate import Limit, judge
 from evaluation.latency import Arm, Cell, Protocol, Session, cell_measurements
+from evaluation.latency.figures import kept_blocks
+from evaluation.units import format_ratio, format_ratio_interval
 from export import bundle_folder
 from export.runtime import BundleConfig
 from recipes.arms import Contender, open_contender
@@ -28,7 +30,8 @@ from recipes.schema import available_cores
 
 OPENER = "benchmarks.slowdown:open_slowed"
 SLOWDOWN, MARGIN = 0.05, 1.02
-METRICS = ("prefill_latency", "decode_latency")
+METRICS = {"prefill_latency": "time to first token", "decode_latency": "time per token"}
+TRUTH = {"same": "1.000", "slowed": f"{1 + SLOWDOWN:.3f}"}
 EXPECTED = {"same": "PASS", "slowed": "FAIL"}
 
 
@@ -70,6 +73,25 @@ def take(folder: Path, cell: Cell, *, blocks: int, threads: int) -> Session:
     return take_turns(new_session(arms, protocol), arms, ids, blocks=blocks)
 
 
+def table(session: Session, cell: Cell) -> tuple[str, bool]:
+    """What is true, what was measured, and the verdict beside the one that is right; and whether all are."""
+    rows = [
+        f"| arm | truth | metric | ratio to the bundle (95 % interval) | at most {MARGIN} | expected |",
+        "|---|---|---|---|---|---|",
+    ]
+    measured, right, reasons = cell_measurements(session, cell), True, dict[str, None]()
+    for arm, expected in EXPECTED.items():
+        by_metric = {one.metric: one for one in measured[arm]}
+        for result in judge({metric: Limit(max_ratio=MARGIN) for metric in METRICS}, by_metric):
+            right &= result.verdict == expected
+            ratio = "" if result.value is None else format_ratio(result.value)
+            between = "" if result.interval is None else f" ({format_ratio_interval(result.interval)})"
+            name = METRICS[result.metric]
+            rows.append(f"| {arm} | {TRUTH[arm]} | {name} | {ratio}{between} | {result.verdict} | {expected} |")
+            reasons |= {} if result.verdict == expected else {f"{arm}, {name}: {result.detail}": None}
+    return "\n".join([*rows, *(f"\n{reason}" for reason in reasons)]), right
+
+
 def main() -> None:
     """Print what the gate says of each arm."""
     parser = argparse.ArgumentParser(description="Is the benchmark right about the same bundle, and a slowed one?")
@@ -80,13 +102,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     given = parser.parse_args()
     cell = Cell(prompt=given.prompt, tokens=given.tokens)
-    measured = cell_measurements(take(given.bundle, cell, blocks=given.blocks, threads=given.threads), cell)
-    right = True
-    for arm, expected in EXPECTED.items():
-        by_metric = {one.metric: one for one in measured[arm]}
-        for result in judge({metric: Limit(max_ratio=MARGIN) for metric in METRICS}, by_metric):
-            right &= result.verdict == expected
-            print(f"{arm:<7} {result.metric:<16} {result.verdict:<13} {result.detail}")
+    session = take(given.bundle, cell, blocks=given.blocks, threads=given.threads)
+    said, right = table(session, cell)
+    print(f"{given.bundle}: {cell}; {kept_blocks(session, 'slowed').describe()}\n\n{said}\n")
+    print("The benchmark is right about both." if right else "The benchmark is not right about both, or cannot say.")
     sys.exit(0 if right else 3)
 
 

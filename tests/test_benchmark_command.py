@@ -11,6 +11,7 @@ from clocked_arms import OPENER, make_arm
 from conftest import Demitasse
 from exported import exported_int8
 
+from benchmarks.slowdown import table as slowdown_table
 from benchmarks.slowdown import take as take_slowdown
 from compress import Silent
 from compress.text import TextSource
@@ -386,6 +387,8 @@ def test_a_bundle_that_is_slowed_is_found_slower_than_itself(bundle: Path) -> No
     assert "slowed by 5%" in next(turn.runtime for turn in session.turns if turn.arm == "slowed")
     measured = cell_measurements(undisturbed(session), session.protocol.cells[0])
     same, slowed = (figure(measured, arm, "decode_latency").ratio for arm in ("same", "slowed"))
+    said, _ = slowdown_table(undisturbed(session), session.protocol.cells[0])
+    assert said.count("| same | 1.000 | time ") == said.count("| slowed | 1.050 | time ") == 2
     assert same is not None
     assert slowed is not None
     assert same.interval is not None
