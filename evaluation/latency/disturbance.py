@@ -14,8 +14,9 @@ never at the times that were measured: leaving out what looks slow would be choo
 not tell is None, and disturbs nothing: `Reading.untold` names it. Involuntary context switches are kept for the reader
 but judge nothing, since what they count differs from kernel to kernel.
 
-Not covered: other load on the memory bus from processors that the arm is not pinned to; Windows and macOS tell nothing
-of all this.
+Not covered: other load on the memory bus from processors that the arm is not pinned to; a quota of a control group
+other than the topmost one that is visible (a container's own is, a systemd unit's is not); Windows and macOS tell
+nothing of all this.
 """
 
 import os
