@@ -164,7 +164,7 @@ def _lacks(config: TaskConfig, place: str, column: str, row: dict[str, Any]) -> 
     key = "context" if column == config.context else "label" if column == config.label else "endings"
     return (
         f"{config.name}: {place}: expected the column {column!r}, got {one_of(map(repr, row)) or 'none'}"
-        f"{did_you_mean(column, row)}; name the column with `{key}`"
+        f"; name the column with `{key}`{did_you_mean(column, row)}"
     )
 
 

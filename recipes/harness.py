@@ -208,7 +208,7 @@ def _manager_with(config: TaskConfig) -> Any:
     if config.name not in manager.task_index:
         raise TaskError(
             f"{config.name}: expected a task of lm-evaluation-harness {metadata.version('lm-eval')}, got an unknown "
-            f"name{did_you_mean(config.name, manager.task_index)}; questions of your own are given as `file:`"
+            f"name; questions of your own are given as `file:`{did_you_mean(config.name, manager.task_index)}"
         )
     return manager
 

@@ -97,7 +97,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"endings": ["cup", ""]}, {}, "tea.jsonl:2: endings: expected two or more texts, got a list of 2"),
     ({"endings": "cup"}, {}, "tea.jsonl:2: endings: expected two or more texts, got 'cup'"),
     ({"context": None}, {}, "tea.jsonl:2: context: expected a text, got nothing"),
-    ({}, {"endings": "ending"}, "expected the column 'ending', got 'context', 'endings' or 'label'; did you mean 'end"),
+    ({}, {"endings": "ending"}, "name the column with `endings`; did you mean 'endings'?"),
     ({}, {"context": "question"}, "expected the column 'question', got 'context', 'endings' or 'label'; name the"),
     ({}, {"shots": 9}, "expected more than 9 rows, since the first 9 become examples, got 9; lower `shots`"),
 ]

@@ -283,7 +283,7 @@ def test_an_unknown_task_is_told_what_was_perhaps_meant() -> None:
     problems = task_problems(TaskConfig(name="hellaswagg"))
     assert len(problems) == 1
     assert problems[0].startswith("hellaswagg: expected a task of lm-evaluation-harness")
-    assert "got an unknown name; did you mean 'hellaswag'" in problems[0]
+    assert problems[0].endswith("are given as `file:`; did you mean 'hellaswag'?")
 
 
 def test_the_tasks_that_the_page_shows_are_read() -> None:
