@@ -17,6 +17,7 @@ from evaluation import table, units
 from evaluation.charts import CHARTS
 from evaluation.formats import FORMATS
 from evaluation.gate import GateResult, describe_limit
+from evaluation.named import evaluations, lost_most
 from evaluation.report import Report, gate_counts, headline
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def _values(report: Report) -> dict[str, Any]:
         "gate_counts": gate_counts(report.gates),
         "bought": table.what_it_bought(report),
         "suspicions": {table.name_of(metric): reason for metric, reason in report.suspicions.items()},
+        "evaluations": evaluations(report),
+        "lost": lost_most(report),
         "columns": table.table_columns(report),
         "headings": list(table.table_columns(report).values()),
         "rows": table.table_rows(report),
@@ -181,5 +184,6 @@ def _course(entries: list[dict[str, Any]]) -> str:
     courses = []
     for name in dict.fromkeys(name for entry in entries for name in entry):
         found = [entry[name] for entry in entries if name in entry]
-        courses.append(f"{name.replace('_', ' ')} {_plain(found[0])} to {_plain(found[-1])}")
+        if not isinstance(found[0], list | dict):
+            courses.append(f"{name.replace('_', ' ')} {_plain(found[0])} to {_plain(found[-1])}")
     return f"{len(entries)} entries: {', '.join(courses)}"
