@@ -15,11 +15,13 @@ from compress.text import TextSource
 from evaluation.measurement import Measurement
 from evaluation.render import write_report
 from evaluation.report import BASELINE, Report, Row
+from recipes.evaluations import evaluation_problems, name_problems
+from recipes.findings import evaluations_of, hardest_of
 from recipes.latency import entrant_of
 from recipes.machine import environment
 from recipes.measure import TOKENS_FILE, Baseline, measure_footprint, measure_latency, measure_quality
 from recipes.runner import compared
-from recipes.schema import BenchmarkConfig, EvaluateConfig, short_benchmark
+from recipes.schema import BenchmarkConfig, EvaluateConfig, NoiseConfig, short_benchmark
 from recipes.verbs import VerbError, check_out, form_of, publish, work_folder
 
 MODEL = "model"
@@ -70,6 +72,10 @@ def _check(wanted: Appraisal) -> None:
     problems = [problem for folder in folders for problem in check_out(wanted.out, folder)]
     if wanted.test.file is not None and not wanted.test.file.is_file():
         problems.append(f"--test-text: expected an existing file, got {str(wanted.test.file)!r}")
+    quality = wanted.quality
+    names = name_problems([named.name for named in quality.named], list(NoiseConfig.model_fields))
+    problems += [problem for problem in names if problem]
+    problems += evaluation_problems(quality.tasks, quality.labeled, quality.generation)
     if problems:
         raise VerbError("\n".join(dict.fromkeys(problems)))
 
@@ -78,10 +84,11 @@ def _rows(wanted: Appraisal, folder: Path, progress: Progress) -> list[Row]:
     source = wanted.baseline or wanted.model
     baseline = Baseline(folder=source, form=form_of(source), scores=folder / BASELINE / TOKENS_FILE)
     form = form_of(wanted.model)
-    rows = [_row(BASELINE, baseline.form, _measure(wanted, source, baseline.form, None, folder / BASELINE, progress))]
+    first = _measure(wanted, source, baseline.form, None, folder / BASELINE, progress)
+    rows = [_row(BASELINE, baseline.form, first, folder)]
     if wanted.baseline is not None:
         figures = _measure(wanted, wanted.model, form, baseline, folder / MODEL, progress)
-        rows.append(_row(MODEL, form, [compared(figure, rows[0]) for figure in figures]))
+        rows.append(_row(MODEL, form, [compared(figure, rows[0]) for figure in figures], folder))
     if wanted.benchmark is None:
         return rows
     timed = [entrant_of(BASELINE, source, baseline.form), entrant_of(MODEL, wanted.model, form)]
@@ -95,8 +102,16 @@ def _rows(wanted: Appraisal, folder: Path, progress: Progress) -> list[Row]:
     return [row.model_copy(update={"measurements": [*row.measurements, *latency[row.name]]}) for row in rows]
 
 
-def _row(name: str, form: Form, measurements: list[Measurement]) -> Row:
-    return Row(name=name, kind=name, form=form, measurements=measurements)
+def _row(name: str, form: Form, measurements: list[Measurement], folder: Path) -> Row:
+    samples = folder / name
+    return Row(
+        name=name,
+        kind=name,
+        form=form,
+        measurements=measurements,
+        evaluations=evaluations_of(samples),
+        hardest=hardest_of(samples),
+    )
 
 
 def _measure(

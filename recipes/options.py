@@ -96,7 +96,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "[required]"
     value = field.get_default(call_default_factory=True, validated_data={})
-    if value is None:
+    if value is None or value == ():
         return ""
     return f"[default: {json.dumps(value, default=str) if isinstance(value, dict | bool) else value}]"
 
@@ -113,6 +113,8 @@ def _metavar(annotation: Any) -> str:
     plain = _plain(annotation)
     if get_origin(plain) is Literal:
         return "|".join(map(str, get_args(plain)))
+    if isinstance(plain, type) and issubclass(plain, BaseModel):
+        plain = dict
     return METAVARS.get(get_origin(plain) or plain, "VALUE")
 
 

@@ -115,7 +115,7 @@ class EvaluateConfig(Section):
     """Tokens by which a window moves on; only new tokens are scored. null: windows do not overlap."""
     bos: bool = False
     """Put the beginning-of-text token before every window, and before every prompt of labeled and generation."""
-    noise: NoiseConfig = NoiseConfig()
+    noise: NoiseConfig | None = None
     """Measure the test text under noise too: {typos: 0.05, case: 0.1, truncation: 0.25}, each a share."""
     tasks: tuple[TaskConfig, ...] = ()
     """Multiple choice from files, and tasks of lm-evaluation-harness by name: [{name: hellaswag, file: h.jsonl.gz}]."""
@@ -134,7 +134,7 @@ class EvaluateConfig(Section):
     @property
     def noises(self) -> dict[str, float]:
         """The noises that are asked for, with their shares."""
-        return {kind: share for kind, share in self.noise if share is not None}
+        return {kind: share for kind, share in self.noise or () if share is not None}
 
     @property
     def named(self) -> tuple[TaskConfig | LabeledConfig | GenerationConfig, ...]:

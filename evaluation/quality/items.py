@@ -6,10 +6,11 @@ A kind of items says which metrics its columns give. The model's and the baselin
 paired. Two sets of items are paired if and only if the same items were asked, which the digest tells.
 
     share, the mean of a value in [0, 1] of each item
-        Wald's interval once half an item is added for each of the four ways in which model and baseline can be wholly
-        right or wrong (Agresti and Min 2005; two each for a figure of its own: Agresti and Coull 1998). A compressed
-        model differs from its baseline on a few items only; with 3 % of 100 items, a "one-sided 95 %" bootstrap bound
-        is wrong in 15 % of 600 simulated experiments, this one in 5 %
+        Wald's interval, once z^2 / 2 items are added that are wholly right and as many that are wholly wrong (Agresti
+        and Coull 1998); of a pair, as many that only the model and that only the baseline has right (as Agresti and Min
+        2005, who add half an item of each kind). A compressed model differs from its baseline on a few items only: with
+        3 % of 100, a "one-sided 95 %" bootstrap bound of the ratio is wrong in 15 % of 600 simulated experiments; of
+        this one at most 6 % in nine settings of 40 to 1,000 items, Agresti and Min's own 10 %
     macro F1 and ROC AUC, which are no means
         the same, of pseudo-values: the metric plus I times an item's influence on it, so that their mean is the metric
         and their spread its variance; of ROC AUC these are DeLong's structural components (DeLong et al. 1988)
@@ -45,8 +46,6 @@ from evaluation.quality.ranking import Columns, auc_parts, f1_parts, is_right
 from evaluation.statistics import Bootstrap, Floats, Statistic
 
 COLUMN = "column:"
-CORNERS = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-"""(model, baseline): the ways in which both can be wholly right or wrong."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +182,7 @@ def _measure(
         return _invalid(metric, items, method, "not defined on these items: it needs items of at least two labels")
     if isinstance(figure, Share):
         own, ratio, change = _share(model_IK, baseline_IK)
-        how = f"{len(items)} items; 95 % interval by Agresti and Min's adjustment, paired by item"
+        how = f"{len(items)} items; 95 % interval by item, paired, z^2 / 2 items of each extreme added"
     else:
         own, ratio, change = _sums(figure, model_IK, baseline_IK, seed)
         how = f"{len(items)} items; 95 % interval by paired bootstrap of items"
@@ -206,40 +205,39 @@ Compared = tuple[Comparison, Comparison | None, Comparison | None]
 
 def _share(model_I: Floats, baseline_I: Floats | None) -> Compared:
     """The mean of a share; see the head of this file."""
-    own = _adjusted(model_I[:, None], np.array([[1.0], [0.0]]), weight=2.0, low=0.0, high=1.0)
+    own = _adjusted(MEAN, model_I[:, None], np.array([[1.0], [0.0]]), within=(0.0, 1.0))
     if baseline_I is None:
         return own, None, None
-    both_I2 = np.stack([model_I, baseline_I], axis=1)
-    change = _adjusted(both_I2, CORNERS, weight=0.5, low=-1.0, high=1.0)
-    ratio = _adjusted(both_I2, CORNERS, weight=0.5, ratio=True) if baseline_I.mean() > 0 else None
+    both_I2, apart_E2 = np.stack([model_I, baseline_I], axis=1), np.array([[1.0, 0.0], [0.0, 1.0]])
+    change = _adjusted(DIFFERENCE, both_I2, apart_E2, within=(-1.0, 1.0))
+    ratio = _adjusted(QUOTIENT, both_I2, apart_E2, within=(0.0, math.inf)) if baseline_I.mean() > 0 else None
     return own, ratio, change
 
 
-def _adjusted(
-    values_IK: Floats,
-    extremes_EK: Floats,
-    *,
-    weight: float,
-    low: float = 0.0,
-    high: float = math.inf,
-    ratio: bool = False,
-) -> Comparison:
-    """A mean, a difference or a ratio of two means, with the interval of the items and the weighted extremes."""
-    every_JK = np.concatenate([values_IK, extremes_EK])
-    weight_J = np.concatenate([np.ones(len(values_IK)), np.full(len(extremes_EK), weight)])
-    count = weight_J.sum()
-    mean_K = weight_J @ every_JK / count
-    spread_KK = (weight_J[:, None] * (every_JK - mean_K)).T @ (every_JK - mean_K) / count
-    sign_K = np.array([1.0, -1.0])[: values_IK.shape[1]]
+Shape = tuple[Callable[[Floats], float], Callable[[Floats], Floats], Callable[[float], float]]
+"""Of the means [K]: the value on the scale where it is symmetric, its slopes [K], and the way back from that scale."""
+MEAN: Shape = (lambda mean_K: float(mean_K[0]), np.ones_like, float)
+DIFFERENCE: Shape = (lambda mean_K: float(mean_K[0] - mean_K[1]), lambda mean_K: np.array([1.0, -1.0]), float)
+QUOTIENT: Shape = (lambda mean_K: math.log(mean_K[0] / mean_K[1]), lambda mean_K: [1, -1] / mean_K, math.exp)
+
+
+def _adjusted(shape: Shape, values_IK: Floats, extremes_EK: Floats, *, within: tuple[float, float]) -> Comparison:
+    """A figure of the items' means, with the interval of the items and z^2 / 2 of each extreme."""
+    place, slopes, back = shape
     own_K = values_IK.mean(axis=0)
-    value = float(own_K[0] / own_K[1] if ratio else sign_K @ own_K)
-    center, slope_K = (math.log(mean_K[0] / mean_K[1]), sign_K / mean_K) if ratio else (float(sign_K @ mean_K), sign_K)
-    error = math.sqrt(slope_K @ spread_KK @ slope_K / count)
+    value = back(place(own_K)) if own_K[0] > 0 or shape is not QUOTIENT else 0.0
 
     def interval(confidence: float) -> Interval:
-        half = float(_ndtri(0.5 + confidence / 2)) * error
-        ends = [math.exp(center - half), math.exp(center + half)] if ratio else [center - half, center + half]
-        return Interval(low=max(low, min(ends[0], value)), high=min(high, max(ends[1], value)), confidence=confidence)
+        z = _ndtri(0.5 + confidence / 2)
+        weight_J = np.concatenate([np.ones(len(values_IK)), np.full(len(extremes_EK), z**2 / 2)])
+        every_JK, count = np.concatenate([values_IK, extremes_EK]), weight_J.sum()
+        mean_K = weight_J @ every_JK / count
+        spread_KK = (weight_J[:, None] * (every_JK - mean_K)).T @ (every_JK - mean_K) / count
+        half = z * math.sqrt(slopes(mean_K) @ spread_KK @ slopes(mean_K) / count)
+        low, high = back(place(mean_K) - half), back(place(mean_K) + half)
+        return Interval(
+            low=max(within[0], min(low, value)), high=min(within[1], max(high, value)), confidence=confidence
+        )
 
     return Comparison(value=value, interval=interval(SHOWN), bounds=interval(JUDGED))
 
