@@ -1,19 +1,21 @@
-"""model_card.md: a Hugging Face model card, YAML metadata and then text; published as README.md beside the bundle.
+"""model_card.md: a Hugging Face model card, YAML metadata and then text; it lies in the bundle as README.md.
 
-The metadata's `model-index` holds every figure of what ships that was measured on the test text; the hub draws it as a
-table. A license that nobody stated is left out and told of, never guessed.
+The metadata's `model-index` holds every figure of quality of what ships, by what it was measured on: the test text, the
+test text under a noise, a named evaluation. The hub draws it as a table. A license that nobody stated is left out and
+told of, never guessed.
 """
 
 import io
 from typing import Any
 
 from evaluation.gate import describe_limit
-from evaluation.measurement import metric_of
-from evaluation.report import Report, Source, headline
+from evaluation.measurement import METRICS, SEPARATOR, metric_of
+from evaluation.report import Report, Row, Source, headline
 from evaluation.table import describe_gate, what_it_bought
-from evaluation.units import format_interval, format_value
+from evaluation.units import format_interval, format_ratio, format_value
 
-ON_THE_TEXT = ("perplexity", "next_token_accuracy", "agreement", "kl_divergence")
+QUALITY = ("documents", "items")
+"""What a figure of quality is taken on."""
 
 
 def model_card(report: Report) -> str:
@@ -38,23 +40,31 @@ def _metadata(report: Report) -> dict[str, Any]:
         found |= {"base_model": model.name.partition("@")[0], "base_model_relation": "quantized"}
     results = _results(report, test)
     if results:
-        found["model-index"] = [{"name": report.name, "results": [results]}]
+        found["model-index"] = [{"name": report.name, "results": results}]
     return found
 
 
-def _results(report: Report, test: Source | None) -> dict[str, Any]:
-    """The figures on the test text, as the hub's `model-index` has them."""
-    name = "the test text" if test is None else test.name.rpartition("/")[2]
-    measured = [(metric, report.final.measurement(metric)) for metric in ON_THE_TEXT]
-    metrics = [
-        {"type": metric, "name": metric_of(metric).name, "value": round(found.value, 6), "verified": False}
-        for metric, found in measured
-        if found is not None and not found.invalid
+def _results(report: Report, test: Source | None) -> list[dict[str, Any]]:
+    """The figures of quality as the hub's `model-index` has them, an entry for each thing that they were taken on."""
+    text = "the test text" if test is None else test.name.rpartition("/")[2]
+    metrics: dict[str, list[dict[str, Any]]] = {}
+    for found in report.final.measurements:
+        if metric_of(found.metric).more in QUALITY and not found.invalid:
+            owner, _, metric = found.metric.rpartition(SEPARATOR)
+            figure = {"type": metric, "name": METRICS[metric].name, "value": round(found.value, 6), "verified": False}
+            metrics.setdefault(owner, []).append(figure)
+    task = {"type": "text-generation", "name": "Text generation"}
+    return [
+        {"task": task, "dataset": _dataset(owner, text, report.final), "metrics": figures}
+        for owner, figures in metrics.items()
     ]
-    if not metrics:
-        return {}
-    dataset = {"type": name, "name": name}
-    return {"task": {"type": "text-generation", "name": "Text generation"}, "dataset": dataset, "metrics": metrics}
+
+
+def _dataset(owner: str, text: str, final: Row) -> dict[str, str]:
+    """What figures were taken on: an evaluation by its name, or the test text, under noise or as it is."""
+    if owner in final.evaluations:
+        return {"type": owner, "name": owner}
+    return {"type": text, "name": f"{text} with {owner}", "config": owner} if owner else {"type": text, "name": text}
 
 
 def _yaml(content: dict[str, Any]) -> str:
@@ -76,7 +86,8 @@ def _text(report: Report) -> list[str]:
     bought = [f"- **{item.figure}** {item.meaning} ({item.detail})" for item in what_it_bought(report)]
     figures = [
         f"| {metric_of(found.metric).name} | {format_value(found.metric, found.value)} | "
-        f"{format_interval(found.metric, found.interval, found.value) if found.interval else 'counted'} |"
+        f"{format_interval(found.metric, found.interval, found.value) if found.interval else 'counted'} | "
+        f"{'' if found.ratio is None else format_ratio(found.ratio.value)} |"
         for found in final.measurements
         if not found.invalid
     ]
@@ -91,7 +102,8 @@ def _text(report: Report) -> list[str]:
         verdict,
         *(["\n".join(gates)] if gates else []),
         *(["Against the model it was made of:\n\n" + "\n".join(bought)] if bought else []),
-        "## Figures\n\n| | measured | 95 % interval |\n|---|---|---|\n" + "\n".join(figures),
+        "## Figures\n\n| | measured | 95 % interval | ratio to the original |\n|---|---|---|---|\n"
+        + "\n".join(figures),
         "## Limits\n\nAbsolute latencies hold for the machine that they were taken on ("
         f"{report.environment.get('processor', 'not stated')}). Whatever the original model got wrong, "
         "this one gets wrong too; what was measured is the text above and no more.",
