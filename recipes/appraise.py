@@ -16,7 +16,7 @@ from evaluation.measurement import Measurement
 from evaluation.render import write_report
 from evaluation.report import BASELINE, Report, Row
 from recipes.evaluations import evaluation_problems, name_problems
-from recipes.findings import evaluations_of, hardest_of
+from recipes.findings import findings
 from recipes.latency import entrant_of
 from recipes.machine import environment
 from recipes.measure import TOKENS_FILE, Baseline, measure_footprint, measure_latency, measure_quality
@@ -103,15 +103,7 @@ def _rows(wanted: Appraisal, folder: Path, progress: Progress) -> list[Row]:
 
 
 def _row(name: str, form: Form, measurements: list[Measurement], folder: Path) -> Row:
-    samples = folder / name
-    return Row(
-        name=name,
-        kind=name,
-        form=form,
-        measurements=measurements,
-        evaluations=evaluations_of(samples),
-        hardest=hardest_of(samples),
-    )
+    return Row(name=name, kind=name, form=form, measurements=measurements, **findings(folder / name))
 
 
 def _measure(

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evaluation.gate import GateResult, Verdict, describe_limit
+from evaluation.named import Evaluation, evaluations
 from evaluation.report import Report, Row, headline
 from evaluation.table import Cell, cell_of, describe_gate, table_columns, table_rows
 from evaluation.units import format_duration, format_value
@@ -55,7 +56,7 @@ def _short(cell: Cell, metric: str) -> str:
 def show_report(console: Console, report: Report) -> None:
     """The table with a row per artifact, every gate, the verdict and where to read more."""
     console.print()
-    console.print(report_table(report))
+    _show_tables(console, report)
     if report.gates:
         console.print()
         console.print(gate_table(report.gates))
@@ -70,8 +71,29 @@ def show_report(console: Console, report: Report) -> None:
 
 def show_figures(console: Console, report: Report) -> None:
     """The table of a report that judges nothing."""
-    console.print(report_table(report))
+    _show_tables(console, report)
     show_place(console, report)
+
+
+def _show_tables(console: Console, report: Report) -> None:
+    console.print(report_table(report))
+    found = evaluations(report)
+    if found:
+        console.print()
+        console.print(_named_table(found))
+
+
+def _named_table(found: Sequence[Evaluation]) -> Table:
+    """A row per figure of the named evaluations and noises: the baseline's and that of what ships."""
+    table = _table("Evaluation")
+    table.add_column("", no_wrap=True)
+    for heading in ("Baseline", "Last", "Against it", "95 % interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for evaluation in found:
+        for index, line in enumerate(evaluation.lines):
+            cells = (line.name, _figure(line.baseline), _figure(line.final), escape(line.against), escape(line.between))
+            table.add_row(escape("" if index else evaluation.name), *cells)
+    return table
 
 
 def show_place(console: Console, report: Report) -> None:

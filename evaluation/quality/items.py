@@ -5,17 +5,18 @@
 A kind of items says which metrics its columns give. The model's and the baseline's figures of an item stay together:
 paired. Two sets of items are paired if and only if the same items were asked, which the digest tells.
 
-    share, the mean of a value in [0, 1] of each item
+    accuracy, and macro F1, which follow from right and wrong answers
         Wald's interval, once z^2 / 2 items are added that are wholly right and as many that are wholly wrong (Agresti
         and Coull 1998); of a pair, as many that only the model and that only the baseline has right (as Agresti and Min
         2005, who add half an item of each kind). A compressed model differs from its baseline on a few items only: with
         3 % of 100, a "one-sided 95 %" bootstrap bound of the ratio is wrong in 15 % of 600 simulated experiments; of
         this one at most 6 % in nine settings of 40 to 1,000 items, Agresti and Min's own 10 %
-    macro F1 and ROC AUC, which are no means
-        the same, of pseudo-values: the metric plus I times an item's influence on it, so that their mean is the metric
-        and their spread its variance; of ROC AUC these are DeLong's structural components (DeLong et al. 1988)
-    any other, such as BLEU
-        bootstrap of the items, from the columns' sums (`statistics.py`)
+    any other: ROC AUC, ROUGE, BLEU, ...
+        bootstrap of the items, from the columns' sums (`statistics.py`). It knows only what the items showed: where all
+        texts are the same, it says that nothing changed
+
+Macro F1 and ROC AUC are no means, so each item is given a pseudo-value (`ranking.py`): the metric plus I times the
+item's influence on it. Their mean is the metric and their spread its variance.
 
 Not covered: items that depend on one another, such as several questions about one text: their intervals are too narrow.
 
@@ -40,10 +41,11 @@ from evaluation.measurement import (
     Interval,
     Measurement,
     Ratio,
+    metric_of,
 )
 from evaluation.quality.overlap import BLEU_COUNTS, bleu
 from evaluation.quality.ranking import Columns, auc_parts, f1_parts, is_right
-from evaluation.statistics import Bootstrap, Floats, Statistic
+from evaluation.statistics import Bootstrap, Floats, Scale, Statistic
 
 COLUMN = "column:"
 
@@ -82,7 +84,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Share:
-    """A metric that is the mean of a value of each item, [I], or of a pseudo-value."""
+    """A metric that is the share of items that are right: 1 or 0 for each, or a pseudo-value of that, [I]."""
 
     of: Callable[[Columns], Floats]
     needs: str = ""
@@ -98,30 +100,40 @@ class Sums:
     needs: str = ""
 
 
-def column_share(name: str) -> Share:
-    """The mean of a column."""
+def share_of(name: str) -> Share:
+    """The share of a column of ones and zeros."""
     return Share(lambda columns: columns[name], needs=name)
+
+
+def mean_of(values: Callable[[Columns], Floats], needs: str = "") -> Sums:
+    """The mean of a value of each item."""
+    return Sums(lambda columns: _counted(values(columns)), lambda sums: sums[..., 1] / sums[..., 0], needs)
+
+
+def mean_column(name: str) -> Sums:
+    """The mean of a column."""
+    return mean_of(lambda columns: columns[name], needs=name)
 
 
 ITEM_KINDS: dict[str, dict[str, Share | Sums]] = {
     "task": {
-        "accuracy": column_share("accuracy"),
-        "accuracy_norm": column_share("accuracy_norm"),
-        "score": Sums(lambda columns: _counted(columns["score"]), lambda sums: sums[..., 1] / sums[..., 0], "score"),
+        "accuracy": share_of("accuracy"),
+        "accuracy_norm": share_of("accuracy_norm"),
+        "score": mean_column("score"),
     },
     "labeled": {
         "accuracy": Share(is_right),
         "macro_f1": Share(f1_parts),
-        "roc_auc": Share(auc_parts),
+        "roc_auc": mean_of(auc_parts),
     },
     "generation": {
         "bleu": Sums(lambda columns: np.stack([columns[name] for name in BLEU_COUNTS], axis=1), bleu),
-        "rouge_1": column_share("rouge_1"),
-        "rouge_2": column_share("rouge_2"),
-        "rouge_l": column_share("rouge_l"),
-        "repetition": column_share("repetition"),
-        "distinct_1": column_share("distinct_1"),
-        "distinct_2": column_share("distinct_2"),
+        "rouge_1": mean_column("rouge_1"),
+        "rouge_2": mean_column("rouge_2"),
+        "rouge_l": mean_column("rouge_l"),
+        "repetition": mean_column("repetition"),
+        "distinct_1": mean_column("distinct_1"),
+        "distinct_2": mean_column("distinct_2"),
     },
 }
 """Kind of items -> the metrics that its columns give."""
@@ -184,7 +196,8 @@ def _measure(
         own, ratio, change = _share(model_IK, baseline_IK)
         how = f"{len(items)} items; 95 % interval by item, paired, z^2 / 2 items of each extreme added"
     else:
-        own, ratio, change = _sums(figure, model_IK, baseline_IK, seed)
+        scale: Scale = "share" if metric_of(metric).unit == "share" else "plain"
+        own, ratio, change = _sums(figure, model_IK, baseline_IK, scale, seed)
         how = f"{len(items)} items; 95 % interval by paired bootstrap of items"
     return Measurement(
         metric=metric,
@@ -248,13 +261,13 @@ def _ndtri(probability: float) -> float:
     return float(ndtri(probability))
 
 
-def _sums(figure: Sums, model_IK: Floats, baseline_IK: Floats | None, seed: int) -> Compared:
+def _sums(figure: Sums, model_IK: Floats, baseline_IK: Floats | None, scale: Scale, seed: int) -> Compared:
     """A statistic of sums, by bootstrap."""
     columns, statistic = model_IK.shape[1], figure.statistic
     both = model_IK if baseline_IK is None else np.concatenate([model_IK, baseline_IK], axis=1)
     bootstrap = Bootstrap.draw(both, seed=seed)
     with np.errstate(all="ignore"):  # what is not finite comes back as "no interval"
-        own = bootstrap.compare(lambda sums: statistic(sums[..., :columns]))
+        own = bootstrap.compare(lambda sums: statistic(sums[..., :columns]), scale)
         if baseline_IK is None:
             return own, None, None
         ratio = bootstrap.compare(lambda sums: statistic(sums[..., :columns]) / statistic(sums[..., columns:]), "log")
