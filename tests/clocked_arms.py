@@ -1,11 +1,14 @@
-"""Contenders that do what a file tells them, in processes of their own: known durations, and ways to fail.
+"""Contenders that do what a file tells them, in processes of their own: known durations, and ways to fail; and a real
+checkpoint that fails.
 
 arm.json in the folder: {"prefill": seconds, "decode": seconds, "fails": "raise" | "killed" | "nan", "fails_from": n},
 where the n-th opening is the first that fails; every opening is noted in opened.txt with its process and its threads.
 """
 
 import json
+import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -51,3 +54,14 @@ def make_arm(folder: Path, **told: Any) -> Path:
     folder.mkdir()
     (folder / "arm.json").write_text(json.dumps(told), encoding="utf-8")
     return folder
+
+
+def not_numbers(source: Path, out: Path) -> Path:
+    """A copy of a GPT-2 checkpoint whose last norm is not a number, and so nothing that it computes is."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(source, out)
+    tensors = load_file(out / "model.safetensors")
+    tensors["transformer.ln_f.weight"][:] = math.nan
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out

@@ -1,13 +1,12 @@
 """Arms in processes of their own, and `demitasse benchmark` over real folders."""
 
 import json
-import math
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from clocked_arms import OPENER, make_arm
+from clocked_arms import OPENER, make_arm, not_numbers
 from conftest import Demitasse
 from exported import exported_int8
 
@@ -341,14 +340,7 @@ def test_a_broken_bundle_is_refused_before_anything_is_timed(
 def test_a_model_whose_logits_are_not_numbers_is_invalid(
     gpt2: Path, bundle: Path, tmp_path: Path, demitasse: Demitasse
 ) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    broken = tmp_path / "nan"
-    shutil.copytree(gpt2, broken)
-    tensors = load_file(broken / "model.safetensors")
-    tensors["transformer.ln_f.weight"][:] = math.nan
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    code, said, _ = demitasse("benchmark", bundle, broken, *BRIEFLY)
+    code, said, _ = demitasse("benchmark", bundle, not_numbers(gpt2, tmp_path / "nan"), *BRIEFLY)
     assert code == 4
     assert "INVALID  nan: the arm 'nan' did not run: ValueError: its logits are not numbers" in said
 

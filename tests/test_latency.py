@@ -1,7 +1,7 @@
 """Latency by clocks and counters that the test controls, so that the truth is known."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Machine:
 
 
 def session(
-    arms: dict[str, Sequence[float]], *, timed: dict[tuple[str, int], Reading] | None = None, steps: int = 3
+    arms: Mapping[str, Sequence[float]], *, timed: dict[tuple[str, int], Reading] | None = None, steps: int = 3
 ) -> Session:
     """Blocks whose decode time is given; the prefill takes four times as long."""
     turns = tuple(
