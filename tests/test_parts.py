@@ -46,7 +46,8 @@ def test_parts_of_a_checkpoint_add_up_to_its_weights(gpt2: Path, made: Path) -> 
     assert total(int8) == inspect_checkpoint(made.parent / "int8").weight_bytes
     assert set(dense["mlp"]) == {"float"}
     assert set(int8["mlp"]) == {"int8", "scales", "float"}  # the biases stay float
-    assert 4 * int8["mlp"]["int8"] + int8["mlp"]["float"] == dense["mlp"]["float"]
+    for part in ("mlp", "attention", "embeddings"):
+        assert 4 * int8[part]["int8"] + int8[part]["float"] == dense[part]["float"], part
     assert int8["norms"] == dense["norms"]
 
 
