@@ -144,13 +144,16 @@ def _alone(bundle: Path) -> Callable[[Ids], object]:
 
 def _logits(bundle: Path) -> Scorer:
     """The bundle's logits, which `score` normalizes in passing."""
-    from export.runtime import OnnxCausalLM
+    from export.runtime import Batch, OnnxCausalLM
 
     model = OnnxCausalLM.open(bundle)
+    kept: dict[tuple[int, ...], Batch] = {}
 
     def scorer(ids_BT: Ids) -> NDArray[np.float32]:
         rows, tokens = ids_BT.shape
-        return model.new_batch(rows, tokens).feed(ids_BT, np.full(rows, tokens, dtype=np.int64))
+        if ids_BT.shape not in kept:
+            kept[ids_BT.shape] = model.new_batch(rows, tokens)
+        return kept[ids_BT.shape].rewind(0).feed(ids_BT, np.full(rows, tokens, dtype=np.int64))
 
     return scorer
 

@@ -38,6 +38,7 @@ def test_the_worst_token_stands_first_with_its_text() -> None:
     row, position = baseline.window[123], int(windows.position_N()[123])
     assert first["token"] == str(windows.ids_WT[row, position])
     assert first["before"] == decode(windows.ids_WT[row, :position].tolist())
+    assert first["after"] == decode(windows.ids_WT[row, position + 1 : position + 9].tolist())
     assert (first["window"], first["document"]) == (row, baseline.document[123])
     assert json.loads(json.dumps(found)) == found
 

@@ -284,6 +284,16 @@ def test_scores_are_within_a_millionth_of_float64(vocabulary: int, sharpness: fl
     np.testing.assert_allclose(scores.kl, (np.exp(p) * (p - q)).sum(axis=1), rtol=1e-4, atol=1e-6 if shift else 1e-7)
 
 
+def test_a_constant_added_to_all_scores_is_no_divergence() -> None:
+    """The rounding of the constant is taken out again; that of the scores themselves averages out."""
+    model_BTV = np.random.default_rng(0).normal(0, 0.5, (2, 7, 8192)).astype(np.float32)
+    windows = windows_of([np.arange(16)], length=8)
+    constant = float(np.float32(61.3)) + 1.7e-6  # almost halfway to the next float32
+    baseline_BTV = (model_BTV.astype(np.float64) + constant).astype(np.float32)
+    found = score(lambda ids_BT: model_BTV, windows, lambda ids_BT: baseline_BTV)
+    assert found.kl.max() < 5e-7
+
+
 def log_softmax(scores_NV: NDArray[np.float32]) -> NDArray[np.float64]:
     exact_NV = scores_NV.astype(np.float64)
     exact_NV -= exact_NV.max(axis=1, keepdims=True)

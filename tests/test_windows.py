@@ -1,6 +1,7 @@
 """Windows: every token is scored once, after as much as the protocol promises; what a token stands for adds up."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,9 @@ def test_the_digest_covers_what_is_scored() -> None:
         windows_of([np.arange(20), np.arange(20, 40)], length=8).digest(),
     }
     assert len(found) == 5
+    windows = windows_of(ids, length=8)
+    for name in ("ids_WT", "length_W", "first_W", "document_W", "bytes_N", "words_N"):
+        assert replace(windows, **{name: getattr(windows, name) + 1}).digest() != windows.digest()
 
 
 def test_positions_count_what_stands_before() -> None:
@@ -126,6 +130,12 @@ def test_a_token_that_begins_a_word_counts_it() -> None:
     text = "one two\u00e9 three"
     amounts_T2 = amounts_of(text, np.array([3, 7, 8, 8, 12, 14]))  # one | two|e'|(second byte)| thr|ee
     assert amounts_T2.tolist() == [[3, 1], [4, 1], [2, 0], [0, 0], [4, 1], [2, 0]]
+    assert amounts_of("one two", np.array([3, 4, 7])).tolist() == [[3, 1], [1, 0], [3, 1]]  # a space of its own
+
+
+def test_offsets_that_go_back_or_stop_early_lose_nothing() -> None:
+    assert amounts_of("one two", np.array([4, 3, 7])).tolist() == [[4, 1], [0, 0], [3, 1]]
+    assert amounts_of("one two  ", np.array([3, 7])).tolist() == [[3, 1], [6, 2]]
 
 
 def test_no_tokens_are_no_text() -> None:
