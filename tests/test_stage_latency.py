@@ -231,7 +231,7 @@ def test_a_run_whose_arms_were_killed_is_invalid_and_is_timed_again_by_the_next_
     assert busy(report), said + errors
     session = Stored(report).session()
     assert session is not None
-    assert blocks_of(session) == dict.fromkeys(("baseline", "prune", "export"), [0, 1, 2])
+    assert blocks_of(session) == {arm: [0, 1, 2] for arm in ("baseline", "prune", "export")}
     for row in report.rows:
         timed = row.measurement("decode_latency")
         assert timed is not None
