@@ -105,6 +105,16 @@ def test_bleu_of_the_sums_is_sacrebleus_of_the_corpus(count: int) -> None:
     assert float(bleu(sums)) == pytest.approx(expected, abs=1e-9)
 
 
+def test_bleu_smooths_several_orders_without_a_match_as_sacrebleu_does() -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+    texts, references = ["a b q r s t"], ["a b x y z w"]
+    columns = overlap_columns(texts, references)
+    sums = np.array([columns[name].sum() for name in BLEU_COUNTS])
+    assert (sums[2 : 2 + ORDERS] == [2, 1, 0, 0]).all()
+    assert float(bleu(sums)) == pytest.approx(sacrebleu.corpus_bleu(texts, [references]).score, abs=1e-9)
+
+
 def test_bleu_is_zero_without_a_match_and_has_a_slope_where_there_is_one() -> None:
     nothing = np.array([4.0, 4.0, *np.zeros(ORDERS), 4.0, 3.0, 2.0, 1.0])
     some = np.array([9.0, 10.0, 8.0, 6.0, 5.0, 4.0, 9.0, 8.0, 7.0, 6.0])
