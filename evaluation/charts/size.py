@@ -25,6 +25,8 @@ PARTS: dict[str, str] = {
 }
 REST = "graph"
 """What is neither: the graph's own bytes."""
+VISIBLE = 0.003
+"""Share of a bar below which a kind cannot be seen, and is not named."""
 
 
 def waterfall_chart(report: Report) -> str:
@@ -60,9 +62,11 @@ def _chart(report: Report, split: Callable[[Row], dict[str, int]], colors: dict[
             axes.barh([place], [part / factor], left=start / factor, height=0.6, color=colors.get(kind, LINE))
             start += part
         _label(axes, place, size, rows[place - 1][1] if place else None, factor)
-    shown = [kind for kind in colors if any(split(row)[kind] for row, _ in rows)]
-    for kind in [*shown, REST] if any(size > sum(split(row).values()) for row, size in rows) else shown:
-        axes.barh([0], [0], color=colors.get(kind, LINE), label=kind)
+    kept = {REST: [size - sum(split(row).values()) for row, size in rows]}
+    kept = {kind: [split(row)[kind] for row, _ in rows] for kind in colors} | kept
+    for kind, parts in kept.items():
+        if any(part > VISIBLE * size for part, (_, size) in zip(parts, rows, strict=True)):
+            axes.barh([0], [0], color=colors.get(kind, LINE), label=kind)
     axes.set_yticks(range(len(rows)), [row.name for row, _ in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, max(size for _, size in rows) / factor * 1.55)

@@ -32,7 +32,7 @@ def loss_chart(report: Report) -> str:
         axes.set_xlabel(f"tokens seen{f' ({unit})' if unit else ''}")
         axes.set_ylabel("nats per token")
         axes.set_title(row.name, loc="left", fontsize=10, color=INK)
-        key(axes, loc="upper right")
+        key(axes, loc="best")
     figure.subplots_adjust(hspace=0.55)
     return to_svg(figure, "Losses of the stages that train")
 
