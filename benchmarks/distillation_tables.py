@@ -107,13 +107,12 @@ def _smollm2(part: Json) -> Iterator[Table]:
         for figure in ("perplexity", "elsewhere") if part["elsewhere"] else ("perplexity",):
             ratio = "" if row is teacher else f" ({row[figure] / teacher[figure]:.3g}x)"
             cells.append(f"{format_number(row[figure])}{ratio}")
-        rate = row.get("tokens_per_second")
-        rows.append((*cells, f"{100 * row['agreement']:.1f} %", f"{rate:,.0f}" if rate else ""))
+        rows.append((*cells, f"{100 * row['agreement']:.1f} %"))
     title = (
         f"{part['model']} from {part['depth']} to {part['layers']} layers, {part['knobs']['tokens']:,} training tokens"
     )
     elsewhere = (f"of {part['elsewhere']}",) if part["elsewhere"] else ()
-    columns = ("student", "perplexity", *elsewhere, "same likeliest token as the teacher", "tokens/s in training")
+    columns = ("student", "perplexity", *elsewhere, "same likeliest token as the teacher")
     yield Table(title=title, columns=columns, rows=tuple(rows))
     curves = {name: row["curve"] for name, row in part["rows"].items() if row.get("curve")}
     if curves:
