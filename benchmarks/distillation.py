@@ -41,6 +41,7 @@ def main(
     train: Annotated[list[Path], typer.Option(help="What it learns from; repeatable.")] = [],  # noqa: B006
     held_out: Annotated[Path, typer.Option(help="What its loss is followed on.")] = NOVELS / "valid.txt",
     test: Annotated[Path, typer.Option(help="What it is measured on.")] = NOVELS / "test.txt",
+    elsewhere: Annotated[Path | None, typer.Option(help="A text of another kind to measure its students on.")] = None,
     tokens: Annotated[int, typer.Option(help="How many tokens it learns from.")] = 1_000_000,
     knob: Annotated[list[str], typer.Option(help="A knob of its distillation, such as batch=4; repeatable.")] = [],  # noqa: B006
     blocks: Annotated[int, typer.Option(help="Timed blocks of `loss` and `speed`.")] = 15,
@@ -64,6 +65,7 @@ def main(
             tell=teller("distillation"),
             model=model,
             texts=Texts(train=joined(train or [NOVELS / "train.txt"], folder), held_out=held_out, test=test),
+            elsewhere=elsewhere,
             tokens=tokens,
             knobs=dict(read_knob(text) for text in knob),
             blocks=blocks,
@@ -126,7 +128,12 @@ def settings_of(part: str, order: Order) -> Json:
         "loss": {"size": [order.positions, order.vocabulary, order.width], **timed},
         "speed": {**real, **timed},
         "half": {"model": order.embedded.name, "seeds": list(order.seeds), "budget": order.budget},
-        "smollm2": {**real, "tokens": order.tokens, "knobs": order.knobs},
+        "smollm2": {
+            **real,
+            "elsewhere": order.elsewhere and order.elsewhere.name,
+            "tokens": order.tokens,
+            "knobs": order.knobs,
+        },
     }[part]
 
 

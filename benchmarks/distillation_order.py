@@ -1,14 +1,18 @@
 """What the parts of the distillation benchmark share: what was asked for, rows kept as they come, perplexity."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.grid import Tell
 from benchmarks.prepare import ROOT
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Json = dict[str, Any]
 NOVELS = ROOT / "recipes" / "data" / "novels"
@@ -34,6 +38,8 @@ class Order:
     """A real model, for the parts that are about one."""
     texts: Texts = Texts()
     """What the real model learns from and is measured on."""
+    elsewhere: Path | None = None
+    """A text of another kind, on which the real model's students are measured too."""
     embedded: Path = EMBEDDED
     novels: Texts = Texts()
     tokens: int = 1_000_000
@@ -81,20 +87,44 @@ def perplexity(checkpoint: Path, test: Path, windows: int, length: int, *, evenl
     Args:
         evenly: windows from the whole text; else the first ones.
     """
-    import torch
     from torch.nn import functional
 
-    from compress.checkpoint import end_of_text, load_model, load_tokenizer
+    chosen = rows_of(checkpoint, test, windows, length, evenly=evenly)
+    losses = [float(functional.cross_entropy(logits_TV, ids_T)) for logits_TV, ids_T in scored(checkpoint, chosen)]
+    return float(np.exp(np.mean(losses)))
+
+
+def agreement(checkpoint: Path, teacher: Path, test: Path, windows: int, length: int) -> float:
+    """Share of the first windows' positions where both find the same token likeliest."""
+    chosen = rows_of(teacher, test, windows, length, evenly=False)
+    firsts = (
+        np.concatenate([logits_TV.argmax(dim=-1).numpy() for logits_TV, _ in scored(one, chosen)])
+        for one in (checkpoint, teacher)
+    )
+    one_N, other_N = firsts
+    return float(np.mean(one_N == other_N))
+
+
+def rows_of(checkpoint: Path, test: Path, windows: int, length: int, *, evenly: bool) -> NDArray[np.int64]:
+    """Windows of a packed text as a checkpoint's tokenizer cuts it, shape (windows, length)."""
+    from compress.checkpoint import end_of_text, load_tokenizer
     from compress.text import TextSource, pack, read_documents, tokenize
 
-    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     rows_NT = pack(tokenize(read_documents(TextSource(file=test)), tokenizer), length, end_of_text(tokenizer))
     count = min(windows, len(rows_NT))
-    chosen = np.linspace(0, len(rows_NT) - 1, count).round().astype(int) if evenly else np.arange(count)
-    losses = []
-    with torch.inference_mode():
-        for row in chosen:
-            ids_1T = torch.from_numpy(rows_NT[row][None])
-            logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1]
-            losses.append(float(functional.cross_entropy(logits_TV.float(), ids_1T[0, 1:])))
-    return float(np.exp(np.mean(losses)))
+    return rows_NT[np.linspace(0, len(rows_NT) - 1, count).round().astype(int) if evenly else np.arange(count)]
+
+
+def scored(checkpoint: Path, rows_NT: NDArray[np.int64]) -> Iterator[tuple["Tensor", "Tensor"]]:
+    """Logits [T - 1, V] and the tokens [T - 1] that they are about, a row at a time."""
+    import torch
+
+    from compress.checkpoint import load_model
+
+    model = load_model(checkpoint)
+    for row_T in rows_NT:
+        ids_T = torch.from_numpy(row_T)
+        with torch.inference_mode():
+            logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, :-1].float()
+        yield logits_TV, ids_T[1:]

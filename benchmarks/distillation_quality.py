@@ -1,10 +1,11 @@
 """Parts `half` and `smollm2`: how good students are.
 
-half      students with half of the embedded teacher's layers, trained with the quickstart's budget; every arm of
-          CONTROLS with several seeds, those of VARIANTS with one. Perplexity of 128 windows of 256 test tokens, evenly
-          spread.
-smollm2   a real model to two thirds of its layers, distilled and with the cross-entropy alone; perplexity of the first
-          8 x 512 test tokens. Its training resumes from its own checkpoints in the working folder.
+half      students with half of the embedded teacher's layers, evenly spread, trained with the quickstart's budget; every
+          arm of CONTROLS with several seeds, those of VARIANTS with one. Perplexity of 128 windows of 256 test tokens,
+          evenly spread.
+smollm2   a real model to two thirds of its layers, distilled and with the cross-entropy alone; on the
+          first 8 x 512 test tokens, perplexity and how often the teacher's likeliest token is the student's too; the
+          perplexity of a text of another kind. Its training resumes from its own checkpoints in the working folder.
 """
 
 import hashlib
@@ -19,12 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.distillation_order import Json, Order, Part, Texts, perplexity
+from benchmarks.distillation_order import Json, Order, Part, Texts, agreement, perplexity
 from benchmarks.distillation_speed import leave_out
 
 DISTILLED, TEXT_ONLY = "distilled", "cross-entropy alone"
 RANDOM, UNTRAINED = "distilled from random weights", "layers left out, untrained"
+TEACHER = "teacher"
 CONTROLS: dict[str, Json] = {DISTILLED: {}, TEXT_ONLY: {"losses": {"cross_entropy": 1.0}}, RANDOM: {}}
+REAL_ARMS = (DISTILLED, TEXT_ONLY)
 VARIANTS: dict[str, Json] = {
     "reverse KL": {"losses": {"reverse_kl": 0.9, "cross_entropy": 0.1}},
     "Jensen-Shannon": {"losses": {"jensen_shannon": 0.9, "cross_entropy": 0.1}},
@@ -94,7 +97,7 @@ def quickstart_budget() -> Json:
 
 
 def _student(order: Order, layers: int, name: str, knobs: Json, seed: int) -> Json:
-    source, chosen = order.embedded, {"layers": layers}
+    source, chosen = order.embedded, {"layers": layers, "choose": "spread"}
     if name == RANDOM:
         source, chosen = _random(order, layers, seed), {}
     trained = distilled(order, source, order.embedded, order.novels, chosen | knobs, seed, name)
@@ -177,28 +180,24 @@ def smollm2(order: Order, part: Part) -> None:
     layers = max(1, round(depth * REAL_SHARE))
     knobs = REAL | {"length": _length(order.model, REAL_LENGTH), "layers": layers, "tokens": order.tokens} | order.knobs
     part.about(model=order.model.resolve().name, depth=depth, layers=layers, knobs=knobs, test=order.texts.test.name)
-    if "teacher" not in part.found:
-        part.about(teacher=_real_perplexity(order, order.model))
-    for name in (DISTILLED, TEXT_ONLY):
+    part.about(elsewhere=order.elsewhere and order.elsewhere.name)
+    part.row(TEACHER, partial(_scores, order, order.model))
+    for name in REAL_ARMS:
         order.tell(name)
         part.row(name, partial(_real_student, order, knobs | CONTROLS[name], name))
     kept = part.rows[DISTILLED]["kept"]
-    part.row(UNTRAINED, lambda: {"perplexity": _without_training(order, kept), "kept": kept})
+    part.row(UNTRAINED, lambda: {**_scores(order, _without_training(order, kept)), "kept": kept})
 
 
 def _real_student(order: Order, knobs: Json, name: str) -> Json:
     assert order.model is not None
     trained = distilled(order, order.model, order.model, order.texts, knobs, 0, name)
     curve = [[row["tokens"], row["held_out_loss"]] for row in trained.facts["history"] if "held_out_loss" in row]
-    return {
-        "perplexity": _real_perplexity(order, trained.out),
-        "tokens_per_second": trained.tokens_per_second,
-        "curve": curve,
-        "kept": trained.facts["kept_layers"],
-    }
+    about = {"tokens_per_second": trained.tokens_per_second, "curve": curve, "kept": trained.facts["kept_layers"]}
+    return _scores(order, trained.out) | about
 
 
-def _without_training(order: Order, kept: list[int]) -> float:
+def _without_training(order: Order, kept: list[int]) -> Path:
     from compress.checkpoint import load_model, load_tokenizer, save_checkpoint
     from compress.distillation.students import with_layers
 
@@ -206,12 +205,19 @@ def _without_training(order: Order, kept: list[int]) -> float:
     out = order.work / "smollm2-untrained"
     out.mkdir(parents=True, exist_ok=True)
     save_checkpoint(with_layers(load_model(order.model), kept), load_tokenizer(order.model), out)
-    return _real_perplexity(order, out)
+    return out
 
 
-def _real_perplexity(order: Order, checkpoint: Path) -> float:
+def _scores(order: Order, checkpoint: Path) -> Json:
     assert order.model is not None
-    return perplexity(checkpoint, order.texts.test, REAL_WINDOWS, _length(order.model, REAL_LENGTH), evenly=False)
+    test, length = order.texts.test, _length(order.model, REAL_LENGTH)
+    found = {
+        "perplexity": perplexity(checkpoint, test, REAL_WINDOWS, length, evenly=False),
+        "agreement": agreement(checkpoint, order.model, test, REAL_WINDOWS, length),
+    }
+    if order.elsewhere is None:
+        return found
+    return found | {"elsewhere": perplexity(checkpoint, order.elsewhere, REAL_WINDOWS, length, evenly=True)}
 
 
 def _depth(checkpoint: Path) -> int:

@@ -101,16 +101,19 @@ def _spread(values: list[float], unit: str = "") -> str:
 
 
 def _smollm2(part: Json) -> Iterator[Table]:
-    rows = [("teacher", format_number(part["teacher"]), "", "")]
+    rows, teacher = [], part["rows"]["teacher"]
     for name, row in part["rows"].items():
-        ratio, rate = f"{row['perplexity'] / part['teacher']:.3g}x", row.get("tokens_per_second")
-        rows.append((name, format_number(row["perplexity"]), ratio, f"{rate:,.0f}" if rate else ""))
+        cells = [name]
+        for figure in ("perplexity", "elsewhere") if part["elsewhere"] else ("perplexity",):
+            ratio = "" if row is teacher else f" ({row[figure] / teacher[figure]:.3g}x)"
+            cells.append(f"{format_number(row[figure])}{ratio}")
+        rows.append((*cells, f"{100 * row['agreement']:.1f} %"))
     title = (
         f"{part['model']} from {part['depth']} to {part['layers']} layers, {part['knobs']['tokens']:,} training tokens"
     )
-    yield Table(
-        title=title, columns=("student", "perplexity", "of the teacher's", "tokens/s in training"), rows=tuple(rows)
-    )
+    elsewhere = (f"of {part['elsewhere']}",) if part["elsewhere"] else ()
+    columns = ("student", "perplexity", *elsewhere, "same likeliest token as the teacher")
+    yield Table(title=title, columns=columns, rows=tuple(rows))
     curves = {name: row["curve"] for name, row in part["rows"].items() if row.get("curve")}
     if curves:
         yield _curve(curves)

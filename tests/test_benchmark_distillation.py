@@ -12,7 +12,15 @@ import typer
 from benchmarks import distillation, distillation_quality
 from benchmarks.distillation import joined, measure, read_knob
 from benchmarks.distillation_order import Order, Part, Texts, perplexity
-from benchmarks.distillation_quality import CONTROLS, DISTILLED, TEXT_ONLY, UNTRAINED, VARIANTS, quickstart_budget
+from benchmarks.distillation_quality import (
+    CONTROLS,
+    DISTILLED,
+    REAL_ARMS,
+    TEACHER,
+    UNTRAINED,
+    VARIANTS,
+    quickstart_budget,
+)
 from benchmarks.distillation_speed import ARMS
 from benchmarks.distillation_tables import TITLES, distillation_outcomes, distillation_tables
 from benchmarks.page import write_page
@@ -28,6 +36,7 @@ def order(make_checkpoint: Callable[..., Path], text_file: Path, tmp_path_factor
         tell=lambda what: None,
         model=make_checkpoint("llama"),
         texts=texts,
+        elsewhere=text_file,
         embedded=make_checkpoint("gpt2", n_layer=4),
         novels=texts,
         tokens=128,
@@ -91,20 +100,23 @@ def test_controls_have_every_seed_and_variants_one(run: dict[str, Any]) -> None:
 
 def test_a_real_model_is_followed_on_held_out_text(run: dict[str, Any]) -> None:
     part = run["parts"]["smollm2"]
-    assert set(part["rows"]) == {DISTILLED, TEXT_ONLY, UNTRAINED}
+    assert set(part["rows"]) == {TEACHER, *REAL_ARMS, UNTRAINED}
     assert part["layers"] == 2
-    for name in (DISTILLED, TEXT_ONLY):
+    assert part["rows"][TEACHER]["agreement"] == 1
+    assert part["rows"][TEACHER]["elsewhere"] > 1
+    for name in REAL_ARMS:
         row = part["rows"][name]
         assert len(row["curve"]) >= 1
         assert row["curve"][-1][0] <= 128
         assert row["kept"] == part["rows"][UNTRAINED]["kept"]
+        assert 0 <= row["agreement"] < 1
 
 
 def test_the_tables_show_every_row_and_every_target(run: dict[str, Any], tmp_path: Path) -> None:
     tables = distillation_tables(run)
     assert set(tables) == {*distillation.PARTS, "targets"}
     text = "\n".join(table.markdown() for found in tables.values() for table in found)
-    for name in ("chunked", "naive", *TITLES.values(), *CONTROLS, *VARIANTS, UNTRAINED, "teacher"):
+    for name in ("chunked", "naive", *TITLES.values(), *CONTROLS, *VARIANTS, *REAL_ARMS, UNTRAINED, TEACHER):
         assert f"| {name} |" in text, name
     assert len(list(distillation_outcomes(run["parts"]))) == 3 + 2
     page = page_of(run, tmp_path)

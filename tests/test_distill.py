@@ -31,6 +31,7 @@ KNOBS: dict[str, Any] = {
     "batch": 8,
     "learning_rate": 3e-3,
     "checkpoints": 3,
+    "choose": "spread",
     "report_to": (),
 }
 """16 steps, a checkpoint after every fourth."""

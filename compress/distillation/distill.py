@@ -85,8 +85,8 @@ class DistillConfig(TrainingKnobs):
 
     layers: int | None = Field(default=None, gt=0)
     """How many of the source's layers the student keeps; absent: all of them."""
-    choose: Literal["spread", "block_influence", "perplexity"] = "spread"
-    """Which: evenly spaced with first and last among them, or those that the training text shows to matter most."""
+    choose: Literal["spread", "block_influence", "perplexity"] = "block_influence"
+    """Which: those that the training text shows to matter most, or evenly spaced with first and last among them."""
     keep: tuple[int, ...] | None = None
     """Or the kept layers themselves, counted from 0."""
     student: Path | None = None
