@@ -62,10 +62,8 @@ def _chart(report: Report, split: Callable[[Row], dict[str, int]], colors: dict[
             axes.barh([place], [part / factor], left=start / factor, height=0.6, color=colors.get(kind, LINE))
             start += part
         _label(axes, place, size, rows[place - 1][1] if place else None, factor)
-    kept = {REST: [size - sum(split(row).values()) for row, size in rows]}
-    kept = {kind: [split(row)[kind] for row, _ in rows] for kind in colors} | kept
-    for kind, parts in kept.items():
-        if any(part > VISIBLE * size for part, (_, size) in zip(parts, rows, strict=True)):
+    for kind in (*colors, REST):
+        if any(split(row).get(kind, size - sum(split(row).values())) > VISIBLE * size for row, size in rows):
             axes.barh([0], [0], color=colors.get(kind, LINE), label=kind)
     axes.set_yticks(range(len(rows)), [row.name for row, _ in rows])
     axes.invert_yaxis()
