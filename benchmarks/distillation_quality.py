@@ -1,8 +1,8 @@
 """Parts `half` and `smollm2`: how good students are.
 
-half      students with half of the embedded teacher's layers, evenly spread, trained with the quickstart's budget; every
-          arm of CONTROLS with several seeds, those of VARIANTS with one. Perplexity of 128 windows of 256 test tokens,
-          evenly spread.
+half      students with half of the embedded teacher's layers, evenly spread, trained with the quickstart's budget;
+          every arm of CONTROLS with several seeds, those of VARIANTS with one. Perplexity of 128 windows of 256 test
+          tokens, evenly spread.
 smollm2   a real model to two thirds of its layers, distilled and with the cross-entropy alone; on the
           first 8 x 512 test tokens, perplexity and how often the teacher's likeliest token is the student's too; the
           perplexity of a text of another kind. Its training resumes from its own checkpoints in the working folder.

@@ -94,12 +94,16 @@ class OnnxCausalLM:
         """Log-probabilities of the next token at every position: float32 (B, T, V). Padding on the right does no
         harm.
         """
-        rows, tokens = ids_BT.shape
-        with self._borrowed(rows, tokens) as batch:
-            logits_BTV = batch.feed(ids_BT, np.full(rows, tokens, dtype=np.int64))
+        logits_BTV = self.logits(ids_BT)
         for logits_TV in logits_BTV:
             log_softmax(logits_TV)
         return logits_BTV
+
+    def logits(self, ids_BT: Ids) -> Floats:
+        """What `score` normalizes, for those who do that themselves: float32 (B, T, V)."""
+        rows, tokens = ids_BT.shape
+        with self._borrowed(rows, tokens) as batch:
+            return batch.feed(ids_BT, np.full(rows, tokens, dtype=np.int64))
 
     def generate(
         self,

@@ -53,7 +53,7 @@ def open_model(folder: Path, form: Form) -> Answering:
             texts = bundle.generate([prompt.tolist() for prompt in prompts], max_new_tokens=tokens)
             return [np.array(text, dtype=np.int64) for text in texts]
 
-        return Answering(scorer=bundle.score, generator=generate, context=bundle.config.context)
+        return Answering(scorer=bundle.logits, generator=generate, context=bundle.config.context)
     model = load_model(folder)
     return Answering(
         scorer=_scorer(model), generator=_generator(model), context=context_length(read_config(folder)) or UNLIMITED

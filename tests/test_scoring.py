@@ -71,7 +71,7 @@ def test_every_arm_takes_the_same_windows(tmp_path: Path) -> None:
     windows = windows_in([TEXT], load_tokenizer(MODEL), length=LENGTH, count=21, select="first")
     found = cost(bundle, windows, batch=2)
     assert {len(seconds) for seconds in found.seconds.values()} == {3}
-    assert set(found.seconds) == {"alone", "logits", "shipped"}
+    assert set(found.seconds) == {"alone", "scored"}
     expected = np.exp(score(open_model(bundle, "onnx").scorer, windows, batch=2).nll.mean())
     assert found.perplexity == pytest.approx(expected, rel=1e-5)
-    assert found.ratio("logits") > 0
+    assert found.ratio("scored") > 0
