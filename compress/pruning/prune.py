@@ -101,7 +101,8 @@ def run(config: PruneConfig, given: StageInput) -> Facts:
     assert given.source is not None
     ids_NT = _calibration(config, given)
     walk = BlockWalk(given.source, ids_NT if config.criterion in READS_TEXT else None)
-    targets = block_targets(config, walk.model, _shares(config, given, ids_NT))
+    shares, measured = _shares(config, given, ids_NT)
+    targets = block_targets(config, walk.model, shares)
     extras = extra_targets(config, walk.model)
     walk.files.copy_to(given.out)
     with given.progress.task("prune", total=len(walk) + len(extras)) as task:
@@ -111,7 +112,7 @@ def run(config: PruneConfig, given: StageInput) -> Facts:
             prune_matrix(walk.files, given.out, config.criterion, target, given.seed)
             task.advance()
     tokens = {} if ids_NT is None else {"calibration_tokens": ids_NT.size}
-    return {**_counted(config, walk, given.out, [*targets.values(), *extras]), **tokens, "latency": LATENCY}
+    return {**_counted(config, walk, given.out, [*targets.values(), *extras]), **tokens, **measured, "latency": LATENCY}
 
 
 def _calibration(config: PruneConfig, given: StageInput) -> "NDArray[np.int64] | None":
@@ -122,13 +123,15 @@ def _calibration(config: PruneConfig, given: StageInput) -> "NDArray[np.int64] |
     return rows_of_stage("prune", given, config.rows, config.length)
 
 
-def _shares(config: PruneConfig, given: StageInput, ids_NT: "NDArray[np.int64] | None") -> dict[str, float]:
-    """Block's name -> its sparsity, where the blocks' sensitivities decide; else empty.
+def _shares(
+    config: PruneConfig, given: StageInput, ids_NT: "NDArray[np.int64] | None"
+) -> tuple[dict[str, float], Facts]:
+    """Block's name -> its sparsity, where the blocks' sensitivities decide, and what they are; else both empty.
 
     Every block is tried at two sparsities with the rest of the model behind it, so the rows are cut short.
     """
     if config.allocation == "uniform":
-        return {}
+        return {}, {}
     from compress.pruning.allocation import allocate, levels
     from compress.pruning.sensitivity import SensitivityConfig, measure_sensitivity
 
@@ -149,7 +152,7 @@ def _shares(config: PruneConfig, given: StageInput, ids_NT: "NDArray[np.int64] |
     )
     notes = given.scratch / "sensitivity.json"
     measured = measure_sensitivity(given.source, ids_NT, asked, notes=notes, progress=given.progress)
-    return allocate(measured, config.sparsity)
+    return allocate(measured, config.sparsity), {"sensitivity": measured.model_dump(mode="json")}
 
 
 def _counted(config: PruneConfig, walk: "BlockWalk", out: Path, targets: "list[Target]") -> Facts:
