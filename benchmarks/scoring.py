@@ -6,7 +6,7 @@
 Cost. Two arms take the same windows in the same batches, a few batches at a time, in an order drawn anew each time:
 
     alone     ONNX Runtime's forward passes: inputs, cache and logits are bound once, no logit is looked at
-    scored    `evaluation.quality.score` on the bundle, as runs do it (`recipes.answering.open_model`)
+    scored    `evaluation.quality.score` on the bundle, as runs do it (`recipes.quality.answering.open_model`)
 
 The figure is an arm's seconds divided by those of `alone`: over all windows, and the median over such turns with its
 interval. Reading and cutting the text is not timed; the statistics at the end are timed once, and are in "all windows".
@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from compress.checkpoint import load_tokenizer
 from evaluation.quality import TokenScores, Windows, amounts_of, quality_measurements, score, windows_of
 from evaluation.statistics import median_interval
-from recipes.answering import open_model
-from recipes.windows import beginning, windows_in
+from recipes.quality.answering import open_model
+from recipes.quality.windows import beginning, windows_in
 
 Ids = NDArray[np.int64]
 AT_MOST = 1.1

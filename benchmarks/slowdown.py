@@ -24,9 +24,9 @@ from evaluation.latency.figures import kept_blocks
 from evaluation.units import format_ratio, format_ratio_interval
 from export import bundle_folder
 from export.runtime import BundleConfig
-from recipes.arms import Contender, open_contender
-from recipes.interleave import Entrant, new_session, pinned_cpus, take_turns
 from recipes.schema import available_cores
+from recipes.timing.arms import Contender, open_contender
+from recipes.timing.interleave import Entrant, new_session, pinned_cpus, take_turns
 
 OPENER = "benchmarks.slowdown:open_slowed"
 SLOWDOWN, MARGIN = 0.05, 1.02

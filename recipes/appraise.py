@@ -15,13 +15,13 @@ from compress.text import TextSource
 from evaluation.measurement import Measurement
 from evaluation.render import write_report
 from evaluation.report import BASELINE, Report, Row
-from recipes.evaluations import evaluation_problems, name_problems
-from recipes.findings import findings
-from recipes.latency import entrant_of
 from recipes.machine import environment
 from recipes.measure import TOKENS_FILE, Baseline, measure_footprint, measure_latency, measure_quality
+from recipes.quality.evaluations import evaluation_problems, name_problems
+from recipes.quality.findings import findings
 from recipes.runner import compared
 from recipes.schema import BenchmarkConfig, EvaluateConfig, NoiseConfig, short_benchmark
+from recipes.timing.latency import entrant_of
 from recipes.verbs import VerbError, check_out, form_of, publish, work_folder
 
 MODEL = "model"

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from recipes.commands.tracking_options import Register, Track
 from recipes.session import session
-from recipes.tracking_options import Register, Track
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write.", show_default=False)]
@@ -42,12 +42,12 @@ def main() -> None:
 
 def application() -> typer.Typer:
     """Every command."""
-    from recipes.benchmark_command import benchmark
-    from recipes.compare_command import compare_command
-    from recipes.gate_command import gate_command
-    from recipes.sensitivity_command import sensitivity_command
+    from recipes.commands.benchmark_command import benchmark
+    from recipes.commands.compare_command import compare_command
+    from recipes.commands.gate_command import gate_command
+    from recipes.commands.sensitivity_command import sensitivity_command
+    from recipes.commands.verb_commands import evaluate_command, stage_command
     from recipes.stages import STAGES
-    from recipes.verb_commands import evaluate_command, stage_command
 
     app = typer.Typer(name="demitasse", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback(help=HELP)(_root)
@@ -206,7 +206,7 @@ def schema(debug: Debug = False) -> None:
 def methods(debug: Debug = False) -> None:
     """List every method that a recipe can name, with one line each."""
     with session(debug=debug) as terminal:
-        from recipes.methods import methods as all_methods
+        from recipes.commands.methods import methods as all_methods
         from recipes.outcome import show_list
 
         for heading, entries in all_methods():
@@ -216,7 +216,7 @@ def methods(debug: Debug = False) -> None:
 def doctor(debug: Debug = False) -> None:
     """Look at this machine: versions, CPU, GPUs, providers that really load, and what to do about the others."""
     with session(debug=debug) as terminal:
-        from recipes.doctor import examine
+        from recipes.commands.doctor import examine
         from recipes.outcome import show_finding
 
         missing = 0

@@ -17,7 +17,7 @@ from evaluation.measurement import Comparison, Interval, Measurement, Ratio, Val
 from evaluation.quality import TokenScores
 from evaluation.report import read_report
 from recipes.judging import Result, Stored
-from recipes.quality import TOKENS_FILE, figures_of
+from recipes.quality.measuring import TOKENS_FILE, figures_of
 
 MACHINE = ("processor", "cores", "threads")
 """What must be alike in two reports so that their latencies may be held against each other."""

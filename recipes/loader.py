@@ -21,7 +21,7 @@ from evaluation.gate import Limit, limit_problem
 from evaluation.measurement import METRICS, SEPARATOR, is_metric, metric_of
 from recipes.draft import SECTIONS, Draft, override, read
 from recipes.errors import KeyPath, RecipeError, describe, did_you_mean, got, one_of, raise_problems, unknown_key
-from recipes.evaluations import name_problems
+from recipes.quality.evaluations import name_problems
 from recipes.schema import (
     BenchmarkConfig,
     DataConfig,

@@ -21,15 +21,15 @@ from compress.checkpoint import count_nonzero, inspect_checkpoint, weight_files
 from compress.int8 import EMBEDDINGS_FILE
 from evaluation.measurement import Measurement
 from export import bundle_folder
-from recipes.answering import open_scorer as open_scorer
-from recipes.latency import measure_latency as measure_latency  # a run's meter finds all of its functions here
-from recipes.macs import macs_per_token
-from recipes.probe import DECODED
-from recipes.quality import TOKENS_FILE as TOKENS_FILE
-from recipes.quality import measure_quality as measure_quality
+from recipes.quality.answering import open_scorer as open_scorer
+from recipes.quality.measuring import TOKENS_FILE as TOKENS_FILE
+from recipes.quality.measuring import measure_quality as measure_quality
 from recipes.stored import METHOD, compressed_bytes
 from recipes.subject import RUNTIMES, MeasureError
 from recipes.subject import Baseline as Baseline
+from recipes.timing.latency import measure_latency as measure_latency  # a run's meter finds all of its functions here
+from recipes.timing.macs import macs_per_token
+from recipes.timing.probe import DECODED
 
 MEASURE_VERSION = 5
 
@@ -87,7 +87,7 @@ def _stored(artifact: Path, form: Form) -> list[Path]:
 
 def probe(artifact: Path, form: Form, *, prompt: int, threads: int) -> int:
     """Bytes of peak memory, as `probe.py` finds them in a process of its own."""
-    command = [sys.executable, "-m", "recipes.probe", str(artifact), form, str(prompt), str(threads)]
+    command = [sys.executable, "-m", "recipes.timing.probe", str(artifact), form, str(prompt), str(threads)]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),

@@ -20,7 +20,7 @@ from evaluation.units import format_duration, format_value
 
 if TYPE_CHECKING:
     from export.bundle import BundleSummary
-    from recipes.doctor import Finding
+    from recipes.commands.doctor import Finding
     from recipes.planning import Plan, PlannedStep
 
 COLORS: dict[Verdict | None, str] = {

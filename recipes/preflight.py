@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from compress import TextError, TextSource
 from compress.checkpoint import context_length
 from compress.text import read_documents
-from recipes.choices import TaskError
 from recipes.errors import Problem, RecipeError, raise_problems
-from recipes.evaluations import evaluation_problems, questions_of
 from recipes.loader import order_problem
 from recipes.planning import Estimate, Step
-from recipes.probe import DECODED
+from recipes.quality.choices import TaskError
+from recipes.quality.evaluations import evaluation_problems, questions_of
 from recipes.schema import EvaluateConfig, Recipe
 from recipes.source import Source
 from recipes.store import Store, versions
+from recipes.timing.probe import DECODED
 
 VERSION = 1
 WORDS = 13

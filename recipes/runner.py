@@ -24,20 +24,21 @@ from evaluation.gate import overall
 from evaluation.measurement import Measurement, Ratio
 from evaluation.render import write_report
 from evaluation.report import Report, Row
-from recipes import latency, measure
-from recipes.decoding import DecodeTimer
+from recipes import measure
 from recipes.errors import Problem, RecipeError, raise_problems
-from recipes.findings import findings
 from recipes.machine import LIBRARIES, environment
 from recipes.parts import weights_by_part
 from recipes.planning import Step, chain, estimates, run_folder
 from recipes.preflight import check_evaluations, check_model, check_overlaps, check_room
 from recipes.processes import Alone, alone, unfit_batches
 from recipes.provenance import recipe_text, sources_of
+from recipes.quality.findings import findings
 from recipes.run_folder import Log, add_card, make_writable, point_at, writing
 from recipes.schema import BenchmarkConfig, Recipe, Stages, short_benchmark
 from recipes.source import NOTHING, Source, resolve
 from recipes.store import Artifact, Store, digest_of, versions
+from recipes.timing import latency
+from recipes.timing.decoding import DecodeTimer
 from recipes.until_decided import Patience
 
 LOG = "log.txt"

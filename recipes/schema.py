@@ -16,9 +16,9 @@ from pydantic.json_schema import models_json_schema
 from compress import Stage, StageConfig, TextSource
 from evaluation.gate import Limit
 from evaluation.measurement import METRICS, SEPARATOR, is_metric
-from recipes.choices import TaskConfig
 from recipes.errors import Locations
-from recipes.evaluations import GenerationConfig, LabeledConfig
+from recipes.quality.choices import TaskConfig
+from recipes.quality.evaluations import GenerationConfig, LabeledConfig
 
 Stages = Mapping[str, Stage[Any]]
 COMMIT = re.compile(r"[0-9a-f]{40}")

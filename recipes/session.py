@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compress.training.launch import launch
+from recipes.commands.terminal import Terminal, open_terminal
 from recipes.failures import Terminated, exit_code, message, terminable
 from recipes.outcome import shown_path
-from recipes.terminal import Terminal, open_terminal
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from evaluation.report import Report
 from recipes.failures import BAD_INPUT
 
 if TYPE_CHECKING:
-    from recipes.terminal import Terminal
+    from recipes.commands.terminal import Terminal
 
 FINAL = "final"
 

@@ -18,9 +18,9 @@ from typing import Any
 from compress.stage import Facts, Form, Progress, Stage, StageConfig, StageInput
 from compress.text import TextSource
 from export import bundle_folder
-from recipes.decoding import DecodeTimer
 from recipes.processes import Alone, alone, run_along, unfit_batch
 from recipes.store import flush
+from recipes.timing.decoding import DecodeTimer
 
 TEXT_OPTIONS = {"train_text": "--train-text", "calibration_text": "--calibration-text"}
 MANIFEST = "manifest.json"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.overhead import Clocked, wait
 from evaluation.latency import Arm
-from recipes.arms import NOT_NUMBERS
+from recipes.timing.arms import NOT_NUMBERS
 
 OPENER = "clocked_arms:open_arm"
 

@@ -18,12 +18,12 @@ from evaluation.gate import EXIT_CODES, Limit, judge
 from evaluation.latency import Cell, Protocol, Session, cell_measurements, latency_measurements
 from evaluation.latency.figures import kept_blocks
 from evaluation.measurement import Measurement
-from recipes.benchmark import BenchmarkError, Order, Result, benchmark, entrants_of
-from recipes.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
-from recipes.latency import LATENCY_FILE, entrant_of, measure_latency, read_session
-from recipes.macs import macs_per_token
 from recipes.schema import BenchmarkConfig
 from recipes.subject import MeasureError
+from recipes.timing.benchmark import BenchmarkError, Order, Result, benchmark, entrants_of
+from recipes.timing.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
+from recipes.timing.latency import LATENCY_FILE, entrant_of, measure_latency, read_session
+from recipes.timing.macs import macs_per_token
 
 CELL = Cell(prompt=4, tokens=9)
 

@@ -124,7 +124,7 @@ def test_a_model_card_may_lie_in_the_bundle(bundle: Path) -> None:
     (bundle / "README.md").write_text("PASS", encoding="utf-8")
     verify_bundle(bundle)
     (bundle / "readme.md").write_text("PASS", encoding="utf-8")
-    with pytest.raises(BundleIntegrityError, match="readme.md: not in the manifest"):
+    with pytest.raises(BundleIntegrityError, match=r"readme\.md: not in the manifest"):
         verify_bundle(bundle)
 
 

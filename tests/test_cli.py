@@ -12,11 +12,11 @@ import pytest
 from conftest import Demitasse
 
 from compress import StageError
+from recipes.commands.methods import REGISTRIES, methods
+from recipes.commands.options import option_name
+from recipes.commands.terminal import Lines, clock_time
 from recipes.failures import Terminated, exit_code, message
-from recipes.methods import REGISTRIES, methods
-from recipes.options import option_name
 from recipes.stages import STAGES
-from recipes.terminal import Lines, clock_time
 
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "mobius", "scipy", "matplotlib", "bitsandbytes", "datasets"}
 COMMANDS = [
@@ -234,7 +234,7 @@ def test_run_ends_in_a_table_and_a_verdict(
 CHATTERING = """
 import os, subprocess, sys
 from pathlib import Path
-from recipes.chatter import Chatter
+from recipes.commands.chatter import Chatter
 with Chatter() as chatter:
     os.write(1, b"early\\n")
     chatter.move_to(Path(sys.argv[1]))
@@ -274,7 +274,7 @@ def test_bars_are_drawn_on_a_terminal() -> None:
 
     from rich.console import Console
 
-    from recipes.terminal import Bars
+    from recipes.commands.terminal import Bars
 
     drawn = StringIO()
     bars = Bars(Console(file=drawn, force_terminal=True, width=100))

@@ -11,9 +11,9 @@ import pytest
 from compress import Facts, Stage, StageConfig, StageError, StageInput
 from export.coverage import coverage
 from export.external_data import read_graph
-from recipes.decoding import DecodeTimer, decode_seconds, int8_bundle, shape_of
 from recipes.loader import load_recipe
 from recipes.runner import run
+from recipes.timing.decoding import DecodeTimer, decode_seconds, int8_bundle, shape_of
 from recipes.verbs import Order, carry_out
 
 FEW = 2
@@ -21,7 +21,7 @@ FEW = 2
 
 @pytest.fixture(autouse=True)
 def _few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.decoding.BLOCKS", FEW)
+    monkeypatch.setattr("recipes.timing.decoding.BLOCKS", FEW)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -17,10 +17,10 @@ from compress import Form
 from compress.checkpoint import load_tokenizer
 from evaluation.measurement import is_metric
 from evaluation.quality.items import Items, item_measurements
-from recipes import harness
-from recipes.answering import open_model
-from recipes.choices import TaskConfig, TaskError
-from recipes.harness import ask_task, open_task, task_problems
+from recipes.quality import harness
+from recipes.quality.answering import open_model
+from recipes.quality.choices import TaskConfig, TaskError
+from recipes.quality.harness import ask_task, open_task, task_problems
 
 pytest.importorskip("lm_eval")
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,7 +95,7 @@ def instances(*arguments: tuple[Any, ...], kind: str = "loglikelihood") -> list[
 
 
 def model(**knobs: Any) -> Any:
-    from recipes.scorer_lm import ScorerLM
+    from recipes.quality.scorer_lm import ScorerLM
 
     opened = open_model(MODEL, "dense")
     given = {"scorer": opened.scorer, "generator": opened.generator, "context": CONTEXT, "batch": 3, **knobs}

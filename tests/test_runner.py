@@ -19,10 +19,10 @@ from evaluation.deciding import LOOKS
 from evaluation.measurement import Interval, Measurement, Ratio
 from evaluation.report import Row, read_report
 from recipes.errors import RecipeError
-from recipes.interleave import Entrant
 from recipes.loader import load_recipe
 from recipes.runner import Meter, run
 from recipes.store import RECORD, IntegrityError, StoreError, digest_of
+from recipes.timing.interleave import Entrant
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """\

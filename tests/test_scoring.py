@@ -10,9 +10,9 @@ from exported import exported_int8
 from benchmarks.scoring import cost, documents_of, rolled
 from compress.checkpoint import load_tokenizer
 from evaluation.quality import score
-from recipes.answering import open_model
+from recipes.quality.answering import open_model
+from recipes.quality.windows import windows_in
 from recipes.subject import MeasureError
-from recipes.windows import windows_in
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "recipes" / "models" / "novels-gpt2"

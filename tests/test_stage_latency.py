@@ -19,10 +19,10 @@ from compress.text import TextSource
 from evaluation.gate import EXIT_CODES, Limit, judge
 from evaluation.latency import Cell, Protocol, Session, latency_measurements
 from evaluation.report import Report, read_report
-from recipes.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
 from recipes.judging import Stored, judge_run
-from recipes.latency import _racing, latency_identity, measure_latency, seconds_of_a_block
 from recipes.schema import BenchmarkConfig
+from recipes.timing.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
+from recipes.timing.latency import _racing, latency_identity, measure_latency, seconds_of_a_block
 
 CELL = Cell(prompt=4, tokens=3)
 RECIPE = """\
@@ -178,7 +178,7 @@ def kill_an_arm(run: "subprocess.Popen[str]", times: int) -> None:
     killed: set[int] = set()
     while run.poll() is None and len(killed) < times:
         for child in psutil.Process(run.pid).children():
-            if child.pid not in killed and "recipes.arm_process" in child.cmdline():
+            if child.pid not in killed and "recipes.timing.arm_process" in child.cmdline():
                 os.kill(child.pid, signal.SIGKILL)
                 killed.add(child.pid)
         time.sleep(0.01)

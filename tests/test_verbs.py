@@ -10,9 +10,9 @@ from conftest import Demitasse
 from compress import StageConfig, StageError, StageInput
 from compress.stage import Facts, Stage
 from recipes.appraise import Appraisal, appraise
-from recipes.options import OptionError, build
+from recipes.commands.options import OptionError, build
+from recipes.commands.verb_commands import text_source
 from recipes.schema import EvaluateConfig
-from recipes.verb_commands import text_source
 from recipes.verbs import Order, VerbError, carry_out
 
 

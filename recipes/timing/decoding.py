@@ -109,7 +109,7 @@ def _arm(bundle: Path, threads: int) -> tuple["Arm", int]:
 
     from export.runtime import BundleConfig
     from export.triton import bundle_folder
-    from recipes.arms import Bundle
+    from recipes.timing.arms import Bundle
 
     config = BundleConfig.read(bundle_folder(bundle))
     steps = min(STEPS, config.context // 2)

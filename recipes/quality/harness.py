@@ -31,13 +31,13 @@ import numpy as np
 
 from evaluation.quality.items import Items
 from evaluation.quality.scoring import Scorer
-from recipes.choices import Question, TaskConfig, TaskError, read_questions, spread
 from recipes.errors import did_you_mean, one_of
+from recipes.quality.choices import Question, TaskConfig, TaskError, read_questions, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from recipes.scorer_lm import Generator
+    from recipes.quality.scorer_lm import Generator
 
 EXTRA = "pip install 'demitasse[tasks]'"
 METRIC_OF = {"acc": "accuracy", "acc_norm": "accuracy_norm"}
@@ -124,7 +124,7 @@ def ask_task(
     """
     from lm_eval.evaluator import evaluate
 
-    from recipes.scorer_lm import ScorerLM
+    from recipes.quality.scorer_lm import ScorerLM
 
     task = open_task(config, seed=seed)
     model = ScorerLM(

@@ -36,13 +36,13 @@ from evaluation.quality import (
 from evaluation.quality.generation import ask_generation
 from evaluation.quality.items import Items, item_measurements
 from evaluation.quality.labeled import ask_labeled
-from recipes.answering import Answering, open_model
-from recipes.choices import TaskConfig
-from recipes.evaluations import GenerationConfig, LabeledConfig, read_generation, read_labeled
-from recipes.findings import ERRORS, ITEMS
+from recipes.quality.answering import Answering, open_model
+from recipes.quality.choices import TaskConfig
+from recipes.quality.evaluations import GenerationConfig, LabeledConfig, read_generation, read_labeled
+from recipes.quality.findings import ERRORS, ITEMS
+from recipes.quality.windows import beginning, windows_in
 from recipes.schema import EvaluateConfig
 from recipes.subject import RUNTIMES, Baseline, MeasureError
-from recipes.windows import beginning, windows_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -199,7 +199,7 @@ class _Exam:
             raise MeasureError(f"{named.name}: {error}") from error
 
     def _ask_task(self, named: TaskConfig) -> Items:
-        from recipes.harness import ask_task, open_task
+        from recipes.quality.harness import ask_task, open_task
 
         total = len(open_task(named, seed=self.seed))
         with self.progress.task(f"{self.label}: {named.name}", total=total) as task:

@@ -1,6 +1,6 @@
 """One arm's turn in one block, in a process of its own: its own memory, threads, libraries and cold start.
 
-    python -m recipes.arm_process      reads an `Order` as JSON from stdin, prints a `Turn` as the last line of stdout
+    python -m recipes.timing.arm_process   an `Order` as JSON from stdin, a `Turn` as the last line of stdout
 
     pin to the processors -> open the model -> first prompt -> every cell: warm up, time -> memory -> one line of JSON
 
@@ -21,8 +21,8 @@ from compress.stage import Form
 from evaluation.latency import Cell, CellTimes, Counters, Protocol, Turn, time_cell
 from evaluation.latency.timing import timed
 from evaluation.measurement import Value
-from recipes.arms import OPENER, Contender, Ids, opener_of
-from recipes.probe import peak_memory
+from recipes.timing.arms import OPENER, Contender, Ids, opener_of
+from recipes.timing.probe import peak_memory
 
 MEBIBYTE = 2**20
 

@@ -17,8 +17,8 @@ import typer
 from compress.pruning.sensitivity import SensitivityConfig
 from compress.stage import Progress
 from compress.text import TextSource
-from recipes.options import build, command, keyword, parameters
-from recipes.verb_commands import DEBUG, FOLDER_HELP, READS, WRITES, text_source
+from recipes.commands.options import build, command, keyword, parameters
+from recipes.commands.verb_commands import DEBUG, FOLDER_HELP, READS, WRITES, text_source
 
 if TYPE_CHECKING:
     from compress.pruning.sensitivity import Sensitivity
@@ -61,8 +61,8 @@ def _run(**given: Any) -> None:
     from recipes.session import session
 
     with session(debug=given["debug"], goes_on=given["out"] is not None) as terminal:
+        from recipes.commands.sensitivity_view import show_sensitivity
         from recipes.outcome import shown_path
-        from recipes.sensitivity_view import show_sensitivity
 
         text = text_source("--text", given["text"])
         assert text is not None  # the option is required
@@ -124,7 +124,7 @@ def _measure(survey: Survey, notes: Path | None, progress: Progress) -> "Sensiti
 
 
 def _write(found: "Sensitivity", folder: Path) -> None:
-    from recipes.sensitivity_view import draw
+    from recipes.commands.sensitivity_view import draw
 
     folder.mkdir(exist_ok=True)
     found.write(folder / RESULT)

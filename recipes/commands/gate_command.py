@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from recipes.tracking_options import Register, Track
+from recipes.commands.tracking_options import Register, Track
 
 RUN = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, with report.json and artifacts.")]
 RECIPE = Annotated[

@@ -21,8 +21,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from evaluation.measurement import SEPARATOR
-from recipes.choices import MOST_PROBLEMS, SUFFIXES, TaskConfig, TaskError, rows_of, spread
 from recipes.errors import did_you_mean, got, one_of
+from recipes.quality.choices import MOST_PROBLEMS, SUFFIXES, TaskConfig, TaskError, rows_of, spread
 
 EXTRA = "pip install 'demitasse[tasks]'"
 LIBRARIES: dict[str, str] = {"sacrebleu": "sacrebleu", "rouge_score": "rouge-score"}
@@ -148,7 +148,7 @@ def evaluation_problems(
     tasks: Sequence[TaskConfig], labeled: Sequence[LabeledConfig], generation: Sequence[GenerationConfig]
 ) -> list[str]:
     """What can be known of the evaluations before anything runs: files, columns, labels, and what is installed."""
-    from recipes.harness import task_problems
+    from recipes.quality.harness import task_problems
 
     problems = [problem for task in tasks for problem in task_problems(task)]
     missing = [theirs for module, theirs in LIBRARIES.items() if generation and find_spec(module) is None]
@@ -175,7 +175,7 @@ def questions_of(tasks: Sequence[TaskConfig]) -> dict[str, int]:
     Raises:
         TaskError: there is no such task, or its data cannot be had.
     """
-    from recipes.harness import open_task
+    from recipes.quality.harness import open_task
 
     return {task.name: len(open_task(task)) for task in tasks}
 

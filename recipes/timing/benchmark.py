@@ -32,10 +32,10 @@ from evaluation.latency import (
 )
 from evaluation.latency.figures import single_steps
 from evaluation.measurement import Measurement, Ratio, Value
-from recipes.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
-from recipes.latency import entrant_of
-from recipes.macs import macs_per_token
 from recipes.schema import BenchmarkConfig, available_cores
+from recipes.timing.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
+from recipes.timing.latency import entrant_of
+from recipes.timing.macs import macs_per_token
 
 JUDGED_METRICS = ("prefill_latency", "decode_latency")
 

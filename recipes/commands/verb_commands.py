@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from compress.stage import Stage
 from compress.text import TextSource
-from recipes.options import OptionError, build, command, keyword, parameters, yaml_value
+from recipes.commands.options import OptionError, build, command, keyword, parameters, yaml_value
 from recipes.schema import BenchmarkConfig, EvaluateConfig
 
 READS, WRITES = "What it reads", "What it writes"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from recipes.verb_commands import DEBUG
+from recipes.commands.verb_commands import DEBUG
 
 QUICK, USUAL, RELEASE = 5, 10, 20
 PROTOCOL, WRITES = "Protocol", "What it writes"
@@ -78,11 +78,11 @@ def benchmark(
     with session(debug=debug, goes_on=out is not None) as terminal:
         from evaluation.gate import exit_code
         from evaluation.latency import Cell
-        from recipes.benchmark import Order
-        from recipes.benchmark import benchmark as take
-        from recipes.benchmark_view import show_benchmark
+        from recipes.commands.benchmark_view import show_benchmark
         from recipes.outcome import shown_path
         from recipes.schema import available_cores
+        from recipes.timing.benchmark import Order
+        from recipes.timing.benchmark import benchmark as take
 
         grid = product(_numbers("--batch", batch), _numbers("--prompt", prompt), _numbers("--tokens", tokens))
         order = Order(
@@ -102,7 +102,7 @@ def benchmark(
 
 
 def _blocks(quick: bool, release: bool, blocks: int | None) -> int:
-    from recipes.options import OptionError
+    from recipes.commands.options import OptionError
 
     given = [name for name, is_given in (("--quick", quick), ("--release", release), ("--blocks", blocks)) if is_given]
     if len(given) > 1:
@@ -112,7 +112,7 @@ def _blocks(quick: bool, release: bool, blocks: int | None) -> int:
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     """ "128,512" -> (128, 512)"""
-    from recipes.options import OptionError
+    from recipes.commands.options import OptionError
 
     parts = [part.strip() for part in text.strip("[] ").split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
@@ -121,7 +121,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _positive(ratio: float | None) -> float | None:
-    from recipes.options import OptionError
+    from recipes.commands.options import OptionError
 
     if ratio is not None and not 0 < ratio < float("inf"):
         raise OptionError(f"--max-ratio: expected a number above 0 such as 1.02, got {ratio}")

@@ -23,13 +23,13 @@ from pydantic import ValidationError
 
 from compress.stage import Form
 from evaluation.latency import Protocol, Session, Turn
-from recipes.arm_process import Order
-from recipes.arms import OPENER
 from recipes.schema import available_cores
+from recipes.timing.arm_process import Order
+from recipes.timing.arms import OPENER
 
 PATIENCE = 1800.0
 """Seconds that one turn may take."""
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def resumed(session: Session, entrants: Sequence[Entrant]) -> Session:
 def run_process(order: Order) -> Turn:
     """A fresh process takes a turn; what went wrong is the turn's `error`."""
     started, begun = datetime.now(UTC), time.monotonic()
-    command = [sys.executable, "-m", "recipes.arm_process"]
+    command = [sys.executable, "-m", "recipes.timing.arm_process"]
     try:
         finished = subprocess.run(
             command,

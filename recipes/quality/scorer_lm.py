@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from compress.checkpoint import end_of_text
 from evaluation.quality.likelihood import continuations
 from evaluation.quality.scoring import Scorer
-from recipes.choices import TaskError
+from recipes.quality.choices import TaskError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

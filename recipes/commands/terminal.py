@@ -18,7 +18,7 @@ from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, Tim
 from rich.progress import Progress as Bar
 
 from compress.stage import Progress, Task
-from recipes.chatter import Chatter
+from recipes.commands.chatter import Chatter
 
 PLAIN_WIDTH = 140
 """Columns where there is no terminal to ask, so that a table in a log is not folded."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Ids = NDArray[np.int64]
 NOT_NUMBERS = "its logits are not numbers (NaN or infinite)"
-OPENER = "recipes.arms:open_contender"
+OPENER = "recipes.timing.arms:open_contender"
 """Who opens the arms, as "module:function"."""
 
 

@@ -1,6 +1,6 @@
 """Peak memory of a process that loads one artifact and decodes with it.
 
-    python -m recipes.probe FOLDER FORM PROMPT THREADS
+    python -m recipes.timing.probe FOLDER FORM PROMPT THREADS
 
 It is a process of its own because peak memory belongs to a process: inside a longer one, earlier work would be
 counted in. The last line of its output is JSON: {"peak_memory": bytes}. A bundle's process never imports PyTorch.

@@ -10,8 +10,8 @@ from evaluation.latency.paired import describe_percentile
 from evaluation.latency.samples import Cell
 from evaluation.measurement import Measurement, metric_of
 from evaluation.units import format_interval, format_ratio, format_ratio_interval, format_value
-from recipes.benchmark import Result, Steps
 from recipes.outcome import COLORS
+from recipes.timing.benchmark import Result, Steps
 
 CELL_COLUMNS = {
     "prefill_latency": "Time to first token",

@@ -27,11 +27,11 @@ from compress.text import TextSource, read_documents, tokenize
 from evaluation.latency import Cell, Protocol, Session, latency_measurements
 from evaluation.measurement import Measurement
 from export import bundle_folder
-from recipes.interleave import Entrant, new_session, pinned_cpus, take_turns
 from recipes.machine import LIBRARIES, processor
 from recipes.schema import BenchmarkConfig, available_cores
 from recipes.store import versions
 from recipes.subject import MeasureError
+from recipes.timing.interleave import Entrant, new_session, pinned_cpus, take_turns
 
 LATENCY_FILE = "latency.json"
 
