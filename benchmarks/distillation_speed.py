@@ -221,7 +221,7 @@ def speed(order: Order, part: Part) -> None:
     models = {order.embedded.name: (order.embedded, order.novels.train, 8)}
     if order.model is not None:
         models[order.model.resolve().name] = (order.model, order.texts.train, 4)
-    part.about(blocks=order.blocks, steps=order.steps, threads=order.threads, draws=DRAWS)
+    part.about(threads=order.threads, draws=DRAWS)
     for name, (teacher, text, batch) in models.items():
         part.row(name, partial(measure_speed, order, teacher, text, batch))
 
@@ -240,7 +240,8 @@ def measure_speed(order: Order, teacher: Path, text: Path, batch: int) -> Json:
     kept = leave_out(teacher, student, 0.5)
     (folder / "settings.json").write_text(json.dumps(settings | {"student": str(student)}), encoding="utf-8")
     seconds = _times(folder / "settings.json", order, teacher.name)
-    return {"batch": batch, "length": length, "layers": len(kept), "seconds": seconds}
+    asked = {"blocks": order.blocks, "steps": order.steps}
+    return {"batch": batch, "length": length, "layers": len(kept), **asked, "seconds": seconds}
 
 
 def leave_out(source: Path, out: Path, share: float) -> list[int]:

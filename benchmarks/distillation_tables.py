@@ -66,7 +66,10 @@ def _speed(part: Json) -> Iterator[Table]:
             rate = row["batch"] * row["length"] / float(np.median(seconds))
             times = "" if arm == "plain" else format_times(*_times_as_fast(row, arm, "plain"))
             rows.append((TITLES[arm], f"{rate:,.0f}", times))
-        title = f"{name} to {row['layers']} layers, {row['batch']} x {row['length']} tokens a step"
+        title = (
+            f"{name} to {row['layers']} layers, {row['batch']} x {row['length']} tokens a step, "
+            f"{row['blocks']} blocks of {row['steps']}"
+        )
         columns = ("training", "tokens/s", "times as fast as the Trainer")
         yield Table(title=title, columns=columns, rows=tuple(rows))
 
