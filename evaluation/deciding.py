@@ -65,6 +65,8 @@ def next_round(
 
 def _within(wanted: Mapping[str, int], seconds_each: Mapping[str, float], seconds_left: float) -> Round:
     """As much of each kind as the time allows, all cut by the same share."""
+    if seconds_left <= 0:
+        return _stop("the time is up")
     seconds = sum(count * seconds_each[kind] for kind, count in wanted.items())
     share = min(1.0, seconds_left / seconds) if seconds > 0 else 1.0
     more = {kind: int(count * share) for kind, count in wanted.items()}

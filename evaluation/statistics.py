@@ -225,7 +225,8 @@ def widened(interval: Interval, value: float, looks: int, samples: int) -> Inter
     tail, freedom = (1 - interval.confidence) / 2, max(1, samples - 1)
     stretch = float(stdtrit(freedom, 1 - tail / looks) / stdtrit(freedom, 1 - tail))
     low, high = value - stretch * (value - interval.low), value + stretch * (interval.high - value)
-    return Interval(low=low, high=high, confidence=1 - 2 * tail / looks)
+    # a lopsided interval may lie beside its value, and stretching from there would move an end inward
+    return Interval(low=min(low, interval.low), high=max(high, interval.high), confidence=1 - 2 * tail / looks)
 
 
 def _weights(units: int, resamples: int, seed: int) -> list[NDArray[np.int64]]:

@@ -23,17 +23,14 @@ SECONDS_A_MINUTE = 60.0
 
 @dataclass(kw_only=True)
 class Patience:
-    """How long to go on measuring; 0 minutes: judge once."""
+    """How long to go on measuring after the first look; 0 minutes: judge once."""
 
     minutes: float = 0.0
     log: Callable[[str], None] = lambda text: None
     clock: Callable[[], float] = time.monotonic
     looked: int = 0
-    _started: float = field(init=False)
+    _started: float = field(default=0.0, init=False)
     _documents: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self._started = self.clock()
 
     @property
     def looks(self) -> int:
@@ -42,6 +39,8 @@ class Patience:
 
     def judge(self, recipe: Recipe, row: Row) -> list[GateResult]:
         """The gates on a row."""
+        if not self.looked:  # what the stages took is no part of the patience
+            self._started = self.clock()
         self.looked += 1
         return judge(recipe.gate, {found.metric: found for found in row.measurements}, looks=self.looks)
 

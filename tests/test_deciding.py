@@ -36,6 +36,7 @@ def test_a_short_time_is_shared() -> None:
     results = [result("decode_latency", "INCONCLUSIVE", 30), result("perplexity", "INCONCLUSIVE", 90)]
     assert ask(*results, seconds=180) == {"blocks": 15, "documents": 45}
     assert ask(*results, seconds=5) == {}
+    assert ask(*results, seconds=-900) == {}
 
 
 @pytest.mark.parametrize(
