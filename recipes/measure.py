@@ -1,10 +1,10 @@
 """How an artifact of any form is measured: the link from checkpoints and bundles to `evaluation`.
 
-    quality     what the test text and the named evaluations say (`quality.py`), through the runtime that the form is
+    quality     what the test text and the named evaluations say (`quality/`), through the runtime that the form is
                 for: PyTorch (float32), bitsandbytes, or ONNX Runtime
     footprint   parameters, bytes and multiply-accumulates, counted; bytes compressed (`stored.py`); peak memory, of a
-                fresh process (`probe.py`)
-    latency     the PyTorch baseline and the last artifact in interleaved blocks (`latency.py`)
+                fresh process (`timing/probe.py`)
+    latency     the PyTorch baseline and the last artifact in interleaved blocks (`timing/latency.py`)
 
 Everything heavy is imported when it is needed.
 """
@@ -21,7 +21,6 @@ from compress.checkpoint import count_nonzero, inspect_checkpoint, weight_files
 from compress.int8 import EMBEDDINGS_FILE
 from evaluation.measurement import Measurement
 from export import bundle_folder
-from recipes.quality.answering import open_scorer as open_scorer
 from recipes.quality.measuring import TOKENS_FILE as TOKENS_FILE
 from recipes.quality.measuring import measure_quality as measure_quality
 from recipes.stored import METHOD, compressed_bytes
@@ -31,7 +30,7 @@ from recipes.timing.latency import measure_latency as measure_latency  # a run's
 from recipes.timing.macs import macs_per_token
 from recipes.timing.probe import DECODED
 
-MEASURE_VERSION = 5
+MEASURE_VERSION = 6
 
 
 def measure_footprint(artifact: Path, form: Form, *, prompt: int, threads: int) -> list[Measurement]:

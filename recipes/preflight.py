@@ -67,9 +67,10 @@ def _made(steps: Sequence[Step]) -> int | None:
 
 def check_evaluations(evaluate: EvaluateConfig, store: Store) -> list[str]:
     """What is wrong with the named evaluations; opening the harness's own tasks takes seconds, and is done once."""
-    errors = evaluation_problems(evaluate.tasks, evaluate.labeled, evaluate.generation)
     tasks = [task for task in evaluate.tasks if task.file is None]
-    if tasks and not errors:
+    given = [task for task in evaluate.tasks if task.file is not None]
+    errors = evaluation_problems(given, evaluate.labeled, evaluate.generation)
+    if tasks:
         identity = {"version": VERSION, "tasks": [task.digest() for task in tasks], "libraries": versions(("lm-eval",))}
         try:
             store.obtain("tasks", identity, lambda files, scratch: {"questions": questions_of(tasks)})

@@ -26,6 +26,7 @@ from evaluation.render import write_report
 from evaluation.report import Report, Row
 from recipes import measure
 from recipes.errors import Problem, RecipeError, raise_problems
+from recipes.generating import FINAL
 from recipes.machine import LIBRARIES, environment
 from recipes.parts import weights_by_part
 from recipes.planning import Step, chain, estimates, run_folder
@@ -42,7 +43,6 @@ from recipes.timing.decoding import DecodeTimer
 from recipes.until_decided import Patience
 
 LOG = "log.txt"
-FINAL = "final"
 CURVES = "tensorboard"
 """Where training stages write their curves, a folder each."""
 
@@ -235,6 +235,7 @@ class _Engine:
 
     def _quality(self, name: str, subject: _Subject) -> Artifact:
         recipe, first = self.recipe, self.subjects[0]
+        asked = {library for named in recipe.evaluate.named for library in named.libraries}
         identity = {
             "version": self.meter.version,
             "artifact": subject.key,
@@ -244,14 +245,14 @@ class _Engine:
             "evaluations": {named.name: named.digest() for named in recipe.evaluate.named},
             "test": recipe.data.test.digest(),
             "seed": recipe.seed,
-            "libraries": versions(tuple({*LIBRARIES[subject.form], *LIBRARIES[first.form]})),
+            "libraries": versions(tuple({*LIBRARIES[subject.form], *LIBRARIES[first.form], *asked})),
         }
 
         def make(files: Path, scratch: Path) -> dict[str, Any]:
             taken = self.meter.quality(
                 subject.folder,
                 subject.form,
-                baseline=self.baseline,
+                baseline=None if subject is first else self.baseline,
                 config=recipe.evaluate,
                 test=recipe.data.test,
                 out=files,
@@ -278,7 +279,7 @@ class _Engine:
             "prompt": benchmark.prompt,
             "threads": benchmark.threads,
             "platform": platform.platform(),
-            "libraries": versions(LIBRARIES[subject.form]),
+            "libraries": versions((*LIBRARIES[subject.form], "zstandard")),
         }
 
         def make(files: Path, scratch: Path) -> dict[str, Any]:

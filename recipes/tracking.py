@@ -18,11 +18,10 @@ from evaluation.formats.tracking import INSTALL, Logged, TrackingError, log_repo
 from evaluation.render import write_report
 from evaluation.report import Report
 from recipes.failures import BAD_INPUT
+from recipes.generating import FINAL
 
 if TYPE_CHECKING:
     from recipes.commands.terminal import Terminal
-
-FINAL = "final"
 
 
 @dataclass(frozen=True, kw_only=True)

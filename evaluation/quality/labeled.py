@@ -44,7 +44,7 @@ def ask_labeled(
         labels: the right label of every item.
         answers: label -> the words that stand for it.
         context: the longest sequence that the model takes, in tokens; longer prompts lose their beginning.
-        prefix: tokens before every prompt, such as the beginning-of-text token.
+        prefix: tokens before every prompt, such as the beginning-of-text token; they stay before one that was cut.
         on_item: told how many items were asked just now.
 
     Raises:
@@ -53,7 +53,7 @@ def ask_labeled(
     pairs = [encode_pair(encode, prompt, answer) for prompt in prompts for answer in answers.values()]
     score_P, _, token_P = continuations(
         scorer,
-        [([*prefix, *before], after) for before, after in pairs],
+        [(_prompt(prefix, before, context + 1 - len(after)), after) for before, after in pairs],
         context=context,
         batch=batch,
         on_batch=lambda count: on_item(count / len(answers)),
@@ -74,6 +74,11 @@ def ask_labeled(
         "wrong": _most_wrong(prompts, names, columns),
     }
     return Items(kind="labeled", columns=columns, digest=hashlib.sha256(asked).hexdigest(), facts=facts)
+
+
+def _prompt(prefix: Sequence[int], before: Sequence[int], room: int) -> list[int]:
+    """The prefix and as much of the prompt's end as there is room for, at least a token."""
+    return [*prefix, *before[-max(1, room - len(prefix)) :]]
 
 
 def _counts(token_P: Sequence[int]) -> str:

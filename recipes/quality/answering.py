@@ -60,11 +60,6 @@ def open_model(folder: Path, form: Form) -> Answering:
     )
 
 
-def open_scorer(folder: Path, form: Form) -> Scorer:
-    """A callable from token ids [B, T] to next-token scores [B, T, V]."""
-    return open_model(folder, form).scorer
-
-
 def _scorer(model: "PreTrainedModel") -> Scorer:
     import torch
 

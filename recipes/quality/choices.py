@@ -18,11 +18,12 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -44,6 +45,8 @@ class TaskConfig(BaseModel):
     """Questions to ask: from a file, or a task of lm-evaluation-harness."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    libraries: ClassVar[tuple[str, ...]] = ("lm-eval", "datasets")
+    """Distributions that its figures depend on, besides those that run the model."""
 
     name: str = Field(min_length=1)
     """What its figures are called, such as hellaswag/accuracy; without `file` also the name of a task, a group or a tag
@@ -86,7 +89,8 @@ class TaskConfig(BaseModel):
         """sha256 (hex) of this config and the content of every file it names."""
         paths = [path for path in (self.file, self.examples, self.include) if path is not None]
         files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-        contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+        read = [file for file in files if file.is_file() and "__pycache__" not in file.parts]  # written by Python
+        contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in read]
         knobs = self.model_dump(mode="json", exclude={"file", "examples", "include"})
         return hashlib.sha256(json.dumps([knobs, contents], sort_keys=True).encode()).hexdigest()
 
@@ -209,7 +213,7 @@ def rows_of(name: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise TaskError(f"{name}: expected an existing file, got {str(file)!r}") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise TaskError(f"{name}: {file}: expected text in UTF-8 ({one_of(SUFFIXES)}), got {error}") from error
     yield from _csv(name, file, text) if file.suffix == ".csv" else _json_lines(name, file, text)
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -37,6 +37,8 @@ class _FileConfig(BaseModel):
     """What is asked of the rows of a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions that its figures depend on, besides those that run the model."""
 
     name: str = Field(min_length=1)
     """What its figures are called before the slash, such as sentiment/accuracy."""
@@ -85,6 +87,7 @@ class LabeledConfig(_FileConfig):
 class GenerationConfig(_FileConfig):
     """Prompts, whose generated texts are held against references."""
 
+    libraries: ClassVar[tuple[str, ...]] = tuple(LIBRARIES.values())
     reference: str = "reference"
     """The file's column of references."""
     tokens: int = Field(default=64, ge=1)
@@ -173,11 +176,20 @@ def questions_of(tasks: Sequence[TaskConfig]) -> dict[str, int]:
     """How many questions each task has; of the harness's own, their data is loaded.
 
     Raises:
-        TaskError: there is no such task, or its data cannot be had.
+        TaskError: there is no such task, or its data cannot be had; a line for each.
     """
     from recipes.quality.harness import open_task
 
-    return {task.name: len(open_task(task)) for task in tasks}
+    questions: dict[str, int] = {}
+    problems: list[str] = []
+    for task in tasks:
+        try:
+            questions[task.name] = len(open_task(task))
+        except TaskError as error:
+            problems.append(str(error))
+    if problems:
+        raise TaskError("\n".join(problems))
+    return questions
 
 
 def name_problems(names: Sequence[str], taken: Sequence[str]) -> list[str]:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.quality.generation import Generator
 from evaluation.quality.items import Items
 from evaluation.quality.scoring import Scorer
 from recipes.errors import did_you_mean, one_of
@@ -36,8 +37,6 @@ from recipes.quality.choices import Question, TaskConfig, TaskError, read_questi
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from recipes.quality.scorer_lm import Generator
 
 EXTRA = "pip install 'demitasse[tasks]'"
 METRIC_OF = {"acc": "accuracy", "acc_norm": "accuracy_norm"}
@@ -103,7 +102,7 @@ def ask_task(
     config: TaskConfig,
     *,
     scorer: Scorer,
-    generator: "Generator",
+    generator: Generator,
     tokenizer: "PreTrainedTokenizerBase",
     context: int,
     batch: int = 8,

@@ -36,6 +36,7 @@ from evaluation.quality import (
 from evaluation.quality.generation import ask_generation
 from evaluation.quality.items import Items, item_measurements
 from evaluation.quality.labeled import ask_labeled
+from evaluation.quality.tokens import problem_of
 from recipes.quality.answering import Answering, open_model
 from recipes.quality.choices import TaskConfig
 from recipes.quality.evaluations import GenerationConfig, LabeledConfig, read_generation, read_labeled
@@ -100,12 +101,16 @@ def figures_of(
 ) -> list[Measurement]:
     """Every figure that a folder's raw samples give, held against the baseline's where it has the same.
 
+    Where the test text was not scored in numbers, no named evaluation counts either: a model whose scores are NaN still
+    generates text, and the same token again and again repeats no words.
+
     Args:
         methods: how the test text, each noise and each named evaluation was measured, in words; not told: "".
     """
     told = defaultdict(str, methods or {})
     scores, base = _scores(folder, CLEAN), None if baseline is None else _scores(baseline, CLEAN)
     found = quality_measurements(scores, base, method=told[CLEAN], seed=seed)
+    problem = problem_of(scores, base)
     for kind in NOISES:
         if (folder / _file(kind)).is_file():
             under = _scores(folder, kind)
@@ -117,7 +122,8 @@ def figures_of(
         name = file.stem.removeprefix(ITEMS)
         held = None if baseline is None else baseline / file.name
         against = Items.load(held) if held is not None and held.is_file() else None
-        found += item_measurements(name, Items.load(file), against, method=told[name], seed=seed)
+        asked = item_measurements(name, Items.load(file), against, method=told[name], seed=seed)
+        found += [one.model_copy(update={"invalid": one.invalid or problem}) for one in asked]
     return found
 
 

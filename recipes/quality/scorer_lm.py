@@ -13,7 +13,7 @@ This file imports lm-evaluation-harness; `harness.py` imports it only once a tas
 sampling, and stopping early (a text is generated in full and then cut).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from numpy.typing import NDArray
 
 from compress.checkpoint import end_of_text
+from evaluation.quality.generation import Generator
 from evaluation.quality.likelihood import continuations
 from evaluation.quality.scoring import Scorer
 from recipes.quality.choices import TaskError
@@ -31,8 +32,6 @@ from recipes.quality.choices import TaskError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Generator = Callable[[Sequence[NDArray[np.int64]], int], list[NDArray[np.int64]]]
-"""From the prompts' ids and a number of new tokens to the new ids of each, greedy."""
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """Texts of context and continuation, where there are any, and the ids of both."""
 
