@@ -1,8 +1,9 @@
 """How long it takes: the figure of each arm, how single steps are spread, and how the blocks ran over time.
 
 The last two are drawn from the raw samples: an ECDF (the share of steps that took at most so long) shows the tail that
-a median hides, and the blocks over time show drift, which both arms should share. Hollow: a block that was left out
-because the machine was disturbed.
+a median hides, and the blocks over time show drift, which both arms should share. They show the baseline and what
+ships; stages between, which took part in a few blocks, are left out. Hollow: a block that was left out because the
+machine was disturbed.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import numpy as np
 
 from evaluation.charts.frame import ACCENT, INK, SECOND, SOFT, key, new_figure, to_svg, valid
 from evaluation.latency import Session
+from evaluation.latency.figures import kept_blocks
 from evaluation.measurement import Measurement
 from evaluation.report import Report
 from evaluation.units import format_value, scale_of
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLES = {"decode_latency": "Decode, per token", "prefill_latency": "Prefill"}
-COLORS = (SECOND, ACCENT, INK)
+COLORS = (SECOND, ACCENT)
+"""Of the baseline and of what ships."""
 
 
 def latency_chart(report: Report) -> str:
@@ -36,7 +39,7 @@ def latency_chart(report: Report) -> str:
 
 
 def spread_chart(report: Report) -> str:
-    """ECDF of the single decode steps of each arm; empty where no raw samples are at hand."""
+    """ECDF of the single decode steps of the baseline and of what ships; empty where no raw samples are at hand."""
     steps = {} if report.session is None else _steps(report.session)
     if not steps:
         return ""
@@ -68,14 +71,14 @@ def blocks_chart(report: Report) -> str:
     first = min(turn.started for turn in session.turns)
     medians = [float(np.median(times)) for times in _steps(session).values()]
     factor, unit = scale_of("decode_latency", max(medians))
-    for arm, color in zip(session.arms, COLORS, strict=False):
+    for arm, color in zip(_drawn(session), COLORS, strict=False):
+        kept = kept_blocks(session, arm).blocks
         turns = [turn for turn in session.of(arm).values() if turn.cells and turn.cells[0].steps]
         at = [(turn.started - first).total_seconds() for turn in turns]
         times = [float(np.median(turn.cells[0].steps)) / factor for turn in turns]
         axes.plot(at, times, color=color, linewidth=1, alpha=0.6)
         for x, y, turn in zip(at, times, turns, strict=True):
-            quiet = not turn.disturbances()
-            axes.plot([x], [y], "o", markersize=5, color=color if quiet else "none", mec=color)
+            axes.plot([x], [y], "o", markersize=5, color=color if turn.block in kept else "none", mec=color)
         axes.plot([], [], "o-", markersize=5, color=color, label=arm)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds since the first block")
@@ -85,12 +88,17 @@ def blocks_chart(report: Report) -> str:
 
 
 def _steps(session: Session) -> "dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]":
-    """Every arm's single decode steps on the first cell, in seconds; arms without any are left out."""
+    """The single decode steps of the arms that are drawn, in seconds; arms without any are left out."""
     steps = {
         arm: np.array([time for turn in session.of(arm).values() for cell in turn.cells[:1] for time in cell.steps])
-        for arm in session.arms
+        for arm in _drawn(session)
     }
     return {arm: times for arm, times in steps.items() if len(times)}
+
+
+def _drawn(session: Session) -> list[str]:
+    """The baseline and what ships."""
+    return list(dict.fromkeys((session.arms[0], session.arms[-1])))
 
 
 def _timed(report: Report, metric: str) -> list[tuple[str, Measurement]]:

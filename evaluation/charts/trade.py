@@ -62,7 +62,8 @@ def _chart(report: Report, metric: str) -> str:
         _whiskers(axes, cost, quality, factor)
         face = ACCENT if row is report.final else SOFT
         axes.plot([x], [y], "o", markersize=8, color=face, mec=ACCENT, mew=1.4, zorder=3)
-    _draw_limit(axes, report, points[0][2].value)
+    baseline = valid(report.rows[0], "perplexity")
+    _draw_limit(axes, report, None if baseline is None else baseline.value)
     axes.set_xlabel(f"{metric_of(metric).name.lower()} ({unit}), the line: not beaten on both")
     axes.set_ylabel("perplexity")
     axes.set_xlim(0, max(x for x, _ in places) * 1.12)
@@ -114,10 +115,11 @@ def _meet(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _draw_limit(axes: "Axes", report: Report, baseline: float) -> None:
+def _draw_limit(axes: "Axes", report: Report, baseline: float | None) -> None:
+    """The gate on perplexity; one against a baseline that is not known cannot be drawn."""
     for result in report.gates:
-        if result.metric == "perplexity":
-            bound = _absolute(result.limit, baseline)
+        if result.metric == "perplexity" and not (baseline is None and result.limit.kind in AGAINST_BASELINE):
+            bound = _absolute(result.limit, baseline or 0.0)
             axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle=(0, (5, 3)), zorder=0)
             axes.annotate(
                 f"gate {format_number(bound)}", (1, bound), xycoords=("axes fraction", "data"), xytext=(5, 0),
