@@ -2,7 +2,7 @@
 
     report.json --rows and gates-->  raw samples in the store, every file verified  -->  measurements  -->  verdict
 
-    quality      per-token scores and the items of named evaluations, of the artifact and of the baseline (`quality.py`)
+    quality      per-token scores and the items of named evaluations, of the artifact and of the baseline (`quality/`)
     latency      latency.json, every time of every block
     footprint    what was counted; it stands in the result's record, whose identity must have the key it is stored under
 
@@ -26,8 +26,10 @@ from evaluation.report import BASELINE, Report, Row, read_report
 from recipes.quality.measuring import figures_of
 from recipes.runner import compared
 from recipes.store import RECORD, IntegrityError, Store, digest_of
+from recipes.timing.latency import kept_session
 
-LATENCY_FILE, FINAL = "latency.json", "final"
+FINAL = "final"
+"""What the last arm was called in runs of earlier versions."""
 
 
 class JudgingError(Exception):
@@ -161,8 +163,7 @@ class Stored:
         """The raw latencies; None where nothing was timed, or a run of an earlier version kept none."""
         if self.report.final.measurement("decode_latency") is None:
             return None
-        file = self.result("latency", self.report.final).folder / LATENCY_FILE
-        return Session.model_validate_json(file.read_bytes()) if file.is_file() else None
+        return kept_session(self.result("latency", self.report.final).folder)
 
     def measure_final(self) -> tuple[list[Measurement], tuple[str, ...]]:
         """The measurements of the last artifact, computed again, in the report's order; and what could not be."""
@@ -218,6 +219,11 @@ class Stored:
         if found is None or digest_of(record["identity"]) != record["key"]:
             raise IntegrityError(
                 f"{named[0] / RECORD}: was changed since it was stored; remove {named[0]} and run again"
+            )
+        if record["identity"].get("artifact") != row.key:
+            raise IntegrityError(
+                f"{named[0]}: holds samples of another artifact than {row.name!r}, for which the report names it; run "
+                "the recipe again to have the report written anew"
             )
         return Result(folder=found.files, identity=record["identity"], facts=found.facts)
 

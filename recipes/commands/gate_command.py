@@ -63,7 +63,8 @@ def gate(
         judged = judge_run(run, gates, bandwidth=bandwidth)
         if out is not None:
             write_report(judged.report, out)
-        show_report(terminal.console, judged.report.model_copy(update={"folder": out or run}))
+        folder = judged.report.folder or run
+        show_report(terminal.console, judged.report.model_copy(update={"folder": out or folder}))
         for line in (*judged.differences, *judged.notes):
             terminal.say(f"note: {line}")
-        raise SystemExit(conclude(terminal, judged.report, run, tracking))
+        raise SystemExit(conclude(terminal, judged.report, folder, tracking))

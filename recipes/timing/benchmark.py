@@ -3,8 +3,9 @@
     folders --check--> entrants --take turns (`interleave.py`)--> session --figures--> FILE.json
 
 The first folder is the baseline. The file holds every raw time and is written after every turn, so the same command
-goes on where it was stopped, and with more blocks it adds those that are missing. Prompts are random token ids below
-the smallest vocabulary: a dense decoder takes as long for one token as for another.
+goes on where it was stopped, and with more blocks it adds those that are missing; on another machine or with other
+libraries it does not. Prompts are random token ids below the smallest vocabulary: a dense decoder takes as long for one
+token as for another.
 
 With a margin, every other arm is judged like a gate of a recipe: time to first token and time per token at most so many
 times the baseline's.
@@ -125,14 +126,15 @@ def benchmark(order: Order, progress: Progress) -> Result:
     )
     vocabulary = _check(order, entrants)
     counted = _counts(order, entrants)  # reads every graph, so that a broken one is found before anything is timed
-    session = _begin(order, entrants, protocol)
+    machine = _environment(order)
+    session = _begin(order, entrants, protocol, machine)
     ids = _ids(vocabulary, protocol)
     total = order.blocks * len(entrants)
     with progress.task("benchmark", total=total, done=min(len(session.turns), total)) as task:
 
         def keep(session: Session) -> None:
             task.advance(1, note=session.turns[-1].arm)
-            _write(order.out, Result(entrants=_looks(entrants), session=session))
+            _write(order.out, Result(entrants=_looks(entrants), session=session, environment=machine))
 
         session = take_turns(session, entrants, ids, blocks=order.blocks, on_turn=keep)
     result = _result(order, entrants, session, counted)
@@ -243,8 +245,15 @@ def _looks(entrants: list[Entrant]) -> dict[str, Any]:
     }
 
 
-def _begin(order: Order, entrants: list[Entrant], protocol: Protocol) -> Session:
-    """What the file holds of the same benchmark, or a new session.
+def _environment(order: Order) -> dict[str, str]:
+    """The machine, and the versions of what runs the arms."""
+    from recipes.machine import environment
+
+    return environment(BenchmarkConfig(threads=order.threads))
+
+
+def _begin(order: Order, entrants: list[Entrant], protocol: Protocol, machine: dict[str, str]) -> Session:
+    """What the file holds of the same benchmark on the same machine with the same libraries, or a new session.
 
     Raises:
         BenchmarkError: it holds something else.
@@ -263,6 +272,10 @@ def _begin(order: Order, entrants: list[Entrant], protocol: Protocol) -> Session
             list(left.entrants.items()),
             list(_looks(entrants).items()),
         ),
+        "another machine, or other versions of libraries": (
+            left.environment | {"threads": ""},  # of which the protocol tells
+            machine | {"threads": ""},
+        ),
         **{
             f"other {name}": (getattr(left.session.protocol, name), getattr(protocol, name))
             for name in Protocol.model_fields
@@ -280,8 +293,6 @@ def _ids(vocabulary: int, protocol: Protocol) -> tuple[int, ...]:
 
 
 def _result(order: Order, entrants: list[Entrant], session: Session, counted: list[list[Measurement]]) -> Result:
-    from recipes.machine import environment
-
     cells = tuple(cell_measurements(session, cell) for cell in order.cells)
     processes = process_measurements(session)
     for entrant, found in zip(entrants, counted, strict=True):
@@ -305,7 +316,7 @@ def _result(order: Order, entrants: list[Entrant], session: Session, counted: li
         ),
         processes=processes,
         gates=gates,
-        environment=environment(BenchmarkConfig(threads=order.threads)),
+        environment=_environment(order),
     )
 
 
