@@ -117,7 +117,7 @@ METRICS: dict[str, Metric] = {
         name="Accuracy, by length",
         unit="share",
         better="higher",
-        summary="the same with each answer's log-likelihood divided by its bytes",
+        summary="the same with each answer's log-likelihood divided by its characters",
         more="items",
         named=True,
     ),

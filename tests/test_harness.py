@@ -287,7 +287,7 @@ def test_an_unknown_task_is_told_what_was_perhaps_meant() -> None:
 
 
 def test_the_tasks_that_the_page_shows_are_read() -> None:
-    page = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     shown = [YAML().load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
     tasks = [TaskConfig(**task) for block in shown for task in block["evaluate"]["tasks"]]
     assert [task.name for task in tasks] == ["hellaswag", "lambada_openai"]
