@@ -73,8 +73,10 @@ def _scorer(model: "PreTrainedModel") -> Scorer:
 
 def _generator(model: "PreTrainedModel") -> Generator:
     import torch
+    from transformers import GenerationConfig
 
     stops = _stop_ids(model)
+    model.generation_config = GenerationConfig()  # what `_greedy` does not name would be taken from the checkpoint's
 
     def generate(prompts: Sequence[Ids], tokens: int) -> list[Ids]:
         longest = max(len(prompt) for prompt in prompts)
