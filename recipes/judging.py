@@ -32,6 +32,9 @@ FINAL = "final"
 """What the last arm was called in runs of earlier versions."""
 
 
+NO_SAMPLES = "no raw samples of it were kept"
+
+
 class JudgingError(Exception):
     """A run cannot be judged again; the message says what is missing and the way out."""
 
@@ -166,15 +169,18 @@ class Stored:
         return kept_session(self.result("latency", self.report.final).folder)
 
     def measure_final(self) -> tuple[list[Measurement], tuple[str, ...]]:
-        """The measurements of the last artifact, computed again, in the report's order; and what could not be."""
+        """The measurements of the last artifact, computed again, in the report's order; and what could not be.
+
+        What has no raw samples is invalid, whatever the report says of it.
+        """
         row = self.report.final
         found = {measurement.metric: measurement for measurement in [*self._quality(row), *self._footprint(row)]}
         notes: tuple[str, ...] = ()
         found |= self._latencies(row)
         for measurement in row.measurements:
             if measurement.metric not in found:
-                found[measurement.metric] = measurement
-                notes += (f"{measurement.metric}: taken as reported, because no raw samples of it were kept",)
+                found[measurement.metric] = measurement.model_copy(update={"invalid": NO_SAMPLES})
+                notes += (f"{measurement.metric}: {NO_SAMPLES}",)
         order = [measurement.metric for measurement in row.measurements]
         ordered = sorted(found.values(), key=lambda one: order.index(one.metric) if one.metric in order else len(order))
         return ordered, notes

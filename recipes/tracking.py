@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 
 from evaluation.formats.tracking import INSTALL, Logged, TrackingError, log_report
 from evaluation.render import write_report
-from evaluation.report import Report
+from evaluation.report import BASELINE, Report
 from recipes.failures import BAD_INPUT
 from recipes.generating import FINAL
+from recipes.store import Store
 
 if TYPE_CHECKING:
     from recipes.commands.terminal import Terminal
@@ -76,7 +77,7 @@ def log_run(report: Report, folder: Path, tracking: Tracking) -> str:
             logged = log_report(
                 report,
                 write_report(report, Path(written)),
-                bundle=folder / FINAL,
+                bundle=_shipped(report, folder),
                 register_as=tracking.register,
                 tracking_uri=tracking.uri,
             )
@@ -87,6 +88,22 @@ def log_run(report: Report, folder: Path, tracking: Tracking) -> str:
                 f"`demitasse gate {folder} --track URI` logs it later"
             ) from error
     return f"logged to {tracking.shown} as run {logged.run_id}{_registration(logged, tracking)}"
+
+
+def _shipped(report: Report, folder: Path) -> Path:
+    """The folder that the report is about, by its key: what `final` points at may have been made since.
+
+    Raises:
+        TrackingError: it is gone.
+        IntegrityError: it was changed.
+    """
+    row = report.final
+    if row.kind == BASELINE:
+        return folder / FINAL
+    found = Store(folder / "artifacts").find(row.kind, row.key)
+    if found is None:
+        raise TrackingError(f"the artifact {row.name!r} is not in {folder} anymore; run the recipe again")
+    return found.files
 
 
 def _registration(logged: Logged, tracking: Tracking) -> str:

@@ -229,6 +229,12 @@ def test_without_mlflow_the_way_out_is_told_before_anything_runs(
     assert "secret" not in err
 
 
+def test_other_gates_than_the_runs_own_register_nothing(demitasse: Demitasse) -> None:
+    code, _, err = demitasse("gate", "runs", "--recipe", "quickstart", "--track", "somewhere", "--register", "small")
+    assert code == 2
+    assert "--register: goes by the run's own gates" in err
+
+
 def test_a_name_to_register_needs_a_server(demitasse: Demitasse) -> None:
     code, _, err = demitasse("run", "quickstart", "--register", "small")
     assert code == 2

@@ -98,16 +98,19 @@ def test_missing_samples_and_missing_reports_are_refused(run: Path, tmp_path: Pa
         judge_run(tmp_path)
 
 
-def test_what_kept_no_raw_times_is_taken_as_reported_and_says_so(tmp_path: Path) -> None:
+def test_a_figure_without_raw_samples_is_invalid(tmp_path: Path) -> None:
     report = finish(tmp_path)
     folder = stored(tmp_path, "latency")
     record = json.loads((folder / RECORD).read_text())
     record["files"] = {}
     (folder / "files" / "latency.json").unlink()
     (folder / RECORD).write_text(json.dumps(record))
-    again = judge_run(tmp_path)
-    assert again.report.verdict == report.verdict
-    assert any(note.startswith("decode_latency: taken as reported") for note in again.notes)
+    assert report.verdict == "PASS"
+    with pytest.raises(ChangedError, match="says PASS, but its samples give INVALID"):
+        judge_run(tmp_path)
+    again = judge_run(tmp_path, {"decode_latency": Limit(max_ratio=1.0)})
+    assert again.report.verdict == "INVALID"
+    assert any(note.startswith("decode_latency: no raw samples") for note in again.notes)
 
 
 def test_of_several_results_about_an_artifact_the_reported_one_is_taken(run: Path) -> None:

@@ -108,6 +108,11 @@ def test_scores_equal_a_naive_loop() -> None:
     np.testing.assert_array_equal(scores.document, windows.document_W[window])
 
 
+def test_a_constant_model_ranks_nothing_first() -> None:
+    scores = score(lambda ids_BT: np.zeros((*ids_BT.shape, V), dtype=np.float32), windows_of(texts(), length=8))
+    assert (scores.rank == V - 1).all()
+
+
 def softmax(scores_V: NDArray[np.float32]) -> NDArray[np.float64]:
     exponentials = np.exp(scores_V.astype(np.float64))
     return np.asarray(exponentials / exponentials.sum())

@@ -1,7 +1,7 @@
 """From a callable that gives scores to what it made of every token. With x the next token and the scores z_v:
 
     nll = -log q(x) = (max z - z_x) + log(1 + sum_{v not the first} exp(z_v - max z))
-    rank = number of v with z_v > z_x           kl = sum_v p(v) log (p(v) / q(v))
+    rank = number of v with z_v >= z_x but x           kl = sum_v p(v) log (p(v) / q(v))
     correct = [rank = 0]                        agree = [argmax q = argmax p]
 
 p is the baseline's distribution, q the model's, over the whole vocabulary. The exponentials are taken in float32 and
@@ -210,7 +210,7 @@ class Exponentials:
         self._lanes = min(_LANES, vocabulary)
         padded = -(-vocabulary // self._lanes) * self._lanes
         self._padded_RV = np.zeros((rows, padded), dtype=np.float32)
-        self._above_RV = np.empty((rows, vocabulary), dtype=np.bool_)
+        self._below_RV = np.empty((rows, vocabulary), dtype=np.bool_)
 
     def take(self, scores_RV: Scores) -> Ids:
         """Look at these rows; the first-ranked token of each."""
@@ -232,10 +232,10 @@ class Exponentials:
         return np.asarray(rows_RSL.sum(axis=1).sum(axis=1, dtype=np.float64))
 
     def target(self, scores_RV: Scores, target_R: Ids) -> tuple[Floats, Ids]:
-        """Negative log-likelihood and rank of each target."""
+        """Negative log-likelihood and rank of each target; a tie counts against it, or a constant would be right."""
         scores_R = scores_RV[np.arange(len(target_R)), target_R]
-        above_RV = np.greater(scores_RV, scores_R[:, None], out=self._above_RV[: len(target_R)])
-        rank_R = np.array([np.count_nonzero(above_V) for above_V in above_RV], dtype=np.int64)
+        below_RV = np.less(scores_RV, scores_R[:, None], out=self._below_RV[: len(target_R)])
+        rank_R = scores_RV.shape[1] - 1 - np.array([np.count_nonzero(below_V) for below_V in below_RV], dtype=np.int64)
         return (self.largest_R - scores_R) + np.log1p(self.rest_R), rank_R
 
     def log_sum(self) -> Floats:

@@ -54,8 +54,12 @@ def gate(
         from recipes.judging import judge_run
         from recipes.loader import load_gates
         from recipes.outcome import show_report
-        from recipes.tracking import Tracking, conclude
+        from recipes.tracking import Tracking, TrackingError, conclude
 
+        if recipe is not None and register is not None:
+            raise TrackingError(
+                "--register: goes by the run's own gates, not by those of --recipe; leave one of them out"
+            )
         tracking = Tracking(uri=track, register=register)
         tracking.check()
         gates = None if recipe is None else load_gates(recipe)

@@ -13,6 +13,7 @@ Not covered: data sets of the hub, which tasks are for.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -192,6 +193,9 @@ def questions_of(tasks: Sequence[TaskConfig]) -> dict[str, int]:
     return questions
 
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
 def name_problems(names: Sequence[str], taken: Sequence[str]) -> list[str]:
     """What is wrong with each of the names of evaluations, or empty: one for each name.
 
@@ -199,12 +203,12 @@ def name_problems(names: Sequence[str], taken: Sequence[str]) -> list[str]:
         taken: names that mean something else, such as those of noises.
     """
     return [
-        f"expected a name without {SEPARATOR!r}, which stands before a metric, got {name!r}"
-        if SEPARATOR in name
+        f"expected a name of up to 64 letters, digits, '.', '_', '-' ({SEPARATOR!r} begins a metric), got {name!r}"
+        if not NAME.fullmatch(name)
         else f"expected another name than {one_of(map(repr, taken))}, which are noises, got {name!r}"
         if name in taken
         else f"expected each name once, got {name!r} again"
-        if name in names[:index]
+        if name.lower() in {earlier.lower() for earlier in names[:index]}  # file systems may not tell them apart
         else ""
         for index, name in enumerate(names)
     ]
