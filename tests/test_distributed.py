@@ -49,7 +49,7 @@ stages:
   - distill: {{layers: 2, tokens: 16384, length: 32, batch: 8, checkpoints: 15, distributed: fsdp}}
 evaluate: {{window: 32, windows: 8}}
 gate:
-  perplexity: {{ratio: 0.1}}
+  perplexity: {{max_ratio: 0.1}}
 """
 
 
