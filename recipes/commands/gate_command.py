@@ -50,11 +50,12 @@ def gate(
     from recipes.session import session
 
     with session(debug=debug) as terminal:
+        from evaluation.formats.tracking import TrackingError
         from evaluation.render import write_report
         from recipes.judging import judge_run
         from recipes.loader import load_gates
         from recipes.outcome import show_report
-        from recipes.tracking import Tracking, TrackingError, conclude
+        from recipes.tracking import Tracking, conclude
 
         if recipe is not None and register is not None:
             raise TrackingError(
