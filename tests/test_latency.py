@@ -25,7 +25,7 @@ from evaluation.latency import (
     time_cell,
     warm_up,
 )
-from evaluation.latency.timing import AGREEING, MOST_RUNS, WARM_STEPS
+from evaluation.latency.timing import AGREEING, FEWEST_PREFILLS, MOST_RUNS, SLICE, WARM_STEPS
 from evaluation.measurement import Measurement
 
 CELL = Cell(prompt=8, tokens=4)
@@ -104,12 +104,29 @@ def test_warming_up_goes_on_while_it_gets_faster_and_gives_up_at_last() -> None:
 
 def test_a_cell_is_timed_call_by_call() -> None:
     warm = AGREEING * 4
-    machine = Machine(slow={warm + 1: 2.0, warm + 4: 5.0})
+    machine = Machine(slow={warm: 9.0, warm + 3: 2.0, warm + 6: 9.0, warm + 7: 5.0})  # by 9: what is not timed
     times = time_cell(machine.arm, CELL, prefills=3, clock=machine.clock)
     assert times.prefill == pytest.approx((0.04, 0.08, 0.04))
-    assert times.steps == pytest.approx((0.01, 0.05, 0.01))  # three further tokens after the prompt's own
-    assert times.end_to_end == pytest.approx(0.04 + 0.07)
+    assert times.steps == pytest.approx((0.05, 0.01))  # of three further tokens after the prompt's own
+    assert times.end_to_end == pytest.approx(0.04 + 3 * 0.03)
     assert (times.warmups, times.settled) == (AGREEING, True)
+
+
+def test_long_prompts_are_timed_less_often() -> None:
+    machine = Machine(prefill=1_000_000_000)
+    times = time_cell(machine.arm, CELL, prefills=12, clock=machine.clock)
+    assert times.prefill == pytest.approx([1.0] * FEWEST_PREFILLS)
+    assert machine.log.count("prefill") == AGREEING + 1 + FEWEST_PREFILLS  # one more, before the first that is timed
+
+
+def test_every_further_token_is_taken_once() -> None:
+    machine = Machine()
+    cell = Cell(prompt=8, tokens=2 * SLICE + 3)
+    times = time_cell(machine.arm, cell, prefills=1, clock=machine.clock)
+    assert machine.log[-cell.tokens :].count("decode") == cell.tokens - 1
+    assert len(times.steps) == cell.tokens - 1 - 3  # three slices
+    machine = Machine()
+    assert len(time_cell(machine.arm, Cell(prompt=8, tokens=2), prefills=1, clock=machine.clock).steps) == 1
 
 
 def test_a_single_new_token_needs_no_step() -> None:

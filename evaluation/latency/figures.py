@@ -93,12 +93,15 @@ class Kept:
     taken: int
     reasons: tuple[str, ...]
     """One for each block that is left out."""
+    sliced: bool = False
+    """Whether the arms alternated within every block."""
 
     def describe(self) -> str:
         """Such as "9 of 10 randomly interleaved blocks, a fresh process each (left out: stolen 5%)"."""
         counted = f"{len(self.blocks)} of {self.taken}" if self.reasons else f"{self.taken}"
+        slices = ", all arms in alternating slices" if self.sliced else ""
         left_out = f" (left out as disturbed: {'; '.join(self.reasons)})" if self.reasons else ""
-        return f"{counted} randomly interleaved blocks, a fresh process each{left_out}"
+        return f"{counted} randomly interleaved blocks, a fresh process each{slices}{left_out}"
 
 
 def latency_measurements(session: Session) -> dict[str, list[Measurement]]:
@@ -159,7 +162,8 @@ def kept_blocks(session: Session, arm: str, part: Part | None = "timed") -> Kept
             reasons.append("; ".join(against))
         else:
             blocks.append(block)
-    return Kept(tuple(blocks), len(together), tuple(reasons))
+    sliced = bool(together) and all(turns[name][block].sliced for name in partners for block in together)
+    return Kept(tuple(blocks), len(together), tuple(reasons), sliced)
 
 
 def _usual_megahertz(turns: dict[int, Turn], part: Part) -> float | None:

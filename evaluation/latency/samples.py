@@ -44,7 +44,7 @@ class CellTimes(Value):
     prefill: tuple[float, ...]
     """From a prompt to its next token, several times."""
     steps: tuple[float, ...]
-    """Each further token after the last of these; empty where there is a single new token."""
+    """Further tokens after the last of these, each slice's first left out; empty where there is a single new token."""
     warmups: int
     """Untimed runs before."""
     settled: bool
@@ -52,8 +52,10 @@ class CellTimes(Value):
 
     @property
     def end_to_end(self) -> float:
-        """From the last prompt to its last new token."""
-        return self.prefill[-1] + sum(self.steps)
+        """From the last prompt to its last new token; the tokens that were not timed at the mean of the others."""
+        if not self.steps:
+            return self.prefill[-1]
+        return self.prefill[-1] + (self.cell.tokens - 1) * sum(self.steps) / len(self.steps)
 
 
 class Turn(Value):
@@ -67,7 +69,9 @@ class Turn(Value):
     process: int
     """The process's id; 0 where it never told."""
     wall_seconds: float | None = None
-    """Of the whole process, its start and its libraries included: what the turn cost."""
+    """For which the others waited, its start and its libraries included: what the turn cost."""
+    sliced: bool = False
+    """Whether its slices alternated with those of the block's other arms; False where each was done at once."""
     error: str = ""
     """The process's last words where it did not finish; everything below is then empty."""
     runtime: str = ""
@@ -107,8 +111,8 @@ class Protocol(Value):
     """Of the order of arms and cells, and of prompts that are drawn."""
     settle: float = 0.05
     """Seconds of idleness before each turn."""
-    prefills: int = 3
-    """Timed prompts of each cell and turn."""
+    prefills: int = 12
+    """Timed prompts of each cell and turn; fewer of long ones (`timing.py`)."""
     prompt: str = "random token ids"
     """Where the prompts come from."""
 

@@ -2,7 +2,12 @@
 
     warm up     prompt and a few steps, again and again, until the last `AGREEING` runs lie within `SPREAD` of
                 each other, or `MOST_RUNS` have been made (which is noted: `settled` is False)
-    time        `prefills` prompts, and after the last one token - 1 further tokens, each by itself
+    slices      `prefills` prompts, a slice each; then the tokens - 1 further tokens of the last one, `SLICE` at a time
+
+Between two slices other arms may have theirs, so that what disturbs the machine for a second or two meets all of them
+alike. A slice begins with a call that is not timed, which wakes threads and caches: a prompt where one takes less than
+`WAKE`, a further token where the slice has more than one. Long prompts are timed less often: no more of them, from the
+`FEWEST_PREFILLS`th on, once they took `ENOUGH` seconds together.
 
 A time runs from the call to its return, and an arm returns when its result is on the host: the token is known. The loop
 between two readings of the clock is one call and one append, far below 1 % of a 2 ms step; `python -m
@@ -11,15 +16,18 @@ benchmarks.overhead` measures it.
 Not covered: requests that arrive while others are answered.
 """
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from evaluation.latency.samples import Cell, CellTimes
 
 AGREEING, SPREAD, MOST_RUNS = 3, 0.05, 12
+SLICE, WAKE = 5, 0.1
+FEWEST_PREFILLS, ENOUGH = 3, 1.5
 WARM_STEPS = 8
 NANOSECOND = 1e-9
 Clock = Callable[[], int]
@@ -54,15 +62,62 @@ def warm_up(arm: Arm, steps: int, clock: Clock = time.perf_counter_ns) -> tuple[
 
 
 def time_cell(arm: Arm, cell: Cell, *, prefills: int, clock: Clock = time.perf_counter_ns) -> CellTimes:
-    """Warm up, then time `prefills` prompts and the further tokens of the last one."""
-    warmups, settled = warm_up(arm, cell.tokens - 1, clock)
-    return CellTimes(
-        cell=cell,
-        prefill=timed(arm.prefill, prefills, clock),
-        steps=timed(arm.decode, cell.tokens - 1, clock),
-        warmups=warmups,
-        settled=settled,
-    )
+    """Warm up and time, slice after slice."""
+    taken = CellTimer(arm=arm, cell=cell, prefills=prefills, clock=clock)
+    for _ in range(pieces_of(cell, prefills)):
+        taken.go_on()
+    return taken.times()
+
+
+def pieces_of(cell: Cell, prefills: int) -> int:
+    """How many pieces the timing of a cell has: the warm-up and every slice."""
+    return 1 + prefills + math.ceil((cell.tokens - 1) / SLICE)
+
+
+@dataclass(kw_only=True)
+class CellTimer:
+    """One arm on one cell, in pieces."""
+
+    arm: Arm
+    cell: Cell
+    prefills: int
+    clock: Clock = time.perf_counter_ns
+    _warm: tuple[int, bool] | None = None
+    _prefill: list[float] = field(default_factory=list)
+    _steps: list[float] = field(default_factory=list)
+    _asked: int = 0
+    _decoded: int = 0
+
+    def go_on(self) -> None:
+        """Take the next piece."""
+        if self._warm is None:
+            self._warm = warm_up(self.arm, self.cell.tokens - 1, self.clock)
+        elif self._asked < self.prefills:
+            self._asked += 1
+            self._time_prompt()
+        else:
+            count = min(SLICE, self.cell.tokens - 1 - self._decoded)
+            taken = timed(self.arm.decode, count, self.clock)
+            self._steps += taken[1:] or taken
+            self._decoded += count
+
+    def _time_prompt(self) -> None:
+        if len(self._prefill) >= FEWEST_PREFILLS and sum(self._prefill) > ENOUGH:
+            return
+        if not self._prefill or self._prefill[-1] < WAKE:
+            self.arm.prefill()
+        self._prefill += timed(self.arm.prefill, 1, self.clock)
+
+    def times(self) -> CellTimes:
+        """What the clock said, once all pieces are taken."""
+        warmups, settled = self._warm or (0, False)
+        return CellTimes(
+            cell=self.cell,
+            prefill=tuple(self._prefill),
+            steps=tuple(self._steps),
+            warmups=warmups,
+            settled=settled,
+        )
 
 
 def timed(call: Callable[[], object], times: int, clock: Clock = time.perf_counter_ns) -> tuple[float, ...]:

@@ -2,23 +2,27 @@
 
     python -m recipes.timing.arm_process   an `Order` as JSON from stdin, a `Turn` as the last line of stdout
 
-    pin to the processors -> open the model -> first prompt -> every cell: warm up, time -> memory -> one line of JSON
+    pin to the processors -> open the model -> first prompt -> every cell, in pieces -> memory -> one line of JSON
+
+Before each piece it waits to be asked (`running.py`), so that other arms can have their slices in between.
 
 What libraries print goes to stderr. An arm that cannot be opened or computes no numbers ends with its reason on stderr
-and exit code 1; the parent (`interleave.py`) keeps the last line.
+and exit code 1; the parent keeps the last line.
 """
 
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
 
 from compress.stage import Form
-from evaluation.latency import Cell, CellTimes, Counters, Protocol, Turn, time_cell
+from evaluation.latency import Cell, CellTimer, CellTimes, Counters, Protocol, Reading, Turn, pieces_of
 from evaluation.latency.timing import timed
 from evaluation.measurement import Value
 from recipes.timing.arms import OPENER, Contender, Ids, opener_of
@@ -48,17 +52,33 @@ def main() -> None:
     """Take the turn that stdin orders."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    order = Order.model_validate_json(sys.stdin.read())
+
+    def wait() -> None:
+        """Tell that a piece is done; go on when the next one is asked for."""
+        answers.write("\n")
+        answers.flush()
+        if not sys.stdin.readline():
+            sys.exit("nobody asks for more")
+
+    order = Order.model_validate_json(sys.stdin.readline())
     try:
-        turn = take_turn(order)
+        turn = take_turn(order, wait)
     except Exception as error:  # whatever an arm's library raises is that arm's result
         sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
     answers.write(turn.model_dump_json() + "\n")
     answers.flush()
 
 
-def take_turn(order: Order) -> Turn:
-    """Open, run the first prompt, then every cell.
+def pieces(order: Order) -> int:
+    """How often a turn waits to be asked to go on."""
+    return sum(pieces_of(cell, order.protocol.prefills) for cell in order.cells)
+
+
+def take_turn(order: Order, wait: Callable[[], None]) -> Turn:
+    """Open, run the first prompt, then every cell in pieces.
+
+    Args:
+        wait: called before every piece; returns when it is this arm's turn again.
 
     Raises:
         ValueError: what was computed is no number.
@@ -70,9 +90,8 @@ def take_turn(order: Order) -> Turn:
     contender, open_seconds = _open(order)
     first = order.protocol.cells[0]
     first_run = timed(contender.arm(_prompts(order.ids, first), first.tokens).prefill, 1)[0]
-    opened = Counters.now()
-    cells = tuple(_time(contender, cell, order) for cell in order.cells)
-    ended = Counters.now()
+    opening, readings = Counters.now().since(begun), list[Reading]()
+    cells = tuple(_time(contender, cell, order, wait, readings) for cell in order.cells)
     after_gpu = _gpu_memory() if order.on_gpu else None
     return Turn(
         arm=order.arm,
@@ -84,8 +103,8 @@ def take_turn(order: Order) -> Turn:
         open_seconds=open_seconds,
         first_run=first_run,
         cells=cells,
-        opening=opened.since(begun),
-        timed=ended.since(opened),
+        opening=opening,
+        timed=reduce(Reading.plus, readings),
         peak_memory=peak_memory(),
         gpu_memory=None if before_gpu is None or after_gpu is None else after_gpu - before_gpu,
     )
@@ -97,13 +116,21 @@ def _open(order: Order) -> tuple[Contender, float]:
     return contender, time.perf_counter() - begun
 
 
-def _time(contender: Contender, cell: Cell, order: Order) -> CellTimes:
+def _time(
+    contender: Contender, cell: Cell, order: Order, wait: Callable[[], None], readings: list[Reading]
+) -> CellTimes:
+    prefills = order.protocol.prefills
     arm = contender.arm(_prompts(order.ids, cell), cell.tokens)
-    times = time_cell(arm, cell, prefills=order.protocol.prefills)
+    timer = CellTimer(arm=arm, cell=cell, prefills=prefills)
+    for _ in range(pieces_of(cell, prefills)):
+        wait()
+        before = Counters.now()
+        timer.go_on()
+        readings.append(Counters.now().since(before))
     problem = arm.problem()
     if problem:
         raise ValueError(problem)
-    return times
+    return timer.times()
 
 
 def _prompts(ids: tuple[int, ...], cell: Cell) -> Ids:

@@ -121,9 +121,7 @@ def benchmark(order: Order, progress: Progress) -> Result:
         CheckpointError, BundleError: a folder holds no artifact.
     """
     entrants = entrants_of(order.folders)
-    protocol = Protocol(
-        cells=order.cells, threads=order.threads, cpus=pinned_cpus(order.threads), seed=order.seed, prefills=3
-    )
+    protocol = Protocol(cells=order.cells, threads=order.threads, cpus=pinned_cpus(order.threads), seed=order.seed)
     vocabulary = _check(order, entrants)
     counted = _counts(order, entrants)  # reads every graph, so that a broken one is found before anything is timed
     machine = _environment(order)

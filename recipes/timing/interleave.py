@@ -1,35 +1,32 @@
 """The arms of a session take turns: in each block every arm once, in random order, in a fresh process each.
 
-    block b:  order = permutation(seed, b)  ->  settle  ->  process of the first arm  ->  settle  ->  the next ...
+    block b:  order = permutation(seed, b)  ->  a fresh process of each arm opens  ->  slices of all arms alternate
 
-The parent sleeps while an arm runs. The session is handed on after every turn, so that a killed one goes on: blocks
-that were finished stay, a block that was cut off is taken again as a whole, since its arms must have run within
-seconds of each other. An arm that dies takes no further turns, and the others go on; a resumed session tries it again,
-unless it is one that takes part in the first blocks only: to retake those would cost the others theirs.
+What disturbs a machine for a second or two would meet one arm or the other if each ran at once; slices of a few steps
+share it out. Arms that do not fit into memory together are taken one after the other, each at once.
+
+The parent sleeps while an arm runs. The session is handed on after every block, so that a killed one goes on: blocks
+that were finished stay, a block that was cut off is taken again as a whole, since its arms must have run side by side.
+An arm that dies takes no further turns, and the others go on; a resumed session tries it again, unless it is one that
+takes part in the first blocks only: to retake those would cost the others theirs.
 """
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 
 from compress.stage import Form
-from evaluation.latency import Protocol, Session, Turn
+from evaluation.latency import Protocol, Session
 from recipes.schema import available_cores
 from recipes.timing.arm_process import Order
 from recipes.timing.arms import OPENER
+from recipes.timing.running import run_together
 
-PATIENCE = 1800.0
-"""Seconds that one turn may take."""
-ROOT = Path(__file__).resolve().parent.parent.parent
+TIMES_ITS_FILES = 4
+"""Memory that an open model takes, at most, for each byte of its files: float16 ones are held as float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +63,7 @@ def take_turns(
 
     Args:
         ids: token ids for the prompts, as many as the largest cell needs.
-        on_turn: told of the session after every turn.
+        on_turn: told of the session with every turn, once its block is through.
     """
     session = resumed(session, entrants)
     done = 1 + max((turn.block for turn in session.turns), default=-1)
@@ -75,11 +72,8 @@ def take_turns(
         racing = [entrant for entrant in entrants if entrant.due(block)]
         order = random.permutation(len(racing))
         cells = tuple(session.protocol.cells[index] for index in random.permutation(len(session.protocol.cells)))
-        for place, entrant in enumerate(racing[index] for index in order):
-            if session.error(entrant.name):
-                continue
-            time.sleep(session.protocol.settle)
-            wanted = Order(
+        orders = [
+            Order(
                 arm=entrant.name,
                 folder=entrant.folder,
                 form=entrant.form,
@@ -91,9 +85,22 @@ def take_turns(
                 protocol=session.protocol,
                 ids=ids,
             )
-            session = session.model_copy(update={"turns": (*session.turns, run_process(wanted))})
-            on_turn(session)
+            for place, entrant in enumerate(racing[index] for index in order)
+            if not session.error(entrant.name)
+        ]
+        for group in [orders] if _fit(orders) else [[each] for each in orders]:
+            for turn in run_together(group, random) if group else []:
+                session = session.model_copy(update={"turns": (*session.turns, turn)})
+                on_turn(session)
     return session
+
+
+def _fit(orders: Sequence[Order]) -> bool:
+    """Whether the memory holds all of them at once."""
+    import psutil
+
+    files = (file for order in orders for file in order.folder.rglob("*") if file.is_file())
+    return TIMES_ITS_FILES * sum(file.stat().st_size for file in files) < float(psutil.virtual_memory().available)
 
 
 def resumed(session: Session, entrants: Sequence[Entrant]) -> Session:
@@ -107,50 +114,6 @@ def resumed(session: Session, entrants: Sequence[Entrant]) -> Session:
 
     length = next(block for block in range(len(session.turns) + 1) if not whole(block))
     return session.model_copy(update={"turns": tuple(turn for turn in session.turns if turn.block < length)})
-
-
-def run_process(order: Order) -> Turn:
-    """A fresh process takes a turn; what went wrong is the turn's `error`."""
-    started, begun = datetime.now(UTC), time.monotonic()
-    command = [sys.executable, "-m", "recipes.timing.arm_process"]
-    try:
-        finished = subprocess.run(
-            command,
-            input=order.model_dump_json(),
-            capture_output=True,
-            text=True,
-            env=_environment(order.protocol.threads),
-            timeout=PATIENCE,
-            check=False,
-        )
-        problem = _last_words(finished)
-        if not problem:
-            turn = Turn.model_validate_json(finished.stdout.strip().splitlines()[-1])
-            return turn.model_copy(update={"wall_seconds": time.monotonic() - begun})
-    except subprocess.TimeoutExpired:
-        problem = f"no answer in {PATIENCE:.0f} s"
-    except (ValidationError, IndexError) as error:
-        problem = f"expected one line of JSON from its process, got something else ({type(error).__name__})"
-    return Turn(arm=order.arm, block=order.block, place=order.place, started=started, process=0, error=problem)
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """The same for every arm; the packages are found where this process found them."""
-    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    here = os.pathsep.join(path for path in (str(ROOT), *sys.path) if path)
-    settings = {"PYTHONPATH": here, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return os.environ | counts | settings
-
-
-def _last_words(finished: "subprocess.CompletedProcess[str]") -> str:
-    """Why a process failed; empty where it did not."""
-    if finished.returncode == 0:
-        return ""
-    said = (finished.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    if finished.returncode < 0:
-        name = signal.Signals(-finished.returncode).name
-        return f"its process was ended by {name}; the last line that it wrote: {said}"
-    return said
 
 
 def pinned_cpus(threads: int) -> tuple[int, ...]:
