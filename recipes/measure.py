@@ -30,7 +30,7 @@ from recipes.timing.latency import measure_latency as measure_latency  # a run's
 from recipes.timing.macs import macs_per_token
 from recipes.timing.probe import DECODED
 
-MEASURE_VERSION = 7
+MEASURE_VERSION = 8
 
 
 def measure_footprint(artifact: Path, form: Form, *, prompt: int, threads: int) -> list[Measurement]:

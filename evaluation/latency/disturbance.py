@@ -1,7 +1,7 @@
 """Whether the machine belonged to the arm while it was timed: what the kernel counted, and when that is too much.
 
-Counters are read before and after the timed part of a turn. With s seconds on c logical processors, a turn is disturbed
-where
+Counters are read before and after the timed part of a turn, in which the arms of a block alternate. With s seconds on
+c logical processors, a turn is disturbed where
 
     stolen      the hypervisor gave more than 2 % of c * s to other guests           /proc/stat, field `steal`
     other load  other processes used more than 10 % of c * s                         /proc/stat, busy - our own
@@ -43,7 +43,7 @@ class Reading(Value):
     cpus: int
     """Logical processors that it could use."""
     own: float
-    """CPU seconds of the process itself."""
+    """CPU seconds of the process itself, and of those that alternated with it."""
     busy: float | None = None
     """CPU seconds of everything on these processors."""
     stolen: float | None = None
@@ -57,20 +57,6 @@ class Reading(Value):
     preempted: int | None = None
     """Involuntary context switches."""
 
-    def plus(self, later: "Reading") -> "Reading":
-        """Both together; what one does not tell is not told."""
-        return Reading(
-            seconds=self.seconds + later.seconds,
-            cpus=later.cpus,
-            own=self.own + later.own,
-            busy=_sum(self.busy, later.busy),
-            stolen=_sum(self.stolen, later.stolen),
-            held_back=_sum(self.held_back, later.held_back),
-            heat=None if self.heat is None or later.heat is None else self.heat + later.heat,
-            megahertz=later.megahertz,
-            preempted=None if self.preempted is None or later.preempted is None else self.preempted + later.preempted,
-        )
-
     @property
     def others(self) -> float | None:
         """CPU seconds of all other processes."""
@@ -81,10 +67,6 @@ class Reading(Value):
         """What the system does not tell."""
         told = {"stolen": self.stolen, "other load": self.busy, "quota": self.held_back, "heat": self.heat}
         return tuple(name for name, value in (told | {"clock": self.megahertz}).items() if value is None)
-
-
-def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
 
 
 def disturbed(reading: Reading, usual_megahertz: float | None = None) -> tuple[str, ...]:

@@ -16,13 +16,12 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
 
 from compress.stage import Form
-from evaluation.latency import Cell, CellTimer, CellTimes, Counters, Protocol, Reading, Turn, pieces_of
+from evaluation.latency import Cell, CellTimer, CellTimes, Counters, Protocol, Turn, pieces_of
 from evaluation.latency.timing import timed
 from evaluation.measurement import Value
 from recipes.timing.arms import OPENER, Contender, Ids, opener_of
@@ -90,8 +89,8 @@ def take_turn(order: Order, wait: Callable[[], None]) -> Turn:
     contender, open_seconds = _open(order)
     first = order.protocol.cells[0]
     first_run = timed(contender.arm(_prompts(order.ids, first), first.tokens).prefill, 1)[0]
-    opening, readings = Counters.now().since(begun), list[Reading]()
-    cells = tuple(_time(contender, cell, order, wait, readings) for cell in order.cells)
+    opening, moments = Counters.now().since(begun), list[Counters]()
+    cells = tuple(_time(contender, cell, order, wait, moments) for cell in order.cells)
     after_gpu = _gpu_memory() if order.on_gpu else None
     return Turn(
         arm=order.arm,
@@ -104,7 +103,7 @@ def take_turn(order: Order, wait: Callable[[], None]) -> Turn:
         first_run=first_run,
         cells=cells,
         opening=opening,
-        timed=reduce(Reading.plus, readings),
+        timed=moments[-1].since(moments[0]),
         peak_memory=peak_memory(),
         gpu_memory=None if before_gpu is None or after_gpu is None else after_gpu - before_gpu,
     )
@@ -117,16 +116,16 @@ def _open(order: Order) -> tuple[Contender, float]:
 
 
 def _time(
-    contender: Contender, cell: Cell, order: Order, wait: Callable[[], None], readings: list[Reading]
+    contender: Contender, cell: Cell, order: Order, wait: Callable[[], None], moments: list[Counters]
 ) -> CellTimes:
     prefills = order.protocol.prefills
     arm = contender.arm(_prompts(order.ids, cell), cell.tokens)
     timer = CellTimer(arm=arm, cell=cell, prefills=prefills)
     for _ in range(pieces_of(cell, prefills)):
         wait()
-        before = Counters.now()
+        moments.append(Counters.now())
         timer.go_on()
-        readings.append(Counters.now().since(before))
+    moments.append(Counters.now())
     problem = arm.problem()
     if problem:
         raise ValueError(problem)

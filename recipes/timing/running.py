@@ -133,10 +133,19 @@ def run_together(orders: Sequence[Order], random: np.random.Generator) -> list[T
             for index in random.permutation(len(running)):
                 time.sleep(BREATH)
                 running[index].go_on()
-        return [one.turn(sliced=len(orders) > 1) for one in running]
+        return _shared([one.turn(sliced=len(orders) > 1) for one in running])
     finally:
         for one in running:
             one.close()
+
+
+def _shared(turns: list[Turn]) -> list[Turn]:
+    """What the kernel counted meanwhile is about all of them together, and so is what they used themselves."""
+    own = sum(turn.timed.own for turn in turns if turn.timed is not None)
+    return [
+        turn if turn.timed is None else turn.model_copy(update={"timed": turn.timed.model_copy(update={"own": own})})
+        for turn in turns
+    ]
 
 
 def _environment(threads: int) -> dict[str, str]:
