@@ -46,14 +46,14 @@ def spread_chart(report: Report) -> str:
     figure, (axes,) = new_figure()
     factor, unit = scale_of("decode_latency", max(float(np.median(times)) for times in steps.values()))
     longest = max(float(np.quantile(times, 0.995)) for times in steps.values()) / factor
-    for (arm, times), color in zip(steps.items(), COLORS, strict=False):
+    for place, ((arm, times), color) in enumerate(zip(steps.items(), COLORS, strict=False)):
         ordered = np.sort(times) / factor
         share = np.arange(1, len(ordered) + 1) / len(ordered)
         axes.step(ordered, 100 * share, where="post", color=color, linewidth=1.6)
         middle = float(np.median(ordered))
         side, align = (8, "left") if middle < longest / 2 else (-8, "right")
         axes.annotate(
-            f"{arm}\n{len(ordered):,} steps", (middle, 50), xytext=(side, 0), textcoords="offset points", ha=align,
+            f"{arm}\n{len(ordered):,} steps", (middle, 60 - 25 * place), xytext=(side, 0), textcoords="offset points", ha=align,
             va="center", fontsize=9.5, color=color,
         )  # fmt: skip
     axes.set_xlim(0, longest * 1.1)
