@@ -53,8 +53,8 @@ def spread_chart(report: Report) -> str:
         middle = float(np.median(ordered))
         side, align = (8, "left") if middle < longest / 2 else (-8, "right")
         axes.annotate(
-            f"{arm}\n{len(ordered):,} steps", (middle, 60 - 25 * place), xytext=(side, 0), textcoords="offset points", ha=align,
-            va="center", fontsize=9.5, color=color,
+            f"{arm}\n{len(ordered):,} steps", (middle, 60 - 25 * place), xytext=(side, 0), textcoords="offset points",
+            ha=align, va="center", fontsize=9.5, color=color,
         )  # fmt: skip
     axes.set_xlim(0, longest * 1.1)
     axes.set_xlabel(f"time of one decode step ({unit})")
