@@ -61,6 +61,26 @@ def figure(measured: dict[str, list[Measurement]], arm: str, metric: str) -> Mea
 # ---- processes
 
 
+def test_arms_alternate_within_a_block(tmp_path: Path) -> None:
+    session = take(entrants(tmp_path, slow={"prefill": 0.02}, quick={}), blocks=1)
+    (quick,) = session.of("quick").values()
+    assert quick.timed is not None
+    assert quick.timed.seconds > 12 * 0.02  # it waited for the other one's prompts
+    assert quick.wall_seconds is not None
+    assert "alternating slices" in kept_blocks(session, "quick").describe()
+
+
+def test_arms_that_memory_does_not_hold_together_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.timing.interleave.TIMES_ITS_FILES", 10**15)
+    session = take(entrants(tmp_path, slow={"prefill": 0.02}, quick={}), blocks=1)
+    (quick,) = session.of("quick").values()
+    assert quick.timed is not None
+    assert quick.timed.seconds < 12 * 0.02
+    assert "slices" not in kept_blocks(session, "quick").describe()
+
+
 def test_every_turn_is_a_fresh_process_in_a_random_order_with_the_same_threads(tmp_path: Path) -> None:
     given = entrants(tmp_path, one={}, two={})
     session = take(given, blocks=3)
