@@ -30,6 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from recipes.errors import did_you_mean, got, one_of
 
+EXTRA = "pip install 'demitasse[tasks]'"
+"""The way out where a library for named evaluations is missing."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv")
 MOST_PROBLEMS = 5
 """Rows that one error tells of."""

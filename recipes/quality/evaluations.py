@@ -23,9 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from evaluation.measurement import SEPARATOR
 from recipes.errors import did_you_mean, got, one_of
-from recipes.quality.choices import MOST_PROBLEMS, SUFFIXES, TaskConfig, TaskError, rows_of, spread
+from recipes.quality.choices import EXTRA, MOST_PROBLEMS, SUFFIXES, TaskConfig, TaskError, rows_of, spread
 
-EXTRA = "pip install 'demitasse[tasks]'"
 LIBRARIES: dict[str, str] = {"sacrebleu": "sacrebleu", "rouge_score": "rouge-score"}
 """What generated text needs: module -> distribution."""
 TEXT = "{text}"

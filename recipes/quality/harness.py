@@ -33,12 +33,11 @@ from evaluation.quality.generation import Generator
 from evaluation.quality.items import Items
 from evaluation.quality.scoring import Scorer
 from recipes.errors import did_you_mean, one_of
-from recipes.quality.choices import Question, TaskConfig, TaskError, read_questions, spread
+from recipes.quality.choices import EXTRA, Question, TaskConfig, TaskError, read_questions, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EXTRA = "pip install 'demitasse[tasks]'"
 METRIC_OF = {"acc": "accuracy", "acc_norm": "accuracy_norm"}
 """The harness's names for what has a name of its own here; every other figure is a score."""
 OTHER = "score"
