@@ -34,6 +34,7 @@ import typer
 from numpy.typing import NDArray
 
 from compress.checkpoint import load_tokenizer
+from compress.training.memory import kept_memory
 from evaluation.quality import TokenScores, Windows, amounts_of, quality_measurements, score, windows_of
 from evaluation.statistics import median_interval
 from recipes.quality.answering import open_model
@@ -78,12 +79,13 @@ def cost(bundle: Path, windows: Windows, *, batch: int, seed: int = 0) -> Cost:
     scored.clear()
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     generator = np.random.default_rng(seed)
-    for start in range(0, len(windows), batch * TURN):
-        part = _part(windows, slice(start, start + batch * TURN))
-        for name in generator.permutation(list(arms)):
-            begun = time.perf_counter()
-            arms[name](part)
-            seconds[name].append(time.perf_counter() - begun)
+    with kept_memory():  # as runs do it
+        for start in range(0, len(windows), batch * TURN):
+            part = _part(windows, slice(start, start + batch * TURN))
+            for name in generator.permutation(list(arms)):
+                begun = time.perf_counter()
+                arms[name](part)
+                seconds[name].append(time.perf_counter() - begun)
     begun = time.perf_counter()
     perplexity = quality_measurements(_joined(scored, windows), method=windows.protocol)[0]
     return Cost(seconds=seconds, statistics=time.perf_counter() - begun, perplexity=perplexity.value)

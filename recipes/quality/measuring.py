@@ -75,6 +75,8 @@ def measure_quality(
         MeasureError: the text or the context is too short for what is asked.
         TaskError: an evaluation's data cannot be used.
     """
+    from compress.training.memory import kept_memory
+
     tokenizer = load_tokenizer(artifact if baseline is None else baseline.folder)
     exam = _Exam(
         model=open_model(artifact, form),
@@ -86,7 +88,8 @@ def measure_quality(
         label=label,
         seed=seed,
     )
-    methods = exam.score_texts(test, RUNTIMES[form])
+    with kept_memory():  # scores of one batch take hundreds of megabytes, which would be faulted in for each anew
+        methods = exam.score_texts(test, RUNTIMES[form])
     methods |= {named.name: RUNTIMES[form] for named in config.named}
     for named in config.named:
         exam.ask(named).save(out / f"{ITEMS}{named.name}.npz")
