@@ -135,7 +135,7 @@ def _latency_ratios(one: _Candidate, other: _Candidate) -> dict[str, tuple[Ratio
     machines = [{name: candidate.stored.report.environment.get(name) for name in MACHINE} for candidate in (one, other)]
     if machines[0] != machines[1]:
         return dict.fromkeys(timed, (None, "timed on different machines: not comparable"))
-    sessions = [candidate.stored.session() for candidate in (one, other)]
+    sessions = [candidate.stored.session for candidate in (one, other)]
     cells = {session.protocol.cells for session in sessions if session is not None}
     if len(cells) > 1:
         return dict.fromkeys(timed, (None, "timed with different prompts or numbers of tokens: not comparable"))

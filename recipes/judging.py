@@ -16,6 +16,7 @@ Not covered: whether the samples are true. Their hashes tell of a changed file, 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def judge_run(folder: Path, gates: Mapping[str, Limit] | None = None, *, bandwid
             "gates": results,
             "verdict": overall(results),
             "memory_bandwidth": bandwidth,
-            "session": runs.session(),
+            "session": runs.session,
         }
     )
     if gates is None and again.verdict != report.verdict:
@@ -162,6 +163,7 @@ class Stored:
                     "got nothing; run the recipe again to make it anew"
                 )
 
+    @cached_property
     def session(self) -> Session | None:
         """The raw latencies; None where nothing was timed, or a run of an earlier version kept none."""
         if self.report.final.measurement("decode_latency") is None:
@@ -191,7 +193,7 @@ class Stored:
         return row.model_copy(update={"measurements": [again.get(found.metric, found) for found in row.measurements]})
 
     def _latencies(self, row: Row) -> dict[str, Measurement]:
-        session = self.session()
+        session = self.session
         if session is None:
             return {}
         return {found.metric: found for found in latency_measurements(session).get(_arm(session, row), [])}

@@ -11,6 +11,7 @@ from benchmarks.overhead import MOST, overhead
 from evaluation.latency import (
     Arm,
     Cell,
+    CellTimer,
     CellTimes,
     Counters,
     Protocol,
@@ -20,9 +21,9 @@ from evaluation.latency import (
     cell_measurements,
     disturbed,
     latency_measurements,
+    pieces_of,
     process_measurements,
     steady_step,
-    time_cell,
     warm_up,
 )
 from evaluation.latency.timing import AGREEING, FEWEST_PREFILLS, MOST_RUNS, SLICE, WARM_STEPS
@@ -102,10 +103,18 @@ def test_warming_up_goes_on_while_it_gets_faster_and_gives_up_at_last() -> None:
     assert warm_up(restless.arm, 0, restless.clock) == (MOST_RUNS, False)
 
 
+def time_cell(machine: Machine, cell: Cell, prefills: int) -> CellTimes:
+    """Every piece, one right after the other."""
+    timer = CellTimer(arm=machine.arm, cell=cell, prefills=prefills, clock=machine.clock)
+    for _ in range(pieces_of(cell, prefills)):
+        timer.go_on()
+    return timer.times()
+
+
 def test_a_cell_is_timed_call_by_call() -> None:
     warm = AGREEING * 4
     machine = Machine(slow={warm: 9.0, warm + 3: 2.0, warm + 6: 9.0, warm + 7: 5.0})  # by 9: what is not timed
-    times = time_cell(machine.arm, CELL, prefills=3, clock=machine.clock)
+    times = time_cell(machine, CELL, prefills=3)
     assert times.prefill == pytest.approx((0.04, 0.08, 0.04))
     assert times.steps == pytest.approx((0.05, 0.01))  # of three further tokens after the prompt's own
     assert times.end_to_end == pytest.approx(0.04 + 3 * 0.03)
@@ -114,7 +123,7 @@ def test_a_cell_is_timed_call_by_call() -> None:
 
 def test_long_prompts_are_timed_less_often() -> None:
     machine = Machine(prefill=1_000_000_000)
-    times = time_cell(machine.arm, CELL, prefills=12, clock=machine.clock)
+    times = time_cell(machine, CELL, prefills=12)
     assert times.prefill == pytest.approx([1.0] * FEWEST_PREFILLS)
     assert machine.log.count("prefill") == AGREEING + 1 + FEWEST_PREFILLS  # one more, before the first that is timed
 
@@ -122,16 +131,16 @@ def test_long_prompts_are_timed_less_often() -> None:
 def test_every_further_token_is_taken_once() -> None:
     machine = Machine()
     cell = Cell(prompt=8, tokens=2 * SLICE + 3)
-    times = time_cell(machine.arm, cell, prefills=1, clock=machine.clock)
+    times = time_cell(machine, cell, prefills=1)
     assert machine.log[-cell.tokens :].count("decode") == cell.tokens - 1
     assert len(times.steps) == cell.tokens - 1 - 3  # three slices
     machine = Machine()
-    assert len(time_cell(machine.arm, Cell(prompt=8, tokens=2), prefills=1, clock=machine.clock).steps) == 1
+    assert len(time_cell(machine, Cell(prompt=8, tokens=2), prefills=1).steps) == 1
 
 
 def test_a_single_new_token_needs_no_step() -> None:
     machine = Machine()
-    times = time_cell(machine.arm, Cell(prompt=8, tokens=1), prefills=2, clock=machine.clock)
+    times = time_cell(machine, Cell(prompt=8, tokens=1), prefills=2)
     assert times.steps == ()
     assert times.end_to_end == times.prefill[-1]
     assert "decode" not in machine.log

@@ -229,7 +229,7 @@ def test_a_run_whose_arms_were_killed_is_invalid_and_is_timed_again_by_the_next_
     assert "is invalid: taken again" in (out / "log.txt").read_text(encoding="utf-8")
     assert code == report.exit_code
     assert busy(report), said + errors
-    session = Stored(report).session()
+    session = Stored(report).session
     assert session is not None
     assert blocks_of(session) == {arm: [0, 1, 2] for arm in ("baseline", "prune", "export")}
     for row in report.rows:

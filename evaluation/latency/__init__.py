@@ -8,7 +8,7 @@ from evaluation.latency.disturbance import Counters, Reading, disturbed
 from evaluation.latency.figures import cell_measurements, latency_measurements, measured, process_measurements
 from evaluation.latency.paired import SAMPLES_FOR_PERCENTILE, blocks_to_decide, paired_ratio, percentiles
 from evaluation.latency.samples import Cell, CellTimes, Protocol, Session, Turn
-from evaluation.latency.timing import Arm, CellTimer, pieces_of, steady_step, time_cell, warm_up
+from evaluation.latency.timing import Arm, CellTimer, pieces_of, steady_step, warm_up
 
 __all__ = [
     "SAMPLES_FOR_PERCENTILE",
@@ -31,6 +31,5 @@ __all__ = [
     "pieces_of",
     "process_measurements",
     "steady_step",
-    "time_cell",
     "warm_up",
 ]

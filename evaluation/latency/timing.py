@@ -61,14 +61,6 @@ def warm_up(arm: Arm, steps: int, clock: Clock = time.perf_counter_ns) -> tuple[
     return len(runs), False
 
 
-def time_cell(arm: Arm, cell: Cell, *, prefills: int, clock: Clock = time.perf_counter_ns) -> CellTimes:
-    """Warm up and time, slice after slice."""
-    taken = CellTimer(arm=arm, cell=cell, prefills=prefills, clock=clock)
-    for _ in range(pieces_of(cell, prefills)):
-        taken.go_on()
-    return taken.times()
-
-
 def pieces_of(cell: Cell, prefills: int) -> int:
     """How many pieces the timing of a cell has: the warm-up and every slice."""
     return 1 + prefills + math.ceil((cell.tokens - 1) / SLICE)
