@@ -1,39 +1,51 @@
 # Two commands, each enough by itself after a fresh clone:
 #   make quickstart   compress the model that comes with the repository, measure it, judge it (runs/quickstart)
-#   make test         lint, types and tests
-# Both make .venv first if there is none, and install again only after pyproject.toml or constraints.txt changed.
+#   make test         lint, types and tests; `make test-all` adds the thorough ones, which a release runs
+# Both make .venv first if there is none, and install again only after pyproject.toml or constraints.txt changed: quickstart
+# what compressing needs, the others what tests need too.
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+DEV_STAMP := $(VENV)/installed-dev
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
-.PHONY: quickstart test lint types format clean
+PYTEST = $(BIN)/python -m pytest -q
+# A worker a core and a thread each; then, with the cores to themselves, the tests whose processes share them.
+ABREAST := -n auto --dist worksteal
+
+.PHONY: quickstart test test-all lint types format clean
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
 	$(BIN)/demitasse run quickstart
 
 test: lint types
-	$(BIN)/python -m pytest -q
+	$(PYTEST) $(ABREAST) -m "not thorough and not alone"
+	$(PYTEST) -m "not thorough and alone"
 
-lint: $(STAMP)
+test-all: lint types
+	$(PYTEST) $(ABREAST) -m "not alone"
+	$(PYTEST) -m alone
+
+lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP)
+types: $(DEV_STAMP)
 	$(BIN)/mypy --strict --no-error-summary
 
-format: $(STAMP)
+format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
-# The stamp is written last, so an installation that was cut short is taken up again; a half-made environment is made anew.
-$(STAMP): pyproject.toml constraints.txt
+# $(call install,WHAT): WHAT and what it needs, into an environment that is made if there is none. The stamps are written last,
+# so an installation that was cut short is taken up again; a half-made environment is made anew.
+define install
 	@test -n "$(PYTHON)" || { \
 		echo "demitasse needs Python 3.11 or newer, and found none; install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
 		exit 1; }
@@ -42,6 +54,14 @@ $(STAMP): pyproject.toml constraints.txt
 		$(PYTHON) -m venv --clear $(VENV); } || { \
 		echo "$(PYTHON) could not make a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)" >&2; \
 		exit 1; }
-	@echo "installing demitasse into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@echo "installing $(2) into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(1)' --constraint constraints.txt
+endef
+
+$(STAMP): pyproject.toml constraints.txt
+	$(call install,.,demitasse)
 	@touch $(STAMP)
+
+$(DEV_STAMP): pyproject.toml constraints.txt
+	$(call install,.[dev],demitasse and what its tests need)
+	@touch $(STAMP) $(DEV_STAMP)

@@ -1,16 +1,24 @@
 """Tiny checkpoints and texts, made once per run: real architectures, real tokenizers, random weights."""
 
 import hashlib
+import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from exported import Exported, exported, quantized, sharpened
+from filelock import FileLock
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+"""Of PyTorch in this process: workers share the cores between them."""
+if THREADS == 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 320
@@ -135,55 +143,133 @@ def demitasse(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
+def _threads() -> None:
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
+
+
+Share = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 60 kB of English in a dozen documents."""
-    novels = (ROOT / "recipes" / "data" / "novels" / "valid.txt").read_text(encoding="utf-8")
-    file = tmp_path_factory.mktemp("text") / "novels.txt"
-    paragraphs = [line for line in novels.splitlines() if len(line) > 200][:120]
-    documents = ["\n".join(paragraphs[start : start + 10]) for start in range(0, len(paragraphs), 10)]
-    file.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
-    return file
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Share:
+    """`shared("bundle", make)`: the path that `make(path)` filled, once for all workers. Never write into it."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    root.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        path, unfinished = root / name, root / f"{name}.unfinished"
+        with FileLock(root / f"{name}.lock"):
+            if not path.exists():
+                make(unfinished)
+                unfinished.rename(path)
+        return path
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def make_checkpoint(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Callable[..., Path]:
-    """`make_checkpoint("gpt2", seed=1, n_layer=2)`: a new dense checkpoint folder of a tiny random model."""
+def text_file(shared: Share) -> Path:
+    """About 60 kB of English in a dozen documents. Shared."""
 
-    def make(model_type: str = "gpt2", *, seed: int = 0, **changes: Any) -> Path:
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+    def write(file: Path) -> None:
+        novels = (ROOT / "recipes" / "data" / "novels" / "valid.txt").read_text(encoding="utf-8")
+        paragraphs = [line for line in novels.splitlines() if len(line) > 200][:120]
+        documents = ["\n".join(paragraphs[start : start + 10]) for start in range(0, len(paragraphs), 10)]
+        file.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
 
-        from compress.checkpoint import save_checkpoint
+    return shared("novels.txt", write)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files(shared: Share, text_file: Path) -> Path:
+    """The tokenizer of every tiny checkpoint. Shared."""
+
+    def train(folder: Path) -> None:
         from compress.training.train import train_tokenizer
 
-        tokenizer = train_tokenizer([text_file.read_text(encoding="utf-8")], VOCABULARY)
-        shape = {**SHAPES[model_type], "vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, **changes}
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape))
+        train_tokenizer([text_file.read_text(encoding="utf-8")], VOCABULARY).save_pretrained(folder)
+
+    return shared("tokenizer", train)
+
+
+@pytest.fixture(scope="session")
+def shared_checkpoint(shared: Share, tokenizer_files: Path) -> Callable[..., Path]:
+    """`shared_checkpoint("gpt2", seed=1, n_layer=2)`: a dense checkpoint of a tiny random model. Shared."""
+
+    def make(model_type: str = "gpt2", *, seed: int = 0, **changes: Any) -> Path:
+        told = json.dumps([seed, changes], sort_keys=True, default=str)
+
+        def save(folder: Path) -> None:
+            import torch
+            from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+            from compress.checkpoint import save_checkpoint
+
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_files)
+            shape = {
+                **SHAPES[model_type],
+                "vocab_size": len(tokenizer),
+                "bos_token_id": 0,
+                "eos_token_id": 0,
+                **changes,
+            }
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape))
+            save_checkpoint(model, tokenizer, folder)
+
+        return shared(f"{model_type}-{hashlib.sha256(told.encode()).hexdigest()[:12]}", save)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(
+    shared_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`make_checkpoint("gpt2", seed=1, n_layer=2)`: a folder of its own with what `shared_checkpoint` gives."""
+
+    def make(model_type: str = "gpt2", **changes: Any) -> Path:
         folder = tmp_path_factory.mktemp(model_type)
-        save_checkpoint(model, tokenizer, folder)
+        shutil.copytree(shared_checkpoint(model_type, **changes), folder, dirs_exist_ok=True)
         return folder
 
     return make
 
 
 @pytest.fixture(scope="session")
-def gpt2(make_checkpoint: Callable[..., Path]) -> Path:
-    """A dense GPT-2 checkpoint: 3 layers, width 64, tied embedding. Shared: never write into it."""
-    return make_checkpoint("gpt2")
+def gpt2(shared_checkpoint: Callable[..., Path]) -> Path:
+    """A dense GPT-2 checkpoint: 3 layers, width 64, tied embedding. Shared."""
+    return shared_checkpoint("gpt2")
 
 
 @pytest.fixture(scope="session")
-def llama(make_checkpoint: Callable[..., Path]) -> Path:
-    """A dense Llama checkpoint with grouped queries and a tied embedding. Shared: never write into it."""
-    return make_checkpoint("llama")
+def llama(shared_checkpoint: Callable[..., Path]) -> Path:
+    """A dense Llama checkpoint with grouped queries and a tied embedding. Shared."""
+    return shared_checkpoint("llama")
+
+
+@pytest.fixture(scope="session")
+def int8_exports(shared: Share, shared_checkpoint: Callable[..., Path], text_file: Path) -> Callable[[str], Exported]:
+    """`int8_exports("gpt2")`: a tiny model sharpened, as int8 (its embedding too), and its bundle. Shared."""
+
+    def make(family: str) -> Exported:
+        def export(folder: Path) -> None:
+            folder.mkdir()
+            dense = sharpened(shared_checkpoint(family), folder / "dense")
+            exported(quantized(dense, folder / "int8", embeddings=True), folder / "bundle", text_file)
+
+        return Exported.below(shared(f"export-{family}", export))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(int8_exports: Callable[[str], Exported]) -> Path:
+    """The bundle of a tiny int8 GPT-2. Shared."""
+    return int8_exports("gpt2").bundle
 
 
 @pytest.fixture

@@ -1,10 +1,25 @@
 """Bundles of tiny models for the tests of export: weights large enough for the models to have opinions."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A tiny model on its way to the runtime."""
+
+    dense: Path
+    int8: Path
+    bundle: Path
+
+    @classmethod
+    def below(cls, folder: Path) -> "Exported":
+        """Those in the folders of these names."""
+        return cls(dense=folder / "dense", int8=folder / "int8", bundle=folder / "bundle")
 
 
 def sharpened(source: Path, out: Path) -> Path:
@@ -42,12 +57,6 @@ def exported(source: Path, out: Path, text: Path, **knobs: Any) -> Path:
     given = StageInput(source=source, out=out, scratch=out, calibration_text=TextSource(file=text))
     EXPORT.run(EXPORT.config(parity_tokens=48, **knobs), given)
     return out
-
-
-def exported_int8(source: Path, root: Path, text: Path) -> Path:
-    """The bundle of a tiny dense checkpoint, sharpened and quantized, its embedding too."""
-    dense = sharpened(source, root / "dense")
-    return exported(quantized(dense, root / "int8", embeddings=True), root / "bundle", text)
 
 
 def genai_greedy(bundle: Path, prompt: str, tokens: int) -> tuple[list[int], list[int]]:

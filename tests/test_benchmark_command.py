@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from clocked_arms import OPENER, make_arm, not_numbers
 from conftest import Demitasse
-from exported import exported_int8
 
 from benchmarks.slowdown import table as slowdown_table
 from benchmarks.slowdown import take as take_slowdown
@@ -29,8 +28,8 @@ CELL = Cell(prompt=4, tokens=9)
 
 
 @pytest.fixture(scope="module")
-def bundle(gpt2: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported_int8(gpt2, tmp_path_factory.mktemp("exported"), text_file)
+def bundle(int8_bundle: Path) -> Path:
+    return int8_bundle
 
 
 def entrants(root: Path, **arms: dict[str, object]) -> list[Entrant]:

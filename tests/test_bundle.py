@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from exported import exported, exported_int8, quantized
+from exported import exported, quantized
 from onnx import numpy_helper
 
 from export import BundleError, BundleIntegrityError, OnnxCausalLM, verify_bundle
@@ -20,14 +20,9 @@ from export.parity import ParityError
 from export.replay import coarse_kl, replay
 
 
-@pytest.fixture(scope="module")
-def original(gpt2: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported_int8(gpt2, tmp_path_factory.mktemp("bundle"), text_file)
-
-
 @pytest.fixture
-def bundle(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "bundle"))
+def bundle(int8_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(int8_bundle, tmp_path / "bundle"))
 
 
 def test_untouched_bundle_is_verified(bundle: Path) -> None:
@@ -39,25 +34,25 @@ def test_untouched_bundle_is_verified(bundle: Path) -> None:
     assert "onnx" in summary.libraries
 
 
-def test_one_changed_byte_is_found_in_any_file(original: Path, bundle: Path) -> None:
-    names = sorted(file.name for file in original.iterdir() if file.name != "manifest.json")
+def test_one_changed_byte_is_found_in_any_file(int8_bundle: Path, bundle: Path) -> None:
+    names = sorted(file.name for file in int8_bundle.iterdir() if file.name != "manifest.json")
     assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= set(names)
     for name in names:
-        content = bytearray((original / name).read_bytes())
+        content = bytearray((int8_bundle / name).read_bytes())
         content[len(content) // 2] ^= 1
         (bundle / name).write_bytes(content)
         with pytest.raises(BundleIntegrityError, match=rf"{name}: its content changed"):
             verify_bundle(bundle)
-        shutil.copyfile(original / name, bundle / name)
+        shutil.copyfile(int8_bundle / name, bundle / name)
     verify_bundle(bundle)
 
 
 def test_a_swapped_data_file_is_found(
-    gpt2: Path, original: Path, bundle: Path, text_file: Path, tmp_path: Path
+    gpt2: Path, int8_bundle: Path, bundle: Path, text_file: Path, tmp_path: Path
 ) -> None:
     swapped = exported(quantized(gpt2, tmp_path / "int8", embeddings=True), tmp_path / "swapped", text_file)
     data = swapped / "model.onnx.data"
-    assert data.stat().st_size == (original / data.name).stat().st_size
+    assert data.stat().st_size == (int8_bundle / data.name).stat().st_size
     shutil.copyfile(data, bundle / data.name)
     with pytest.raises(BundleIntegrityError, match=r"model\.onnx\.data: its content changed"):
         verify_bundle(bundle)
@@ -77,10 +72,10 @@ def seal_again(bundle: Path) -> None:
     write_manifest(bundle, {key: value for key, value in manifest.items() if key not in {"format", "files"}})
 
 
-def test_replay_finds_what_the_export_found(original: Path) -> None:
-    stated = json.loads((original / "manifest.json").read_text())["parity"]["replay"]
+def test_replay_finds_what_the_export_found(int8_bundle: Path) -> None:
+    stated = json.loads((int8_bundle / "manifest.json").read_text())["parity"]["replay"]
     assert stated["positions"] == 4 * 25
-    found = replay(original, "cpu")
+    found = replay(int8_bundle, "cpu")
     assert found["kl"] == pytest.approx(stated["kl"], rel=0.2, abs=1e-9)
     assert found["kl"] < found["tolerance"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import exported_int8
+from exported import Exported
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
@@ -162,10 +162,10 @@ def test_examples_stand_before_every_question(questions: Path) -> None:
     assert all(context.startswith(shown) for context in contexts)
 
 
-def test_every_form_is_asked_the_same(gpt2: Path, questions: Path, text_file: Path, tmp_path: Path) -> None:
-    bundle = exported_int8(gpt2, tmp_path, text_file)
+def test_every_form_is_asked_the_same(int8_exports: Callable[[str], Exported], questions: Path) -> None:
+    made = int8_exports("gpt2")
     config, told = TaskConfig(name="novels", file=questions, limit=12), []
-    arms: list[tuple[Path, Form]] = [(tmp_path / "dense", "dense"), (tmp_path / "int8", "int8"), (bundle, "onnx")]
+    arms: list[tuple[Path, Form]] = [(made.dense, "dense"), (made.int8, "int8"), (made.bundle, "onnx")]
     dense, int8, onnx = (ask(config, folder, form, on_item=told.append) for folder, form in arms)
     assert dense.digest == int8.digest == onnx.digest
     assert math.isclose(sum(told), 3 * 12)

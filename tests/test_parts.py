@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import exported_int8
 from family_variants import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -31,19 +30,14 @@ def _name_of(model: torch.nn.Module, wanted: torch.nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is wanted)
 
 
-@pytest.fixture(scope="module")
-def made(gpt2: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported_int8(gpt2, tmp_path_factory.mktemp("parts"), text_file)
-
-
 def total(parts: dict[str, dict[str, int]], *numbers: str) -> int:
     return sum(size for sizes in parts.values() for number, size in sizes.items() if not numbers or number in numbers)
 
 
-def test_parts_of_a_checkpoint_add_up_to_its_weights(gpt2: Path, made: Path) -> None:
-    dense, int8 = weights_by_part(gpt2, "dense"), weights_by_part(made.parent / "int8", "int8")
+def test_parts_of_a_checkpoint_add_up_to_its_weights(gpt2: Path, int8_bundle: Path) -> None:
+    dense, int8 = weights_by_part(gpt2, "dense"), weights_by_part(int8_bundle.parent / "int8", "int8")
     assert total(dense) == 4 * inspect_checkpoint(gpt2).parameters == inspect_checkpoint(gpt2).weight_bytes
-    assert total(int8) == inspect_checkpoint(made.parent / "int8").weight_bytes
+    assert total(int8) == inspect_checkpoint(int8_bundle.parent / "int8").weight_bytes
     assert set(dense["mlp"]) == {"float"}
     assert set(int8["mlp"]) == {"int8", "scales", "float"}  # the biases stay float
     for part in ("mlp", "attention", "embeddings"):
@@ -51,11 +45,11 @@ def test_parts_of_a_checkpoint_add_up_to_its_weights(gpt2: Path, made: Path) -> 
     assert int8["norms"] == dense["norms"]
 
 
-def test_parts_of_a_bundle_add_up_to_what_its_graph_stores(made: Path) -> None:
-    parts = weights_by_part(made, "onnx")
-    checkpoint = weights_by_part(made.parent / "int8", "int8")
+def test_parts_of_a_bundle_add_up_to_what_its_graph_stores(int8_bundle: Path) -> None:
+    parts = weights_by_part(int8_bundle, "onnx")
+    checkpoint = weights_by_part(int8_bundle.parent / "int8", "int8")
     assert {part: sizes["int8"] for part, sizes in parts.items() if "int8" in sizes} == {
         part: sizes["int8"] for part, sizes in checkpoint.items() if "int8" in sizes
     }
-    files = sum(file.stat().st_size for file in made.glob("model.onnx*"))
+    files = sum(file.stat().st_size for file in int8_bundle.glob("model.onnx*"))
     assert 0.7 * files < total(parts) < files

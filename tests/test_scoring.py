@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import exported_int8
+from exported import exported, quantized, sharpened
 
 from benchmarks.scoring import cost, documents_of, rolled
 from compress.checkpoint import load_tokenizer
@@ -67,7 +67,8 @@ def test_text_without_tokens_is_refused() -> None:
 
 
 def test_every_arm_takes_the_same_windows(tmp_path: Path) -> None:
-    bundle = exported_int8(MODEL, tmp_path, NOVELS / "valid.txt")
+    int8 = quantized(sharpened(MODEL, tmp_path / "dense"), tmp_path / "int8", embeddings=True)
+    bundle = exported(int8, tmp_path / "bundle", NOVELS / "valid.txt")
     windows = windows_in([TEXT], load_tokenizer(MODEL), length=LENGTH, count=21, select="first")
     found = cost(bundle, windows, batch=2)
     assert {len(seconds) for seconds in found.seconds.values()} == {3}

@@ -125,11 +125,11 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def set_up(clone: Path, **environment: str) -> tuple[int, list[str]]:
+def set_up(clone: Path, stamp: str = "installed", **environment: str) -> tuple[int, list[str]]:
     """Run the set-up: make's exit code, and what Python was asked for."""
     calls = clone / "calls"
     calls.write_text("")
-    command = ["make", "-C", str(clone), f"PYTHON={clone / 'python'}", ".venv/installed"]
+    command = ["make", "-C", str(clone), f"PYTHON={clone / 'python'}", f".venv/{stamp}"]
     done = subprocess.run(
         command, env=os.environ | {"CALLS": str(calls), **environment}, capture_output=True, check=False
     )
@@ -154,6 +154,16 @@ def test_set_up_runs_once_and_again_only_after_a_change(clone: Path) -> None:
     code, calls = set_up(clone)
     assert (code, installs(calls)) == (0, 1)
     assert "-m venv --clear .venv" not in calls
+
+
+@needs_make
+def test_quickstart_installs_what_it_needs_and_tests_what_they_need_too(clone: Path) -> None:
+    code, calls = set_up(clone)
+    assert (code, calls[-1].split("--editable ")[1].split()[0]) == (0, ".")
+    code, calls = set_up(clone, "installed-dev")
+    assert (code, calls[-1].split("--editable ")[1].split()[0]) == (0, ".[dev]")
+    assert set_up(clone) == (0, [])
+    assert set_up(clone, "installed-dev") == (0, [])
 
 
 @needs_make

@@ -1,12 +1,13 @@
 """Compressed size: what the files take by an independent decompression's account, and what zeros save."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
-from exported import exported_int8
+from exported import Exported
 from safetensors.torch import load_file, save_file
 
 from recipes.measure import measure_footprint
@@ -47,8 +48,8 @@ def test_zeros_save_compressed_bytes_and_no_others(gpt2: Path, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("_no_probe")
-def test_int8_checkpoints_and_bundles_have_one_too(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
-    bundle = exported_int8(gpt2, tmp_path, text_file)
-    for folder, form in ((tmp_path / "int8", "int8"), (bundle, "onnx")):
+def test_int8_checkpoints_and_bundles_have_one_too(int8_exports: Callable[[str], Exported]) -> None:
+    made = int8_exports("gpt2")
+    for folder, form in ((made.int8, "int8"), (made.bundle, "onnx")):
         found = figures(folder, form)
         assert 0 < found["compressed_bytes"] < found["disk_bytes"]

@@ -8,20 +8,14 @@ from pathlib import Path
 import onnx
 import pytest
 from conftest import Demitasse
-from exported import exported_int8
 from onnx import numpy_helper
 
 from export.bundle import write_manifest
 
 
-@pytest.fixture(scope="module")
-def original(gpt2: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported_int8(gpt2, tmp_path_factory.mktemp("verify"), text_file)
-
-
 @pytest.fixture
-def bundle(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "bundle"))
+def bundle(int8_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(int8_bundle, tmp_path / "bundle"))
 
 
 def test_whole_bundle_is_replayed(bundle: Path, demitasse: Demitasse) -> None:
