@@ -7,15 +7,62 @@ widened for `LOOKS` of them (`statistics.widened`). To need few looks, a round a
 when every gate is decided, when one already fails or is invalid (the rest cannot save the release), when the samples
 that are needed are beyond any practical number, or when the time is up.
 
+While latencies are taken the gates on them are looked at too (`StoppingRule`): after `FEWEST_BLOCKS` blocks and then at
+even factors up to all that were planned, `LOOKS` times in all, with bounds that are widened for these looks. What is
+decided far from its limit needs a few blocks, and what lies near it gets all of them.
+
 Not covered: learning from the rounds how fast samples come; the caller says what one costs.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from evaluation.gate import GateResult, overall
+from evaluation.gate import GateResult, Limit, judge, overall
+from evaluation.latency import Session, latency_measurements
 from evaluation.measurement import Value, metric_of
 
 LOOKS = 4
+FEWEST_BLOCKS = 4
+"""Before the first look; three are the fewest that give a figure, and one may be disturbed."""
+
+
+def blocks_at_looks(most: int) -> tuple[int, ...]:
+    """After how many blocks of at most `most` the gates are looked at: (4, 6, 10, 15) of 15."""
+    if most <= FEWEST_BLOCKS:
+        return (most,)
+    factor = (most / FEWEST_BLOCKS) ** (1 / (LOOKS - 1))
+    return tuple(sorted({round(FEWEST_BLOCKS * factor**look) for look in range(LOOKS)}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppingRule:
+    """When the timing of what is gated may end."""
+
+    gates: Mapping[str, Limit]
+    """What the last arm is judged by. Those that more blocks decide count here; without any, all blocks are taken."""
+    blocks: tuple[int, ...]
+    """After how many blocks these gates are looked at; the last number is the most there may be."""
+    looks: int
+    """For how many looks the bounds are widened."""
+
+    def reason(self, session: Session, taken: int) -> str:
+        """Why so many blocks are enough; empty: go on."""
+        if taken >= self.blocks[-1]:
+            return f"all {self.blocks[-1]} blocks are taken"
+        timed = {metric: limit for metric, limit in self.gates.items() if metric_of(metric).more == "blocks"}
+        if not timed or taken not in self.blocks:
+            return ""
+        last = session.arms[-1]
+        dead = next((arm for arm in (session.baseline, last) if session.error(arm)), None)
+        if dead is not None:
+            return f"{dead} did not run, so no gate on latency can be decided"
+        found = {one.metric: one for one in latency_measurements(session)[last]}
+        verdicts = {result.verdict for result in judge(timed, found, looks={"blocks": self.looks})}
+        if "INVALID" in verdicts:  # too busy a machine, which may pass
+            return ""
+        if "FAIL" in verdicts:
+            return "a gate on latency has failed"
+        return "" if "INCONCLUSIVE" in verdicts else "every gate on latency is decided"
 
 
 class Round(Value):

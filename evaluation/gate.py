@@ -11,7 +11,8 @@ A gate is a limit on one metric: `max_ratio`, `min_ratio` and `max_increase` aga
 What is counted exactly (bytes, parameters) has no bounds and is compared as it is. The overall verdict is the worst
 one. A wrong PASS of one gate has a chance of at most 5 %, and because all gates must pass, several of them need no
 correction for multiplicity (an intersection-union test; Berger 1982). Whoever looks again after measuring more gets one
-more chance to be wrong: `looks` widens the bounds for that (Bonferroni), see `deciding.py`.
+more chance to be wrong: `looks` widens the bounds for that (Bonferroni), for each kind of sample that there may be more
+of; see `deciding.py`.
 
 Not covered: a trade of one metric for another.
 """
@@ -19,6 +20,7 @@ Not covered: a trade of one metric for another.
 import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -139,13 +141,14 @@ def judge(
     gates: Mapping[str, Limit],
     measurements: Mapping[str, Measurement],
     *,
-    looks: int = 1,
+    looks: Mapping[str, int] = MappingProxyType({}),
     bandwidth: float | None = None,
 ) -> list[GateResult]:
     """Judge the final artifact's measurements (by metric) against every gate, in the order of the gates.
 
     Args:
-        looks: how often at most this is judged while samples are added; the bounds are widened for it.
+        looks: how often at most this is judged while samples of a kind ("documents", "blocks") are added; the bounds
+            of what they decide are widened for it. Once, where nothing is said.
         bandwidth: bytes per second that the memory gives; a latency that would need more is suspicious.
     """
     results = [_judge(metric, limit, measurements.get(metric), looks) for metric, limit in gates.items()]
@@ -183,11 +186,12 @@ def format_compared(metric: str, limit: Limit, value: float, *, plain: bool = Fa
     return format_value(metric, value)
 
 
-def _judge(metric: str, limit: Limit, measurement: Measurement | None, looks: int) -> GateResult:
+def _judge(metric: str, limit: Limit, measurement: Measurement | None, looks_of: Mapping[str, int]) -> GateResult:
     problem = limit_problem(metric, limit) or _invalid(metric, limit, measurement)
     compared = None if problem or measurement is None else _compared(limit, measurement)
     if compared is None or measurement is None:
         return GateResult(metric=metric, limit=limit, verdict="INVALID", detail=problem)
+    looks = looks_of.get(metric_of(metric).more, 1)
     bounds = compared.bounds or compared.interval
     bounds = None if bounds is None else widened(bounds, compared.value, looks, measurement.samples)
     verdict = _decide(limit, compared.value, bounds)

@@ -20,7 +20,7 @@ from evaluation.suspicion import suspicions
 
 BASELINE = "baseline"
 REPORT = "report.json"
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 
 
 class ReportError(Exception):
@@ -75,7 +75,7 @@ class Source(Value):
 class Report(Value):
     """Everything that a run found."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     recipe: str
     """The recipe's file."""
     recipe_text: str = ""
@@ -86,8 +86,12 @@ class Report(Value):
     sources: list[Source] = Field(default_factory=list)
     """What the run read."""
     gates: list[GateResult] = Field(default_factory=list)
-    looks: int = 1
-    """How often at most the gates were looked at while samples were added; their bounds are widened for it."""
+    looks: dict[str, int] = Field(default_factory=dict)
+    """How often at most the gates were looked at while samples of a kind ("documents", "blocks") were added; the bounds
+    of what those decide are widened for it.
+    """
+    timing: str = ""
+    """How many blocks of latencies were planned and taken, and why no more, in a sentence; empty: nothing was timed."""
     verdict: Verdict | None = None
     """None where the recipe has no gates."""
     environment: dict[str, str] = Field(default_factory=dict)

@@ -16,7 +16,7 @@ from evaluation.measurement import Measurement
 from evaluation.render import write_report
 from evaluation.report import BASELINE, Report, Row
 from recipes.machine import environment
-from recipes.measure import TOKENS_FILE, Baseline, measure_footprint, measure_latency, measure_quality
+from recipes.measure import TOKENS_FILE, Baseline, measure_footprint, measure_latency, measure_memory, measure_quality
 from recipes.quality.evaluations import evaluation_problems, name_problems
 from recipes.quality.findings import findings
 from recipes.runner import compared
@@ -122,4 +122,7 @@ def _measure(
         seed=wanted.seed,
     )
     benchmark = wanted.benchmark or short_benchmark(wanted.quality)
-    return [*quality, *measure_footprint(artifact, form, prompt=benchmark.prompt, threads=benchmark.threads)]
+    counted = measure_footprint(artifact, form, prompt=benchmark.prompt)
+    if wanted.benchmark is None:  # else the timed processes tell their memory
+        counted.append(measure_memory(artifact, form, prompt=benchmark.prompt, threads=benchmark.threads))
+    return [*quality, *counted]

@@ -2,8 +2,8 @@
 
     quality     what the test text and the named evaluations say (`quality/`), through the runtime that the form is
                 for: PyTorch (float32), bitsandbytes, or ONNX Runtime
-    footprint   parameters, bytes and multiply-accumulates, counted; bytes compressed (`stored.py`); peak memory, of a
-                fresh process (`timing/probe.py`)
+    footprint   parameters, bytes and multiply-accumulates, counted; bytes compressed (`stored.py`); where nothing is
+                timed peak memory too, of a fresh process (`timing/probe.py`)
     latency     the PyTorch baseline and the last artifact in interleaved blocks (`timing/latency.py`)
 
 Everything heavy is imported when it is needed.
@@ -30,20 +30,11 @@ from recipes.timing.latency import measure_latency as measure_latency  # a run's
 from recipes.timing.macs import macs_per_token
 from recipes.timing.probe import DECODED
 
-MEASURE_VERSION = 8
+MEASURE_VERSION = 9
 
 
-def measure_footprint(artifact: Path, form: Form, *, prompt: int, threads: int) -> list[Measurement]:
-    """Parameters and bytes, counted, and the peak memory of a fresh process that loads the artifact and decodes.
-
-    Raises:
-        MeasureError: the fresh process failed.
-    """
-    peak = probe(artifact, form, prompt=prompt, threads=threads)
-    memory_method = (
-        f"fresh process, libraries included, {RUNTIMES[form]}, {threads} threads, "
-        f"prompt of {prompt} tokens and {DECODED} decoded"
-    )
+def measure_footprint(artifact: Path, form: Form, *, prompt: int) -> list[Measurement]:
+    """Parameters, bytes and multiply-accumulates (on a cache of `prompt` tokens), counted."""
     return [
         *(
             Measurement(metric=metric, value=n, samples=1, method="counted")
@@ -58,8 +49,21 @@ def measure_footprint(artifact: Path, form: Form, *, prompt: int, threads: int) 
             samples=1,
             method=f"counted from the shapes, on a cache of {prompt} tokens",
         ),
-        Measurement(metric="peak_memory", value=peak, samples=1, method=memory_method),
     ]
+
+
+def measure_memory(artifact: Path, form: Form, *, prompt: int, threads: int) -> Measurement:
+    """The peak memory of a fresh process that loads the artifact and decodes.
+
+    Raises:
+        MeasureError: the process failed.
+    """
+    peak = probe(artifact, form, prompt=prompt, threads=threads)
+    method = (
+        f"fresh process, libraries included, {RUNTIMES[form]}, {threads} threads, "
+        f"prompt of {prompt} tokens and {DECODED} decoded"
+    )
+    return Measurement(metric="peak_memory", value=peak, samples=1, method=method)
 
 
 def _counts(artifact: Path, form: Form) -> dict[str, float]:

@@ -54,6 +54,7 @@ class Meter:
     version: int = measure.MEASURE_VERSION
     quality: Callable[..., list[Measurement]] = measure.measure_quality
     footprint: Callable[..., list[Measurement]] = measure.measure_footprint
+    memory: Callable[..., Measurement] = measure.measure_memory
     latency: Callable[..., dict[str, list[Measurement]]] = measure.measure_latency
     weights: Callable[[Path, Form], dict[str, dict[str, int]]] = weights_by_part
 
@@ -99,8 +100,9 @@ def run(
         meter=meter or Meter(),
         crew=crew,
         log=log,
+        patience=Patience(recipe=recipe, minutes=until_decided, log=log),
     )
-    report = _judged(engine, Patience(minutes=until_decided, log=log), on_row, folder)
+    report = _judged(engine, on_row, folder)
     with writing():
         write_report(report, folder)
         shipped = engine.subjects[-1]
@@ -156,6 +158,7 @@ class _Engine:
     meter: Meter
     crew: Alone
     log: Log
+    patience: Patience
     subjects: list[_Subject] = field(default_factory=list)
     """What is measured, the baseline first."""
     baseline: measure.Baseline | None = None
@@ -271,21 +274,23 @@ class _Engine:
         return found
 
     def _footprint(self, subject: _Subject) -> Artifact:
-        benchmark = self._benchmark()
+        benchmark, timed = self._benchmark(), self.recipe.benchmark is not None
         identity = {
             "version": self.meter.version,
             "artifact": subject.key,
             "form": subject.form,
             "prompt": benchmark.prompt,
-            "threads": benchmark.threads,
-            "platform": platform.platform(),
-            "libraries": versions((*LIBRARIES[subject.form], "zstandard")),
+            "libraries": versions(("zstandard",)),
         }
+        if not timed:  # a process of its own tells its memory, else those that are timed do
+            of_process = {"threads": benchmark.threads, "platform": platform.platform()}
+            identity |= {**of_process, "libraries": versions((*LIBRARIES[subject.form], "zstandard"))}
 
         def make(files: Path, scratch: Path) -> dict[str, Any]:
-            taken = self.meter.footprint(
-                subject.folder, subject.form, prompt=benchmark.prompt, threads=benchmark.threads
-            )
+            how = {"prompt": benchmark.prompt}
+            taken = self.meter.footprint(subject.folder, subject.form, **how)
+            if not timed:
+                taken.append(self.meter.memory(subject.folder, subject.form, **how, threads=benchmark.threads))
             return {"measurements": _plain(taken), "weights": self.meter.weights(subject.folder, subject.form)}
 
         return self._obtain("footprint", identity, make)
@@ -311,6 +316,7 @@ class _Engine:
                 test=recipe.data.test,
                 seed=recipe.seed,
                 progress=self.progress,
+                enough=self.patience.enough(config),
                 out=files,
                 scratch=scratch,
                 log=self.log,
@@ -324,14 +330,24 @@ class _Engine:
         return [_with(row, found) for row in rows]
 
     def _latency_identity(self, config: BenchmarkConfig) -> dict[str, Any]:
-        """Of latencies that are not invalid, or yet to be taken: whatever was wrong may be mended, or the machine be
-        quiet now.
+        """Of latencies that suffice, or yet to be taken: what made others invalid may have passed, and those that other
+        gates have stopped early are gone on with.
         """
         timed = [(subject.key, subject.form) for subject in self.subjects]
         of_timed = latency.latency_identity(timed, config=config, test=self.recipe.data.test, seed=self.recipe.seed)
         identity = {"version": self.meter.version, "attempt": 0, **of_timed}
-        while (found := self.store.find("latency", digest_of(identity))) and latency.is_invalid(found.files):
-            self.log(f"latency {found.folder.name} is invalid: taken again")
+        enough = self.patience.enough(config)
+        while found := self.store.find("latency", digest_of(identity)):
+            session = latency.kept_session(found.files)
+            if session is None:
+                break
+            if latency.is_invalid(session):
+                self.log(f"latency {found.folder.name} is invalid: taken again")
+            elif not enough.reason(session, session.taken):
+                self.log(f"latency {found.folder.name} does not suffice for these gates: gone on with")
+                self.latencies = found.files
+            else:
+                break
             identity["attempt"] += 1
         return identity
 
@@ -370,8 +386,9 @@ def compared(measurement: Measurement, baseline: Row) -> Measurement:
     return measurement.model_copy(update={"ratio": Ratio(value=measurement.value / other.value)})
 
 
-def _judged(engine: _Engine, patience: Patience, on_row: Callable[[Row], None], folder: Path) -> Report:
+def _judged(engine: _Engine, on_row: Callable[[Row], None], folder: Path) -> Report:
     """The report: gates are about the last row, and looked at again as long as that is worth it."""
+    patience = engine.patience
     rows = engine.carry_out(on_row)
     gates = patience.judge(engine.recipe, rows[-1])
     while (recipe := patience.more(engine.recipe, rows[-1], gates, engine.seconds)) is not None:
@@ -379,6 +396,7 @@ def _judged(engine: _Engine, patience: Patience, on_row: Callable[[Row], None], 
         rows = engine.carry_out(lambda row: None)
         gates = patience.judge(recipe, rows[-1])
     recipe = engine.recipe
+    session = None if engine.latencies is None else latency.kept_session(engine.latencies)
     return Report(
         recipe=recipe.path.name if recipe.path else recipe.name,
         recipe_text=recipe_text(recipe),
@@ -387,9 +405,10 @@ def _judged(engine: _Engine, patience: Patience, on_row: Callable[[Row], None], 
         sources=sources_of(recipe, engine.source),
         gates=gates,
         looks=patience.looks,
+        timing="" if session is None else session.describe(),
         verdict=overall(gates),
         environment=environment(recipe.benchmark),
         created=datetime.now(UTC),
         folder=folder,
-        session=None if engine.latencies is None else latency.kept_session(engine.latencies),
+        session=session,
     )

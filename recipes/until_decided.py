@@ -3,7 +3,8 @@
     rows --judge--> INCONCLUSIVE --next_round--> a recipe with more blocks or more windows --measured--> rows --> ...
 
 A round is the same recipe that asks for more: what was timed is gone on with, and text is scored anew, since more
-windows spread over the same text are other windows. Every look, the first too, is judged with bounds for `LOOKS` looks.
+windows spread over the same text are other windows. Every look, the first too, is judged with bounds for `LOOKS` looks,
+and what blocks decide for those as well that the timing itself takes (`StoppingRule`).
 """
 
 import math
@@ -11,10 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from evaluation.deciding import LOOKS, next_round
+from evaluation.deciding import LOOKS, StoppingRule, blocks_at_looks, next_round
 from evaluation.gate import GateResult, judge
 from evaluation.report import Row
-from recipes.schema import Recipe
+from recipes.schema import BenchmarkConfig, Recipe
 
 TEXT = "perplexity"
 """The metric whose samples are the documents."""
@@ -25,6 +26,8 @@ SECONDS_A_MINUTE = 60.0
 class Patience:
     """How long to go on measuring after the first look; 0 minutes: judge once."""
 
+    recipe: Recipe
+    """As it was asked for at first."""
     minutes: float = 0.0
     log: Callable[[str], None] = lambda text: None
     clock: Callable[[], float] = time.monotonic
@@ -33,9 +36,24 @@ class Patience:
     _documents: int = field(default=0, init=False)
 
     @property
-    def looks(self) -> int:
-        """How many looks the bounds are for."""
-        return LOOKS if self.minutes else 1
+    def further(self) -> int:
+        """How many looks there may be after the first one."""
+        return LOOKS - 1 if self.minutes else 0
+
+    @property
+    def looks(self) -> dict[str, int]:
+        """How many looks the bounds are for, by the kind of sample; once where nothing is said."""
+        looks = {"documents": 1 + self.further, "blocks": len(self._blocks) + self.further}
+        return {kind: count for kind, count in looks.items() if count > 1}
+
+    @property
+    def _blocks(self) -> tuple[int, ...]:
+        return () if self.recipe.benchmark is None else blocks_at_looks(self.recipe.benchmark.blocks)
+
+    def enough(self, benchmark: BenchmarkConfig) -> StoppingRule:
+        """When the timing may stop, of as many blocks as are asked for now."""
+        blocks = tuple(dict.fromkeys((*self._blocks, benchmark.blocks)))
+        return StoppingRule(gates=self.recipe.gate, blocks=blocks, looks=self.looks.get("blocks", 1))
 
     def judge(self, recipe: Recipe, row: Row) -> list[GateResult]:
         """The gates on a row."""
@@ -55,8 +73,10 @@ class Patience:
         have = self._have(recipe, row)
         each = {kind: seconds.get(kind, 0.0) / count for kind, count in have.items()}
         left = self._started + self.minutes * SECONDS_A_MINUTE - self.clock()
-        wanted = next_round(gates, have=have, seconds_each=each, seconds_left=left, looks_left=self.looks - self.looked)
-        self.log(f"look {self.looked} of at most {self.looks}: {wanted.reason}")
+        wanted = next_round(
+            gates, have=have, seconds_each=each, seconds_left=left, looks_left=1 + self.further - self.looked
+        )
+        self.log(f"look {self.looked} of at most {1 + self.further}: {wanted.reason}")
         return enlarged(recipe, wanted.more, have) if wanted.more else None
 
     def _have(self, recipe: Recipe, row: Row) -> dict[str, int]:

@@ -57,7 +57,9 @@ def exact(metric: str, value: float, ratio: float | None = None) -> Measurement:
 
 
 def judge_one(limit: Limit, measurement: Measurement, looks: int = 1) -> GateResult:
-    (result,) = judge({measurement.metric: limit}, {measurement.metric: measurement}, looks=looks)
+    (result,) = judge(
+        {measurement.metric: limit}, {measurement.metric: measurement}, looks={"documents": looks, "blocks": looks}
+    )
     return result
 
 

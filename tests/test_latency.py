@@ -223,6 +223,7 @@ def test_a_steady_machine_is_measured_exactly() -> None:
         "throughput": (4 / 0.0175, 4.0),
         "open_latency": (0.25, 0.25),
         "first_run_latency": (0.025, 0.25),
+        "peak_memory": (1000, 1.0),
     }
     assert [one.metric for one in measured["final"]] == list(expected)
     for metric, (value, ratio) in expected.items():

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import zstandard
 from exported import Exported
 from safetensors.torch import load_file, save_file
@@ -14,13 +13,8 @@ from recipes.measure import measure_footprint
 from recipes.stored import compressed_bytes
 
 
-@pytest.fixture
-def _no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.measure.probe", lambda *_, **__: 5)  # a process each, tested elsewhere
-
-
 def figures(folder: Path, form: str) -> dict[str, float]:
-    return {found.metric: found.value for found in measure_footprint(folder, form, prompt=4, threads=1)}  # type: ignore[arg-type]
+    return {found.metric: found.value for found in measure_footprint(folder, form, prompt=4)}  # type: ignore[arg-type]
 
 
 def test_it_is_what_zstd_writes_file_by_file(tmp_path: Path) -> None:
@@ -34,7 +28,6 @@ def test_it_is_what_zstd_writes_file_by_file(tmp_path: Path) -> None:
     assert compressed_bytes(files) == sum(found)
 
 
-@pytest.mark.usefixtures("_no_probe")
 def test_zeros_save_compressed_bytes_and_no_others(gpt2: Path, tmp_path: Path) -> None:
     shutil.copytree(gpt2, tmp_path / "half")
     tensors = load_file(gpt2 / "model.safetensors")
@@ -47,7 +40,6 @@ def test_zeros_save_compressed_bytes_and_no_others(gpt2: Path, tmp_path: Path) -
     assert 0 < dense["compressed_bytes"] <= dense["disk_bytes"]
 
 
-@pytest.mark.usefixtures("_no_probe")
 def test_int8_checkpoints_and_bundles_have_one_too(int8_exports: Callable[[str], Exported]) -> None:
     made = int8_exports("gpt2")
     for folder, form in ((made.int8, "int8"), (made.bundle, "onnx")):

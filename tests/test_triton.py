@@ -232,4 +232,4 @@ def test_export_lays_the_bundle_out_for_triton(llama: Path, text_file: Path, tmp
     assert verify_bundle(repository).provider == "cpu"
     assert form_of(repository) == "onnx"
     assert OnnxCausalLM.open(repository).generate([[5, 6, 7]], max_new_tokens=4, stop_ids=[])[0]
-    assert measure_footprint(repository, "onnx", prompt=4, threads=2)[2].value > 10_000
+    assert measure_footprint(repository, "onnx", prompt=4)[2].value > 10_000

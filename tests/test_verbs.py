@@ -151,9 +151,7 @@ def test_evaluate_measures_a_model_against_a_baseline(
 ) -> None:
     from compress import Silent, TextSource
 
-    monkeypatch.setattr(
-        "recipes.appraise.measure_footprint", lambda *_, **__: []
-    )  # two more processes, tested elsewhere
+    monkeypatch.setattr("recipes.measure.probe", lambda *_, **__: 5)  # two more processes, tested elsewhere
     wanted = Appraisal(
         model=gpt2,
         baseline=gpt2,

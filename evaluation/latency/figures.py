@@ -105,7 +105,7 @@ class Kept:
 
 
 def latency_measurements(session: Session) -> dict[str, list[Measurement]]:
-    """All that a session of one cell says about each arm, without memory; of those left out, why.
+    """All that a session of one cell says about each arm; of those left out, why.
 
     Raises:
         ValueError: it has several cells, whose figures would have the same names.
@@ -113,10 +113,7 @@ def latency_measurements(session: Session) -> dict[str, list[Measurement]]:
     if len(session.protocol.cells) != 1:
         raise ValueError(f"expected a session of one cell, got {len(session.protocol.cells)}; use cell_measurements")
     of_cell, of_process = cell_measurements(session, session.protocol.cells[0]), process_measurements(session)
-    latencies = {
-        arm: [found for found in measured if found.metric.endswith("_latency")] for arm, measured in of_process.items()
-    }
-    found = {arm: [*of_cell[arm], *latencies[arm]] for arm in session.arms}
+    found = {arm: [*of_cell[arm], *of_process[arm]] for arm in session.arms}
     return found | {
         arm: [
             Measurement(metric=one.metric, value=NAN, samples=0, method="not timed", invalid=f"left out: {reason}")

@@ -135,6 +135,10 @@ class Session(Value):
     """Some arms may have been asked for in the first blocks only."""
     left_out: dict[str, str] = Field(default_factory=dict)
     """Why others take no turns, by name."""
+    planned: int | None = None
+    """The most blocks that there may be."""
+    stopped: str = ""
+    """Why there are no more."""
 
     @property
     def baseline(self) -> str:
@@ -143,6 +147,17 @@ class Session(Value):
     def of(self, arm: str) -> dict[int, Turn]:
         """An arm's turns that finished, by block."""
         return {turn.block: turn for turn in self.turns if turn.arm == arm and not turn.error}
+
+    @property
+    def taken(self) -> int:
+        """How many blocks were begun."""
+        return 1 + max((turn.block for turn in self.turns), default=-1)
+
+    def describe(self) -> str:
+        """How many blocks were planned and taken, and why, in a sentence; empty where that is not known."""
+        if self.planned is None or not self.stopped:
+            return ""
+        return f"{self.taken} of at most {self.planned} blocks were timed: {self.stopped}"
 
     def error(self, arm: str) -> str:
         """The last words of an arm that died, or empty."""

@@ -22,13 +22,13 @@ Legend: B windows of a batch, T positions, V vocabulary, N scored tokens, R rows
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.quality.arrays import load_arrays, save_arrays
 from evaluation.quality.windows import Ids, Windows
 from evaluation.statistics import Floats
 
@@ -63,27 +63,17 @@ class TokenScores:
     """Of the windows that were scored."""
 
     def save(self, file: Path) -> None:
-        """Write a compressed .npz without pickled objects."""
-        with file.open("wb") as stream:
-            arrays: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
-            np.savez_compressed(stream, **arrays)
+        """Write it down."""
+        save_arrays(self, file)
 
     @classmethod
     def load(cls, file: Path) -> "TokenScores":
         """Read what `save` wrote.
 
         Raises:
-            ValueError: it holds pickled objects, or other columns, as those of an earlier version do.
+            ValueError: it is something else.
         """
-        with np.load(file, allow_pickle=False) as arrays:
-            expected = [field.name for field in fields(cls)]
-            if set(arrays.files) != set(expected):
-                raise ValueError(
-                    f"{file}: expected the columns {', '.join(expected)}, got {', '.join(arrays.files)}: another "
-                    "version of demitasse wrote it; run the recipe again"
-                )
-            columns = {name: arrays[name] for name in expected}
-        return cls(**columns | {"digest": str(columns["digest"])})
+        return load_arrays(cls, file)
 
 
 def score(

@@ -1,7 +1,8 @@
 """How the quality of an artifact is measured, everything a recipe's `evaluate` asks for; raw samples are kept.
 
+    windows.npz         the test text as it was cut           of the baseline alone: all are scored on the same windows
     tokens.npz          the test text, token by token         perplexity, accuracy, agreement, KL divergence ...
-    tokens-NOISE.npz    the same under noise                  typos/perplexity ...
+    windows-NOISE.npz, tokens-NOISE.npz    under noise        typos/perplexity ...
     items-NAME.npz      a named evaluation, item by item      hellaswag/accuracy ...
     errors.json         what lost most against the baseline
 
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENS_FILE = "tokens.npz"
-NOISED = "tokens-"
 CLEAN = ""
 """The name of the test text as it is, among those under noise."""
 
@@ -81,6 +81,7 @@ def measure_quality(
     exam = _Exam(
         model=open_model(artifact, form),
         against=None if baseline is None else open_model(baseline.folder, baseline.form),
+        cut=out if baseline is None else baseline.scores.parent,
         tokenizer=tokenizer,
         config=config,
         out=out,
@@ -95,7 +96,7 @@ def measure_quality(
         exam.ask(named).save(out / f"{ITEMS}{named.name}.npz")
     folder = None if baseline is None else baseline.scores.parent
     if folder is not None:
-        exam.tell_hardest(test, folder)
+        exam.tell_hardest(folder)
     return figures_of(out, folder, seed=seed, methods=methods)
 
 
@@ -134,8 +135,8 @@ def _scores(folder: Path, kind: str) -> TokenScores:
     return TokenScores.load(folder / _file(kind))
 
 
-def _file(kind: str) -> str:
-    return f"{NOISED}{kind}.npz" if kind else TOKENS_FILE
+def _file(kind: str, what: str = "tokens") -> str:
+    return f"{what}-{kind}.npz" if kind else f"{what}.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +145,8 @@ class _Exam:
 
     model: Answering
     against: Answering | None
+    cut: Path
+    """Where the windows are: written there by the baseline, which is measured first, and read by all others."""
     tokenizer: "PreTrainedTokenizerBase"
     config: EvaluateConfig
     out: Path
@@ -153,15 +156,18 @@ class _Exam:
 
     def score_texts(self, test: TextSource, runtime: str) -> dict[str, str]:
         """Score the test text as it is and under every noise; the method of each."""
-        texts = read_documents(test)
-        methods = {CLEAN: self._score(CLEAN, texts, runtime)}
+        if self.against is None:
+            texts = read_documents(test)
+            self._cut(texts).save(self.cut / _file(CLEAN, "windows"))
+            for kind, share in self.config.noises.items():
+                self._cut(noised(texts, kind, share, self.seed)).save(self.cut / _file(kind, "windows"))
+        methods = {CLEAN: self._score(CLEAN, runtime)}
         for kind, share in self.config.noises.items():
-            under = noised(texts, kind, share, self.seed)
-            methods[kind] = self._score(kind, under, f"{runtime}; {describe_noise(kind, share, self.seed)}")
+            methods[kind] = self._score(kind, f"{runtime}; {describe_noise(kind, share, self.seed)}")
         return methods
 
-    def _score(self, kind: str, texts: Sequence[str], runtime: str) -> str:
-        windows = self._windows(texts)
+    def _score(self, kind: str, runtime: str) -> str:
+        windows = self._windows(kind)
         with self.progress.task(f"{self.label}: {kind}" if kind else self.label, total=len(windows)) as task:
             scores = score(
                 self.model.scorer,
@@ -173,7 +179,10 @@ class _Exam:
         scores.save(self.out / _file(kind))
         return f"{runtime}; {windows.protocol}"
 
-    def _windows(self, texts: Sequence[str]) -> Windows:
+    def _windows(self, kind: str) -> Windows:
+        return Windows.load(self.cut / _file(kind, "windows"))
+
+    def _cut(self, texts: Sequence[str]) -> Windows:
         config = self.config
         return windows_in(
             texts,
@@ -186,12 +195,12 @@ class _Exam:
             join=config.join,
         )
 
-    def tell_hardest(self, test: TextSource, baseline: Path) -> None:
+    def tell_hardest(self, baseline: Path) -> None:
         """Write down what lost most."""
         found = hardest(
             _scores(self.out, CLEAN),
             _scores(baseline, CLEAN),
-            self._windows(read_documents(test)),
+            self._windows(CLEAN),
             self._decode,
         )
         (self.out / ERRORS).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")

@@ -59,15 +59,13 @@ def take_turns(
     blocks: int,
     on_turn: Callable[[Session], None] = lambda session: None,
 ) -> Session:
-    """Go on with a session until it has `blocks` blocks.
+    """Go on with a session (`resumed`, where it was cut off) until it has `blocks` blocks.
 
     Args:
         ids: token ids for the prompts, as many as the largest cell needs.
         on_turn: told of the session with every turn, once its block is through.
     """
-    session = resumed(session, entrants)
-    done = 1 + max((turn.block for turn in session.turns), default=-1)
-    for block in range(done, blocks):
+    for block in range(session.taken, blocks):
         random = np.random.default_rng([session.protocol.seed, block])
         racing = [entrant for entrant in entrants if entrant.due(block)]
         order = random.permutation(len(racing))

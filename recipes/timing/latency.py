@@ -4,11 +4,13 @@
     baseline   x  x  x  x  x  x  x
     between    x  x  x  x  x                  every stage's artifact but the last: shown, seldom judged
     last       x  x  x  x  x  x  x            what ships, and what the gates are about
+                           |     |
+                      look, look, ...         enough where every gate on latency is decided (`evaluation/deciding.py`)
 
 All are timed in the same session on the first tokens of the test text, as the baseline's tokenizer cuts it; each is
 held against the baseline in the blocks that both went through, so those between have wider intervals. What does not run
-where the baseline runs is left out, and the reason stands in its figures. The raw times are kept in `latency.json`,
-from which every figure follows (`evaluation.latency`).
+where the baseline runs is left out, and the reason stands in its figures. Peak memory is that of the timed processes.
+The raw times are kept in `latency.json`, from which every figure follows (`evaluation.latency`).
 
 Not covered: a baseline in PyTorch on a GPU.
 """
@@ -24,6 +26,7 @@ import numpy as np
 from compress.checkpoint import end_of_text, load_tokenizer
 from compress.stage import Form, Progress
 from compress.text import TextSource, read_documents, tokenize
+from evaluation.deciding import StoppingRule
 from evaluation.latency import Cell, Protocol, Session, latency_measurements
 from evaluation.measurement import Measurement
 from export import bundle_folder
@@ -31,7 +34,7 @@ from recipes.machine import LIBRARIES, processor
 from recipes.schema import BenchmarkConfig, available_cores
 from recipes.store import versions
 from recipes.subject import MeasureError
-from recipes.timing.interleave import Entrant, new_session, pinned_cpus, take_turns
+from recipes.timing.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
 
 LATENCY_FILE = "latency.json"
 
@@ -43,13 +46,15 @@ def measure_latency(
     test: TextSource,
     seed: int,
     progress: Progress,
+    enough: StoppingRule | None = None,
     out: Path | None = None,
     scratch: Path | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, list[Measurement]]:
-    """Latencies and throughput of the entrants by name, timed side by side; the first one is the baseline.
+    """Latencies, throughput and memory of the entrants by name, side by side; the first one is the baseline.
 
     Args:
+        enough: when to stop before `config.blocks` blocks; None: never.
         out: where the raw times are kept at the end, in `latency.json`.
         scratch: where they are noted meanwhile, so that the same measurement goes on where it was cut off.
         log: told after the first block what a turn of each costs, and what all of it will take.
@@ -66,7 +71,9 @@ def measure_latency(
         prompt="prompt from the start of the test text",
     )
     ids = first_tokens(racing[0].folder, config.prompt, test)
-    session = _begin(scratch, new_session(racing, protocol, left_out))
+    enough = enough or StoppingRule(gates={}, blocks=(config.blocks,), looks=1)
+    fresh = new_session(racing, protocol, left_out).model_copy(update={"planned": config.blocks})
+    session = resumed(_begin(scratch, fresh), racing)
     total = sum(min(entrant.blocks or config.blocks, config.blocks) for entrant in racing)
     with progress.task("benchmark", total=total, done=min(len(session.turns), total)) as task:
 
@@ -79,7 +86,14 @@ def measure_latency(
             if len(session.turns) == len(racing):
                 log(f"latency: {_cost(session, racing, config.blocks)}")
 
-        session = take_turns(session, racing, ids, blocks=config.blocks, on_turn=keep)
+        for blocks in enough.blocks:
+            session = take_turns(session, racing, ids, blocks=blocks, on_turn=keep)
+            stopped = enough.reason(session, session.taken)
+            if stopped:
+                break
+        session = session.model_copy(update={"stopped": stopped})
+        task.advance(max(0, total - len(session.turns)), note=stopped)
+        log(f"latency: {session.describe()}")
     if out is not None:
         write_session(session, out / LATENCY_FILE)
     return latency_measurements(session)
@@ -143,11 +157,8 @@ def kept_session(folder: Path) -> Session | None:
     return read_session(file) if file.is_file() else None
 
 
-def is_invalid(folder: Path) -> bool:
+def is_invalid(session: Session) -> bool:
     """Whether the baseline or the last arm has no figures, for a reason that may have passed."""
-    session = kept_session(folder)
-    if session is None:
-        return False
     found = latency_measurements(session)
     return any(one.invalid for arm in (session.arms[0], session.arms[-1]) for one in found[arm])
 
@@ -161,7 +172,7 @@ def _begin(scratch: Path | None, fresh: Session) -> Session:
     """What an interrupted measurement of the same arms by the same protocol left, or a session without a turn."""
     file = None if scratch is None else scratch / LATENCY_FILE
     if file is not None and file.is_file():
-        left = read_session(file)
+        left = read_session(file).model_copy(update={"planned": fresh.planned, "stopped": ""})
         if left.model_copy(update={"turns": ()}) == fresh:
             return left
     return fresh
