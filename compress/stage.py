@@ -45,8 +45,12 @@ class Task(Protocol):
 class Progress(Protocol):
     """Where long work reports to: a progress bar on a terminal, or nothing."""
 
-    def task(self, label: str, total: float, done: float = 0.0) -> AbstractContextManager[Task]:
-        """Open a task of `total` units, `done` of which were finished earlier (a resumed run)."""
+    def task(self, label: str, total: float, done: float = 0.0, *, steady: float = 0.0) -> AbstractContextManager[Task]:
+        """Open a task of `total` units, `done` of which were finished earlier (a resumed run).
+
+        Where units differ in what they take and come in rounds, `steady` is the units of a round: the time that is
+        left is told from whole rounds alone.
+        """
 
 
 class Silent:
@@ -55,7 +59,9 @@ class Silent:
     def advance(self, amount: float = 1.0, note: str = "") -> None:
         return None
 
-    def task(self, label: str, total: float, done: float = 0.0) -> AbstractContextManager["Silent"]:
+    def task(
+        self, label: str, total: float, done: float = 0.0, *, steady: float = 0.0
+    ) -> AbstractContextManager["Silent"]:
         return nullcontext(self)
 
 

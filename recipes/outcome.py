@@ -4,7 +4,7 @@ The figures come as finished text from evaluation's table; here they only get th
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evaluation.gate import GateResult, Verdict, describe_limit
+from evaluation.gate import LIMITS, GateResult, Verdict, format_compared
 from evaluation.named import Evaluation, evaluations
 from evaluation.report import Report, Row, headline
 from evaluation.table import Cell, cell_of, describe_gate, table_columns, table_rows
@@ -59,7 +59,7 @@ def show_report(console: Console, report: Report) -> None:
     _show_tables(console, report)
     if report.gates:
         console.print()
-        console.print(gate_table(report.gates))
+        show_gates(console, [(gate.metric, gate) for gate in report.gates])
     name = report.verdict or "NOT GATED"
     console.print()
     told = headline(report.verdict, len(report.suspicions))
@@ -118,19 +118,31 @@ def _figure(cell: Cell) -> str:
     return f"{escape(cell.value)}  [dim]{escape(cell.ratio)}[/]" if cell.ratio else escape(cell.value)
 
 
-def gate_table(gates: list[GateResult]) -> Table:
-    """A row per gate: what was asked, what came, the verdict and its reason."""
+def show_gates(console: Console, gates: Sequence[tuple[str, GateResult]], *, told: Container[str] = ()) -> None:
+    """A row per gate, under its name: what was asked, what came, the verdict. Below, why some are not decided.
+
+    Args:
+        told: reasons that were shown already.
+    """
     table = _table("Gate")
-    for heading in ("Limit", "Measured", "95 % interval", "Verdict", "Why"):
-        table.add_column(heading, no_wrap=heading != "Why")
-    for gate in gates:
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # users name evaluations at any length
+    for heading in ("Limit", "Measured", "95 % interval", "Verdict"):
+        table.add_column(heading, no_wrap=True)
+    reasons: dict[str, list[str]] = {}
+    for name, gate in gates:
         cell = describe_gate(gate)
         verdict = f"[{COLORS[gate.verdict]}]{gate.verdict}[/]"
-        limit = describe_limit(gate.metric, gate.limit)
-        table.add_row(
-            gate.metric, escape(limit), escape(cell.value), escape(cell.interval), verdict, escape(gate.detail)
-        )
-    return table
+        table.add_row(escape(name), escape(_limit(gate)), escape(cell.value), escape(cell.interval), verdict)
+        if gate.verdict in {"INCONCLUSIVE", "INVALID"} and gate.detail not in told:
+            reasons.setdefault(gate.detail, []).append(name)
+    console.print(table)
+    for reason, names in reasons.items():
+        console.print(escape(f"{', '.join(names)}: {reason}"), soft_wrap=True)
+
+
+def _limit(gate: GateResult) -> str:
+    """The limit as what was measured is written: "at most 1.100x", "at most +0.500", "at least 93.0 %"."""
+    return f"{LIMITS[gate.limit.kind]} {format_compared(gate.metric, gate.limit, gate.limit.bound)}"
 
 
 def show_plan(console: Console, plan: "Plan") -> None:

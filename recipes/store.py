@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -259,12 +260,28 @@ def _hash_and_flush(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def flush(path: Path) -> None:
-    """Write a file or a folder's list of names through to the disk."""
+    """Write a file or a folder's list of names through to the disk; a file gets the mode that the umask gives.
+
+    safetensors leaves its files to their owner alone, but who serves a bundle is seldom who built it.
+    """
+    if path.is_file():
+        path.chmod(_usual_mode(path.parent))
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _usual_mode(folder: Path) -> int:
+    """The mode of a new file in a folder; asked of the system, as a folder may have rules that replace the umask."""
+    probe = folder / f".mode.{os.getpid()}"
+    descriptor = os.open(probe, os.O_RDONLY | os.O_CREAT, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        probe.unlink()
 
 
 @contextmanager
@@ -288,7 +305,7 @@ def _try_lock(work: Path) -> int | str:
     """The open, locked file, or the process id of the one who holds it."""
     work.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     except FileNotFoundError:  # the former holder was done this instant and removed the folder
         return ""
     try:

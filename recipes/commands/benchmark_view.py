@@ -1,16 +1,17 @@
 """The benchmark as tables: one for each cell, one of cold start and memory, and the verdict where one was asked for."""
 
+from itertools import groupby
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evaluation.gate import describe_limit
 from evaluation.latency.figures import kept_blocks
 from evaluation.latency.paired import describe_percentile
 from evaluation.latency.samples import Cell
-from evaluation.measurement import Measurement, metric_of
+from evaluation.measurement import Measurement
 from evaluation.units import format_interval, format_ratio, format_ratio_interval, format_value
-from recipes.outcome import COLORS
+from recipes.outcome import COLORS, show_gates
 from recipes.timing.benchmark import Result, Steps
 
 CELL_COLUMNS = {
@@ -41,11 +42,11 @@ def show_benchmark(console: Console, result: Result) -> None:
     _show_protocol(console, result)
     for arm, reason in result.invalid.items():
         console.print(f"[{COLORS['INVALID']}]INVALID[/]  {escape(arm)}: {escape(reason)}", soft_wrap=True)
-    for judged in result.gates:
-        for gate in judged.gates:
-            line = f"{judged.arm}, {metric_of(gate.metric).name.lower()}, {describe_limit(gate.metric, gate.limit)}"
-            told = escape(f"{line} ({judged.cell}): {gate.detail}")
-            console.print(f"[{COLORS[gate.verdict]}]{gate.verdict}[/]  {told}", soft_wrap=True)
+    for cell, of_cell in groupby(result.gates, key=lambda judged: judged.cell):
+        several = len(session.protocol.cells) > 1
+        console.print(f"\n[bold]{escape(str(cell))}[/]" if several else "", soft_wrap=True)
+        gates = [(f"{judged.arm}: {gate.metric}", gate) for judged in of_cell for gate in judged.gates]
+        show_gates(console, gates, told=result.invalid.values())
 
 
 def _cell_table(cell: Cell, measured: dict[str, list[Measurement]], steps: dict[str, Steps]) -> Table:

@@ -3,18 +3,33 @@
 transformers, bitsandbytes and ONNX Runtime write to standard output and standard error from Python, from C++ and from
 child processes. While a `Chatter` is open, descriptors 1 and 2 lead into a log file and duplicates of the real ones are
 held as `out` and `err`. The log is a nameless temporary file until `move_to` says where the run's folder is.
+
+Some libraries say the same line hundreds of times. Nothing stands between them and the log, so that no line is lost
+when a process is killed; once a log is left, and before another command goes on with it, it is folded: what was said
+again stays at its first place, with its count. The lock on a log says that a command writes to it. One that ends
+without a chance to fold (a kill, another command at the same log) leaves that to the next.
 """
 
 import contextlib
 import ctypes
+import fcntl
+import io
 import os
+import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TextIO
 
 OUT, ERR = 1, 2
+OURS = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[\d+\] (run )?")
+"""How the run's own lines begin, which stay as they are; the group is there in the first one of a run."""
+WHEN = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.,]?\d*")
+"""When a library said it, which makes no other line of it."""
+TIMES = re.compile(rb" \((\d+) times\)$")
+TRACEBACK = b"Traceback (most recent call last)"
 
 
 class Chatter:
@@ -45,6 +60,9 @@ class Chatter:
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
         self._log.close()
+        if self.file is not None:
+            self._lock.close()
+            fold(self.file)
 
     def move_to(self, file: Path) -> None:
         """Go on in `file`, which is made if need be and appended to, after what was logged so far.
@@ -53,7 +71,11 @@ class Chatter:
             OSError: the file cannot be written.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
+        fold(file)
         log = file.open("ab")
+        self._lock = file.open("rb")  # a file of its own, because children inherit the log's and may outlive us
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
         flush_all()
         self._log.seek(0)
         log.write(self._log.read())
@@ -65,6 +87,74 @@ class Chatter:
     def _redirect(self) -> None:
         for descriptor in (OUT, ERR):
             os.dup2(self._log.fileno(), descriptor)
+
+
+def fold(file: Path) -> None:
+    """Shorten a log to `folded`, in its place, unless it is missing or somebody else writes to it."""
+    with contextlib.suppress(OSError), file.open("r+b") as log:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        said = log.read()
+        text = folded(said)
+        if len(text) < len(said):
+            log.seek(0)
+            log.write(text)
+            log.seek(len(said))
+            late = log.read()  # from a child that outlived its command
+            log.seek(len(text))
+            log.write(late)
+            log.truncate()
+
+
+def folded(said: bytes) -> bytes:
+    """A log in which nothing is said twice within a run: "...", "..." is "... (2 times)" where it was said first.
+
+    The run's own lines stay. So do lines without a letter, which are parts of tables, and everything from a traceback
+    to the next of the run's own lines, which cannot be read in pieces.
+    """
+    kept: list[bytes] = []
+    counts: list[int] = []
+    places: dict[bytes, int] = {}
+    in_traceback = False
+    for entry in _entries(said):
+        ours = OURS.match(entry)
+        if ours and ours[1]:
+            places = {}
+        in_traceback = not ours and (in_traceback or entry.startswith(TRACEBACK))
+        plain, count = _counted(entry)
+        what = WHEN.sub(b"", plain)
+        again = not ours and not in_traceback and entry.endswith(b"\n") and re.search(rb"[A-Za-z]", what)
+        if again and what in places:
+            counts[places[what]] += count
+            continue
+        if again:
+            places[what] = len(kept)
+        kept.append(plain if again else entry)
+        counts.append(count if again else 1)
+    return b"".join(map(_with_count, kept, counts))
+
+
+def _entries(said: bytes) -> Iterator[bytes]:
+    """Lines, each with the indented ones below it, which belong to it."""
+    entry = b""
+    for line in io.BytesIO(said):
+        if entry and not line.startswith((b" ", b"\t")):
+            yield entry
+            entry = b""
+        entry += line
+    if entry:
+        yield entry
+
+
+def _counted(entry: bytes) -> tuple[bytes, int]:
+    """An entry without the count that an earlier folding gave it, and the count."""
+    line, end, rest = entry.partition(b"\n")
+    found = TIMES.search(line)
+    return (entry, 1) if found is None else (line[: found.start()] + end + rest, int(found[1]))
+
+
+def _with_count(entry: bytes, count: int) -> bytes:
+    line, end, rest = entry.partition(b"\n")
+    return entry if count == 1 else line + b" (%d times)" % count + end + rest
 
 
 def flush_all() -> None:

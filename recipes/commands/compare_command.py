@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from recipes.comparing import Pair, SideBySide
 
 FIRST = Annotated[Path, typer.Argument(metavar="A", help="A run's folder: what B is divided by.")]
@@ -32,7 +34,20 @@ def compare(first: FIRST, second: SECOND, out: OUT = None, debug: DEBUG = False)
         found = compare_runs(first, second)
         if out is not None:
             out.write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        terminal.console.print(_table(found))
+        show_side_by_side(terminal.console, found)
+
+
+def show_side_by_side(console: "Console", found: "SideBySide") -> None:
+    """A row per metric; below, how they were paired."""
+    from evaluation.measurement import metric_of
+
+    console.print(_table(found))
+    ways: dict[str, list[str]] = {}
+    for pair in found.pairs:
+        name = metric_of(pair.metric).name
+        ways.setdefault(pair.how, []).append(name if name[:2].isupper() else name[0].lower() + name[1:])
+    for how, names in ways.items():
+        console.print(escape(f"{how}: {', '.join(names)}"), soft_wrap=True)
 
 
 def _table(found: "SideBySide") -> Table:
@@ -40,7 +55,6 @@ def _table(found: "SideBySide") -> Table:
     table.add_column("Metric", no_wrap=True)
     for heading in (f"A {Path(found.first).name}", f"B {Path(found.second).name}", "B / A", "95 % interval"):
         table.add_column(escape(heading), justify="right", no_wrap=True)
-    table.add_column("How")
     for pair in found.pairs:
         table.add_row(*_cells(pair))
     return table
@@ -54,4 +68,4 @@ def _cells(pair: "Pair") -> list[str]:
     ratio = DASH if pair.ratio is None else format_ratio(pair.ratio.value)
     interval = pair.ratio.interval if pair.ratio is not None else None
     between = "" if interval is None else format_ratio_interval(interval)
-    return [metric_of(pair.metric).name, *figures, ratio, between, pair.how]
+    return [metric_of(pair.metric).name, *figures, ratio, between]

@@ -14,14 +14,18 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, TaskID, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.progress import Task as BarRow
+from rich.text import Text
 
 from compress.stage import Progress, Task
 from recipes.commands.chatter import Chatter
 
 PLAIN_WIDTH = 140
 """Columns where there is no terminal to ask, so that a table in a log is not folded."""
+EARLY = 0.02
+"""Share of a task before which nothing is said about the time that is left: beginnings are slow."""
 QUIET_SECONDS = 30.0
 """Seconds between two plain lines about one task; a shorter task is not worth a line."""
 
@@ -66,41 +70,89 @@ def console_on(stream: TextIO) -> Console:
     return console if console.is_terminal else Console(file=stream, highlight=False, width=PLAIN_WIDTH)
 
 
+@dataclass
+class Pace:
+    """How long a task will still take: as long for each unit as those took that were done here, in whole rounds."""
+
+    clock: Callable[[], float]
+    total: float
+    done: float
+    """Units, those of an earlier run among them."""
+    steady: float
+    """Units of a round; 0: each step tells as much as any other."""
+    first: float = field(init=False)
+    started: float = field(init=False)
+    known: float = field(init=False)
+    """`done` at the end of the last whole round, and below, when that was."""
+    known_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first = self.known = self.done
+        self.started = self.known_at = self.clock()
+
+    def advance(self, amount: float) -> None:
+        self.done += amount
+        if self.done - self.known >= self.steady:
+            self.known, self.known_at = self.done, self.clock()
+
+    def left(self) -> str:
+        """Such as "12:05 left"; empty where nobody knows: too early, or a step takes longer than was thought."""
+        gained = self.known - self.first
+        if gained <= 0 or gained < EARLY * self.total:
+            return ""
+        each = (self.known_at - self.started) / gained
+        seconds = each * (self.total - self.known) - (self.clock() - self.known_at)
+        return f"{clock_time(seconds)} left" if seconds >= 0 else ""
+
+
 class Bars:
     """Progress as bars with the time left; they vanish when their work is done."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             TaskProgressColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("[dim]left  {task.fields[note]}"),
+            _Left(),
+            TextColumn("[dim]{task.fields[note]}"),
             console=console,
             transient=True,
             redirect_stdout=False,  # what libraries print while a bar stands goes to the log, as ever
             redirect_stderr=False,
         )
+        self._clock = clock
         self._open = 0
 
     @contextmanager
-    def task(self, label: str, total: float, done: float = 0.0) -> Iterator[Task]:
-        number = self._bar.add_task(escape(label), total=total, note="")
+    def task(self, label: str, total: float, done: float = 0.0, *, steady: float = 0.0) -> Iterator[Task]:
+        pace = Pace(self._clock, total, done, steady)
+        number = self._bar.add_task(escape(label), total=total, note="", pace=pace)
         self._bar.update(number, completed=done)
         self._open += 1
         self._bar.start()
         try:
-            yield _BarTask(lambda amount, note: self._advance(number, amount, note))
+            yield _BarTask(lambda amount, note: self._advance(number, pace, amount, note))
         finally:
             self._open -= 1
             self._bar.remove_task(number)
             if not self._open:
                 self._bar.stop()
 
-    def _advance(self, number: TaskID, amount: float, note: str) -> None:
+    def _advance(self, number: TaskID, pace: Pace, amount: float, note: str) -> None:
+        pace.advance(amount)
         if note:
             self._bar.update(number, note=escape(note))
         self._bar.advance(number, amount)
+
+
+class _Left(ProgressColumn):
+    """The time that is left."""
+
+    max_refresh = 0.5
+
+    def render(self, task: BarRow) -> Text:
+        pace: Pace = task.fields["pace"]
+        return Text(pace.left(), style="progress.remaining")
 
 
 @dataclass(frozen=True)
@@ -119,33 +171,30 @@ class Lines:
     clock: Callable[[], float] = time.monotonic
 
     @contextmanager
-    def task(self, label: str, total: float, done: float = 0.0) -> Iterator[Task]:
-        yield _LineTask(self, label, total, done, first=done, started=self.clock(), written=self.clock())
+    def task(self, label: str, total: float, done: float = 0.0, *, steady: float = 0.0) -> Iterator[Task]:
+        yield _LineTask(self, label, Pace(self.clock, total, done, steady), written=self.clock())
 
 
 @dataclass
 class _LineTask:
     lines: Lines
     label: str
-    total: float
-    done: float
-    first: float
-    started: float
+    pace: Pace
     written: float
-    note: str = field(default="")
+    note: str = ""
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
-        self.done, self.note = self.done + amount, note or self.note
+        self.pace.advance(amount)
+        self.note = note or self.note
         now = self.lines.clock()
         if now - self.written >= QUIET_SECONDS:
             self.written = now
-            self.lines.write(self._line(now - self.started))
+            self.lines.write(self._line())
 
-    def _line(self, seconds: float) -> str:
-        share = min(self.done / self.total, 1.0) if self.total > 0 else 1.0
-        gained = self.done - self.first
-        left = f"{clock_time(seconds * (self.total - self.done) / gained)} left" if gained > 0 else ""
-        return "  ".join(part for part in (self.label, f"{share:.0%}", left, self.note) if part)
+    def _line(self) -> str:
+        pace = self.pace
+        share = min(pace.done / pace.total, 1.0) if pace.total > 0 else 1.0
+        return "  ".join(part for part in (self.label, f"{share:.0%}", pace.left(), self.note) if part)
 
 
 def clock_time(seconds: float) -> str:
