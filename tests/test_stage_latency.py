@@ -55,7 +55,8 @@ def entrants(root: Path, between: dict[str, object] | None = None) -> list[Entra
 
 def take(given: list[Entrant], blocks: int, session: Session | None = None) -> Session:
     protocol = Protocol(cells=(CELL,), threads=1, cpus=pinned_cpus(1), settle=0.0, seed=3)
-    return take_turns(session or new_session(given, protocol), given, (0,) * 8, blocks=blocks)
+    begun = resumed(session, given) if session else new_session(given, protocol)
+    return take_turns(begun, given, (0,) * 8, blocks=blocks)
 
 
 def blocks_of(session: Session) -> dict[str, list[int]]:

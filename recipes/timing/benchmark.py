@@ -128,7 +128,8 @@ def benchmark(order: Order, progress: Progress) -> Result:
     session = _begin(order, entrants, protocol, machine)
     ids = _ids(vocabulary, protocol)
     total = order.blocks * len(entrants)
-    with progress.task("benchmark", total=total, done=min(len(session.turns), total)) as task:
+    done = min(len(session.turns), total)
+    with progress.task("benchmark", total=total, done=done, steady=len(entrants)) as task:
 
         def keep(session: Session) -> None:
             task.advance(1, note=session.turns[-1].arm)

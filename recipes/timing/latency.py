@@ -75,7 +75,8 @@ def measure_latency(
     fresh = new_session(racing, protocol, left_out).model_copy(update={"planned": config.blocks})
     session = resumed(_begin(scratch, fresh), racing)
     total = sum(min(entrant.blocks or config.blocks, config.blocks) for entrant in racing)
-    with progress.task("benchmark", total=total, done=min(len(session.turns), total)) as task:
+    done = min(len(session.turns), total)
+    with progress.task("benchmark", total=total, done=done, steady=len(racing)) as task:
 
         def keep(session: Session) -> None:
             turn = session.turns[-1]
