@@ -84,7 +84,7 @@ def _round_embeddings(model: "PreTrainedModel", out: Path) -> str:
     from torch import nn
 
     table = cast(nn.Embedding, model.get_input_embeddings()).weight
-    name = next(name for name, parameter in model.named_parameters() if parameter is table).removesuffix(".weight")
+    name = str(next(name for name, parameter in model.named_parameters() if parameter is table).removesuffix(".weight"))
     codes_OI, scale_O = quantize_rows(table.detach().float().numpy())
     with torch.no_grad():
         table.copy_(torch.from_numpy(Int8Matrix.from_rows(codes_OI, scale_O).dequantize()))

@@ -14,7 +14,7 @@ Not covered: dropout in the same bits on another number of processes.
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -91,13 +91,11 @@ class SpreadTrainer(PlainTrainer):
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
-        assert self.optimizer is not None
-        return self.optimizer
+        return cast(torch.optim.Optimizer, self.optimizer)
 
     @property
     def _scheduler(self) -> LRScheduler:
-        assert self.lr_scheduler is not None
-        return self.lr_scheduler
+        return cast(LRScheduler, self.lr_scheduler)
 
 
 def _read(file: Path) -> Any:

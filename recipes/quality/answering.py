@@ -85,7 +85,7 @@ def _generator(model: "PreTrainedModel") -> Generator:
         for row, prompt in enumerate(prompts):
             ids_BT[row, longest - len(prompt) :], mask_BT[row, longest - len(prompt) :] = prompt, 1
         with torch.inference_mode():
-            found_BT = model.generate(  # type: ignore[operator] # transformers declares it, but only half
+            found_BT = model.generate(
                 input_ids=torch.from_numpy(ids_BT),
                 attention_mask=torch.from_numpy(mask_BT),
                 generation_config=_greedy(tokens, stops),
