@@ -1,8 +1,8 @@
 """What the pages tell a user to type works as printed.
 
-Commands run in this process, in an empty folder, with fewer tokens and windows than the recipe has and without timing
-(test_stage_latency.py times a run, in processes of its own): what is tested is that they run, not how good the result
-is. What a page says of a finished quickstart is run on one, in the order of the pages.
+Commands run in this process, in an empty folder, with the first pages of the texts, fewer tokens and windows than the
+recipe has, and without timing (test_stage_latency.py times a run, in processes of its own): what is tested is that they
+run, not how good the result is. What a page says of a finished quickstart is run on one, in the order of the pages.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Demitasse
+from conftest import Demitasse, Share
 
 from compress import Form
 from recipes import load_recipe, measure
@@ -19,7 +19,7 @@ from recipes import load_recipe, measure
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALLER = ["distill.length=64", "evaluate.window=64", "benchmark=null"]
-SMALL = ["distill.tokens=1024", "evaluate.windows=16", "gate=null", *SMALLER]
+FEWER = ["distill.tokens=1024", "evaluate.windows=16", "gate=null"]
 LONG = ("demitasse run teacher", "demitasse run smollm2-", "demitasse run prune-smollm2-135m")
 """Commands that need an hour, or a model that is not in the repository: the recipe and the overrides are loaded."""
 
@@ -38,6 +38,21 @@ OURS = [line for line in commands() if line.startswith("demitasse ")]
 QUICKSTART = "demitasse run quickstart"
 OF_THE_QUICKSTART = [line for line in OURS if "runs/quickstart" in line or line == QUICKSTART]
 OTHERS = [line for line in OURS if line not in OF_THE_QUICKSTART]
+
+
+@pytest.fixture(scope="session")
+def smaller(shared: Share) -> list[str]:
+    """What makes a recipe of the novels small."""
+
+    def cut(folder: Path) -> None:
+        folder.mkdir()
+        for name in ("train.txt", "valid.txt", "test.txt"):
+            text = (ROOT / "recipes" / "data" / "novels" / name).read_text(encoding="utf-8")
+            (folder / name).write_text(text[:80_000], encoding="utf-8")
+
+    folder = shared("first-pages", cut)
+    texts = {"train": "train.txt", "calibration": "valid.txt", "test": "test.txt"}
+    return [*(f"data.{role}={folder / name}" for role, name in texts.items()), *SMALLER]
 
 
 @pytest.fixture
@@ -86,9 +101,10 @@ def test_commands_are_found() -> None:
 
 
 def test_the_quickstart_runs_and_so_does_what_is_said_of_it(
-    run_as_typed: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run_as_typed: Callable[..., str], smaller: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert "perplexity" in run_as_typed(QUICKSTART, SMALL)
+    small = [*FEWER, *smaller]
+    assert "perplexity" in run_as_typed(QUICKSTART, small)
     for line in OF_THE_QUICKSTART:
         if line != QUICKSTART:
             run_as_typed(line, [])
@@ -97,17 +113,24 @@ def test_the_quickstart_runs_and_so_does_what_is_said_of_it(
     assert examples
     for code in examples:
         assert 'load_recipe("quickstart")' in code
-        exec(code.replace('load_recipe("quickstart")', f'load_recipe("quickstart", {SMALL!r})'), {})
+        exec(code.replace('load_recipe("quickstart")', f'load_recipe("quickstart", {small!r})'), {})
         assert re.fullmatch(r"None \d\.\d+\n", capfd.readouterr().out), "expected no verdict, and a ratio"
     assert sorted((tmp_path / "runs" / "quickstart" / "artifacts").iterdir()) == stored, "expected that all is reused"
 
 
 @pytest.mark.parametrize("line", OTHERS)
-def test_every_other_command_runs(line: str, run_as_typed: Callable[..., str], tmp_path: Path) -> None:
+def test_every_other_command_runs(
+    line: str,
+    run_as_typed: Callable[..., str],
+    smaller: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "probe", lambda *_, **__: 5)  # the quickstart starts what is not started elsewhere
     if line.startswith(LONG):
         load_as_typed(line, tmp_path)
     else:
-        run_as_typed(line, SMALLER if line.startswith("demitasse run ") else [])
+        run_as_typed(line, smaller if line.startswith("demitasse run ") else [])
 
 
 def test_the_recipe_shown_is_the_recipe_run() -> None:
