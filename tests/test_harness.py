@@ -286,7 +286,16 @@ def test_data_that_cannot_be_loaded_names_the_way_out(task_file: Any, tmp_path: 
     assert len(task_problems(config)) == 1
 
 
-def test_an_unknown_task_is_told_what_was_perhaps_meant() -> None:
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.thorough)])
+def test_an_unknown_task_is_told_what_was_perhaps_meant(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all the harness's tasks, whose thousands of files take long to read; or of the files of one."""
+    if not whole:
+        import lm_eval.tasks
+
+        one = lm_eval.tasks.TaskManager(
+            include_path=str(Path(lm_eval.tasks.__file__).parent / "hellaswag"), include_defaults=False
+        )
+        monkeypatch.setattr(harness, "_manager", lambda include, *, include_defaults: one)
     problems = task_problems(TaskConfig(name="hellaswagg"))
     assert len(problems) == 1
     assert problems[0].startswith("hellaswagg: expected a task of lm-evaluation-harness")
