@@ -3,15 +3,19 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from exported import Exported, exported, quantized, sharpened
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    from evaluation.report import Report
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -270,6 +274,46 @@ def int8_exports(shared: Share, shared_checkpoint: Callable[..., Path], text_fil
 def int8_bundle(int8_exports: Callable[[str], Exported]) -> Path:
     """The bundle of a tiny int8 GPT-2. Shared."""
     return int8_exports("gpt2").bundle
+
+
+@pytest.fixture(scope="session")
+def rich_run(shared: Share) -> "Report":
+    """The report of a finished run with everything that one can show (rich_report.py), and its folder. Shared."""
+
+    def make(place: Path) -> None:
+        from rich_report import rich
+
+        place.mkdir()
+        (place / "report.pickle").write_bytes(pickle.dumps(rich(place / "run")))
+
+    place = shared("rich", make)
+    report: Report = pickle.loads((place / "report.pickle").read_bytes())
+    return report.model_copy(update={"folder": place / "run"})
+
+
+@pytest.fixture(scope="session")
+def named_recipe(shared: Share) -> Path:
+    """The folder of a recipe that names evaluations and noise, with its files (named_run.py). Shared."""
+    from named_run import write
+
+    return shared("named-recipe", write)
+
+
+@pytest.fixture(scope="session")
+def named_run(shared: Share, named_recipe: Path) -> "Report":
+    """The report that the run of this recipe gave, and its folder. Shared."""
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+
+    def make(place: Path) -> None:
+        from named_run import finish
+
+        place.mkdir()
+        (place / "report.pickle").write_bytes(pickle.dumps(finish(named_recipe, place / "run")))
+
+    place = shared("named-run", make)
+    report: Report = pickle.loads((place / "report.pickle").read_bytes())
+    return report.model_copy(update={"folder": place / "run"})
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The distillation benchmark: every part on tiny models, what its tables show, and that a killed run goes on."""
+"""The distillation benchmark: every part on tiny models, what its tables show, and that a killed run goes on.
+
+What runs the parts is thorough; that the page is what the stored results say is a quick test of test_benchmarks.py.
+"""
 
 import json
 from collections.abc import Callable
@@ -8,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from conftest import Share
 
 from benchmarks import distillation, distillation_quality
 from benchmarks.distillation import joined, measure, read_knob
@@ -28,16 +32,16 @@ from benchmarks.page import write_page
 BUDGET = {"tokens": 64, "batch": 2, "length": 32, "learning_rate": 1e-3, "checkpoints": 0}
 
 
-@pytest.fixture(scope="module")
-def order(make_checkpoint: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Order:
+@pytest.fixture(scope="session")
+def order(shared_checkpoint: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Order:
     texts = Texts(train=text_file, held_out=text_file, test=text_file)
     return Order(
         work=tmp_path_factory.mktemp("work"),
         tell=lambda what: None,
-        model=make_checkpoint("llama"),
+        model=shared_checkpoint("llama"),
         texts=texts,
         elsewhere=text_file,
-        embedded=make_checkpoint("gpt2", n_layer=4),
+        embedded=shared_checkpoint("gpt2", n_layer=4),
         novels=texts,
         tokens=128,
         knobs={"batch": 2, "length": 32, "checkpoints": 1},
@@ -52,16 +56,19 @@ def order(make_checkpoint: Callable[..., Path], text_file: Path, tmp_path_factor
     )
 
 
-@pytest.fixture(scope="module")
-def run(order: Order, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="session")
+def run(shared: Share, order: Order) -> dict[str, Any]:
     """Every part, as it would be stored."""
-    out = tmp_path_factory.mktemp("results") / "distillation.json"
-    measure(["loss", "speed", "half"], replace(order, model=None), out)
-    measure(["smollm2"], order, out)
-    stored: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+
+    def make(out: Path) -> None:
+        measure(["loss", "speed", "half"], replace(order, model=None), out)
+        measure(["smollm2"], order, out)
+
+    stored: dict[str, Any] = json.loads(shared("benchmark-distillation.json", make).read_text(encoding="utf-8"))
     return stored
 
 
+@pytest.mark.thorough
 def test_both_losses_give_the_same_gradients_and_are_measured(run: dict[str, Any]) -> None:
     part = run["parts"]["loss"]
     assert max(part["errors"].values()) < 1e-6
@@ -72,6 +79,7 @@ def test_both_losses_give_the_same_gradients_and_are_measured(run: dict[str, Any
         assert min(row["seconds"]) > 0, name
 
 
+@pytest.mark.thorough
 def test_every_arm_trains(run: dict[str, Any], order: Order) -> None:
     rows = run["parts"]["speed"]["rows"]
     assert list(rows) == [order.embedded.name]
@@ -82,6 +90,7 @@ def test_every_arm_trains(run: dict[str, Any], order: Order) -> None:
         assert min(seconds) > 0, arm
 
 
+@pytest.mark.thorough
 def test_controls_have_every_seed_and_variants_one(run: dict[str, Any]) -> None:
     part = run["parts"]["half"]
     expected = {f"{name}, seed {seed}" for name in CONTROLS for seed in (0, 1)} | {
@@ -98,6 +107,7 @@ def test_controls_have_every_seed_and_variants_one(run: dict[str, Any]) -> None:
     assert trained["perplexity"] != part["rows"][f"{DISTILLED}, seed 1"]["perplexity"], "the seed orders the rows"
 
 
+@pytest.mark.thorough
 def test_a_real_model_is_followed_on_held_out_text(run: dict[str, Any]) -> None:
     part = run["parts"]["smollm2"]
     assert set(part["rows"]) == {TEACHER, *REAL_ARMS, UNTRAINED}
@@ -112,6 +122,7 @@ def test_a_real_model_is_followed_on_held_out_text(run: dict[str, Any]) -> None:
         assert 0 <= row["agreement"] < 1
 
 
+@pytest.mark.thorough
 def test_the_tables_show_every_row_and_every_target(run: dict[str, Any], tmp_path: Path) -> None:
     tables = distillation_tables(run)
     assert set(tables) == {*distillation.PARTS, "targets"}
@@ -124,6 +135,7 @@ def test_the_tables_show_every_row_and_every_target(run: dict[str, Any], tmp_pat
     assert all(table.markdown() in page for found in tables.values() for table in found)
 
 
+@pytest.mark.thorough
 def test_the_page_shows_finished_parts_alone(run: dict[str, Any], tmp_path: Path) -> None:
     half = run["parts"]["half"]
     unfinished = run | {"parts": {"half": half, "speed": {"complete": False, "rows": {}}}}
@@ -177,6 +189,7 @@ def test_the_embedded_teacher_gets_the_quickstarts_budget() -> None:
     assert budget["tokens"] > 0
 
 
+@pytest.mark.thorough
 def test_perplexity_is_exp_of_the_mean_loss(order: Order, text_file: Path) -> None:
     import numpy as np
     import torch

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say: the same tokens in every arm, the same context in every block, honest verdicts.
 
-One comparison and one scaling run over tiny models are made once and looked at from several sides.
+One comparison and one scaling run over tiny models are made once and looked at from several sides; they and whatever
+else runs models are thorough. What reads results and arguments is quick.
 """
 
 import json
@@ -12,13 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from conftest import Share
 from exported import sharpened
+from typer.testing import CliRunner
 
+from benchmarks import peers
 from benchmarks.arms import ARMS, OURS, REFERENCE
 from benchmarks.bandwidth import read_bandwidth
 from benchmarks.grid import Prompts, Settings, cells_of
 from benchmarks.marks import peak_until, seconds_until
-from benchmarks.page import print_results, write_page
+from benchmarks.page import PAGE, print_results, write_page
 from benchmarks.peers import compare, joined
 from benchmarks.prepare import KINDS, installed
 from benchmarks.process import ArmError, ArmProcess
@@ -34,27 +39,32 @@ QUICK_ARMS = (REFERENCE, "ort-fp32", "ort-dynamic", "genai-bundle", "llama.cpp",
 """All but torch.compile and onnxruntime-genai's builder, which take a minute for the smallest model."""
 
 
-@pytest.fixture(scope="module")
-def checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sharpened(make_checkpoint("gpt2", n_layer=2), tmp_path_factory.mktemp("benchmarks") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="session")
+def run(shared: Share, shared_checkpoint: Callable[..., Path]) -> dict[str, Any]:
     """A comparison of a tiny GPT-2, as it would be stored."""
-    settings = Settings(
-        cells=cells_of((24,), (24,), (1, 3)), blocks=BLOCKS, steps=3, loads=1, threads=2, settle=0.0, load_prompt=16
-    )
-    out = tmp_path_factory.mktemp("results") / "peers.json"
-    compare((str(checkpoint),), QUICK_ARMS, settings, tmp_path_factory.mktemp("work"), out)
-    stored: dict[str, Any] = json.loads(out.read_text())
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        checkpoint = sharpened(shared_checkpoint("gpt2", n_layer=2), folder / "tiny")
+        settings = Settings(
+            cells=cells_of((24,), (24,), (1, 3)), blocks=BLOCKS, steps=3, loads=1, threads=2, settle=0.0, load_prompt=16
+        )
+        compare((str(checkpoint),), QUICK_ARMS, settings, folder / "work", folder / "peers.json")
+
+    stored: dict[str, Any] = json.loads((shared("benchmark-peers", make) / "peers.json").read_text(encoding="utf-8"))
     return stored
 
 
-@pytest.fixture(scope="module")
-def scaled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    changes = {"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 512, "n_positions": 160}
-    return scale(["gpt2-124m"], threads=2, work=tmp_path_factory.mktemp("scaling"), **changes)
+@pytest.fixture(scope="session")
+def scaled(shared: Share) -> dict[str, Any]:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        changes = {"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 512, "n_positions": 160}
+        found = scale(["gpt2-124m"], threads=2, work=folder / "work", **changes)
+        (folder / "scaling.json").write_text(json.dumps(found), encoding="utf-8")
+
+    stored: dict[str, Any] = json.loads((shared("benchmark-scaling", make) / "scaling.json").read_text("utf-8"))
+    return stored
 
 
 def cells_that_ran(run: dict[str, Any], arm: str) -> dict[str, Any]:
@@ -67,6 +77,7 @@ def tokens_of(run: dict[str, Any], arm: str) -> np.ndarray[Any, Any]:
     return np.concatenate([np.asarray(cell["tokens"]).ravel() for cell in cells])
 
 
+@pytest.mark.thorough
 def test_every_arm_ran_every_cell_or_says_why(run: dict[str, Any]) -> None:
     arms = run["models"]["tiny"]["arms"]
     assert set(arms) == set(QUICK_ARMS)
@@ -85,6 +96,7 @@ def test_every_arm_ran_every_cell_or_says_why(run: dict[str, Any]) -> None:
         assert arm["weight_bytes"] > 1000
 
 
+@pytest.mark.thorough
 def test_exact_arms_give_pytorchs_tokens_and_int8_arms_nearly_do(run: dict[str, Any]) -> None:
     expected = tokens_of(run, REFERENCE)
     assert len(expected) == (1 + 2 + 3) * (1 + 3)
@@ -95,6 +107,7 @@ def test_exact_arms_give_pytorchs_tokens_and_int8_arms_nearly_do(run: dict[str, 
     assert (tokens_of(run, OURS) == tokens_of(run, "genai-bundle")).all()
 
 
+@pytest.mark.thorough
 def test_every_block_starts_at_the_same_context(run: dict[str, Any]) -> None:
     for name in QUICK_ARMS:
         for key, cell in cells_that_ran(run, name).items():
@@ -103,12 +116,14 @@ def test_every_block_starts_at_the_same_context(run: dict[str, Any]) -> None:
                 assert cell["same"] == BLOCKS, f"{name} {key}"
 
 
+@pytest.mark.thorough
 def test_the_weights_of_the_bundle_are_the_smallest(run: dict[str, Any]) -> None:
     arms = run["models"]["tiny"]["arms"]
     assert arms[OURS]["weight_bytes"] < 0.5 * arms[REFERENCE]["weight_bytes"]
     assert arms[OURS]["weight_bytes"] < arms["ort-dynamic"]["weight_bytes"]
 
 
+@pytest.mark.thorough
 def test_the_floor_is_taken_in_the_same_blocks(run: dict[str, Any]) -> None:
     model = run["models"]["tiny"]
     seconds = floor_seconds(model, "decode-24-1")
@@ -119,6 +134,7 @@ def test_the_floor_is_taken_in_the_same_blocks(run: dict[str, Any]) -> None:
     assert floor_seconds(model, "prefill-24-1") == []
 
 
+@pytest.mark.thorough
 def test_scaling_reports_export_memory_and_decoding(scaled: dict[str, Any]) -> None:
     shape = scaled["shapes"]["gpt2-124m"]
     assert shape["parameters"] == 512 * 64 + 160 * 64 + 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64
@@ -130,6 +146,7 @@ def test_scaling_reports_export_memory_and_decoding(scaled: dict[str, Any]) -> N
     assert min(decoded) > 0
 
 
+@pytest.mark.thorough
 def test_growth_is_per_byte_of_weights(scaled: dict[str, Any]) -> None:
     small = scaled["shapes"]["gpt2-124m"]
     parts = {name: {key: 3 * value for key, value in part.items()} for name, part in small["export"].items()}
@@ -143,6 +160,7 @@ def test_growth_is_per_byte_of_weights(scaled: dict[str, Any]) -> None:
     assert [outcome.verdict for outcome in found[-3:]] == ["short", "short", "PASS"]
 
 
+@pytest.mark.thorough
 def test_the_page_is_written_from_stored_results(
     run: dict[str, Any], scaled: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +182,7 @@ def test_the_page_is_written_from_stored_results(
     assert "demitasse int8" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_models_of_an_earlier_run_stay_if_it_was_taken_alike(run: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "peers.json"
     out.write_text(json.dumps(run))
@@ -171,6 +190,11 @@ def test_models_of_an_earlier_run_stay_if_it_was_taken_alike(run: dict[str, Any]
     assert set(joined(other, out)["models"]) == {"tiny", "other"}
     elsewhere = other | {"machine": run["machine"] | {"processor": "another one"}}
     assert set(joined(elsewhere, out)["models"]) == {"other"}
+
+
+def test_the_page_is_what_the_stored_results_say(tmp_path: Path) -> None:
+    write_page(page=tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
 
 
 def test_a_page_without_results_says_what_to_run(tmp_path: Path) -> None:
@@ -210,6 +234,7 @@ def test_a_verdict_needs_the_whole_interval(
     assert Outcome(what="", limit=1.4, value=value, interval=interval, at_least=at_least).verdict == verdict
 
 
+@pytest.mark.thorough
 def test_an_arm_that_fails_or_dies_leaves_a_reason(tmp_path: Path) -> None:
     with ArmProcess(ARMS[REFERENCE].runner, tmp_path, threads=1, device="cpu", scratch=tmp_path / "s") as process:
         with pytest.raises(ArmError, match="Error"):
@@ -230,14 +255,20 @@ def test_arms_name_files_and_runners_that_exist() -> None:
     assert ARMS["genai"].reason_against("gpt2", "cpu") == "has no gpt2"
 
 
-@pytest.mark.parametrize("shape", sorted(SHAPES))
-def test_a_shape_loads_as_its_model(shape: str, tmp_path: Path) -> None:
+FAMILIES = ("gpt2-124m", "smollm2-135m")
+"""A shape of each architecture; the others differ in size, which the test makes small."""
+
+
+@pytest.mark.parametrize(
+    "shape", [shape if shape in FAMILIES else pytest.param(shape, marks=pytest.mark.thorough) for shape in SHAPES]
+)
+def test_a_shape_loads_as_its_model(shape: str, tokenizer_files: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     small = {"gpt2": {"n_layer": 1, "n_embd": 40, "n_head": 2}, "llama": {"num_hidden_layers": 1, "hidden_size": 36}}
     changes = small[SHAPES[shape]["model_type"]] | {"vocab_size": 400}
-    write_checkpoint(shape, tmp_path, **changes)
+    write_checkpoint(shape, tmp_path, tokenizer=tokenizer_files, **changes)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     table = model.get_input_embeddings().weight
     assert 0.09 < float(table.detach().std()) < 0.11
@@ -279,6 +310,7 @@ def gguf_expects(family: str, tensors: dict[str, Any]) -> dict[str, Any]:
     return {"blk.1.ffn_up.weight": tensors["model.layers.1.mlp.up_proj.weight"], "blk.1.attn_k.weight": key_OI[order]}
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not installed(LLAMA_CPP), reason="llama.cpp is an optional peer: pip install llama-cpp-python")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_llama_cpp_gives_pytorchs_tokens(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
@@ -301,12 +333,14 @@ def test_llama_cpp_gives_pytorchs_tokens(family: str, request: pytest.FixtureReq
 
 @pytest.mark.parametrize("wrong", [["--model", "gpt2-12m"], ["--arm", "llama"]])
 def test_what_cannot_be_found_is_refused_before_anything_runs(wrong: list[str]) -> None:
-    command = [sys.executable, "-m", "benchmarks.peers", "--quick", *wrong]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-    assert answer.returncode == 2
-    assert f"{wrong[0]} {wrong[1]}: expected" in " ".join(answer.stderr.split())
+    command = typer.Typer(pretty_exceptions_enable=False)
+    command.command()(peers.main)
+    answer = CliRunner().invoke(command, ["--quick", *wrong], env={"COLUMNS": "200"})
+    assert answer.exit_code == 2
+    assert f"{wrong[0]} {wrong[1]}: expected" in " ".join(answer.output.split())
 
 
+@pytest.mark.thorough
 def test_gpu_says_that_there_is_none() -> None:
     from benchmarks.gpu import NO_GPU, reason_against
 
@@ -319,5 +353,6 @@ def test_gpu_says_that_there_is_none() -> None:
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.thorough
 def test_bandwidth_is_measured() -> None:
     assert 1e8 < read_bandwidth(2, size=64 << 20, repeats=2) < 1e13

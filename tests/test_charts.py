@@ -1,17 +1,15 @@
 """The charts of a report: what is drawn, in which colors, and what is left out."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from reports import REPORTS, Page
-from rich_report import rich
 
 from evaluation.charts import CHARTS, latency_chart, size_chart
 from evaluation.charts.size import PARTS, by_number, by_part
 from evaluation.charts.trade import pareto
 from evaluation.render import render_html, render_markdown
-from evaluation.report import Row
+from evaluation.report import Report, Row
 
 
 def test_the_pareto_front_is_what_nothing_beats_on_both_axes() -> None:
@@ -33,17 +31,16 @@ def test_zeros_are_drawn_where_tensors_differ() -> None:
     assert "tensors of" in CHARTS["Zeros, tensor by tensor"](REPORTS["PASS"].model_copy(update={"rows": rows}))
 
 
-def test_every_row_that_has_both_is_in_the_picture_of_quality_against_speed(tmp_path: Path) -> None:
-    report = rich(tmp_path)
+def test_every_row_that_has_both_is_in_the_picture_of_quality_against_speed(rich_run: Report) -> None:
     chart = CHARTS["Quality against speed"]
-    without = [row.model_copy(update={"measurements": row.measurements[:1]}) for row in report.rows[1:2]]
-    bare = report.model_copy(update={"rows": [report.rows[0], *without, *report.rows[2:]]})
-    assert ">prune<" in chart(report)
+    without = [row.model_copy(update={"measurements": row.measurements[:1]}) for row in rich_run.rows[1:2]]
+    bare = rich_run.model_copy(update={"rows": [rich_run.rows[0], *without, *rich_run.rows[2:]]})
+    assert ">prune<" in chart(rich_run)
     assert ">prune<" not in chart(bare)
 
 
-def test_bytes_by_part_and_by_number_both_come_to_the_weights(tmp_path: Path) -> None:
-    for row in rich(tmp_path).rows:
+def test_bytes_by_part_and_by_number_both_come_to_the_weights(rich_run: Report) -> None:
+    for row in rich_run.rows:
         assert sum(by_part(row).values()) == sum(by_number(row).values()) > 0
         assert set(by_part(row)) == set(PARTS)
     nothing = Row(name="x", kind="x", form="dense")
@@ -65,7 +62,7 @@ def test_what_each_block_is_worth_is_drawn_where_a_stage_measured_it(facts: dict
     assert chart(REPORTS["PASS"]) == ""
 
 
-def test_zeros_that_grow_while_training_are_no_loss(tmp_path: Path) -> None:
-    drawn = CHARTS["Losses while training"](rich(tmp_path))
+def test_zeros_that_grow_while_training_are_no_loss(rich_run: Report) -> None:
+    drawn = CHARTS["Losses while training"](rich_run)
     assert "zeros (%), dashed" in drawn
     assert ">sparsity<" not in drawn

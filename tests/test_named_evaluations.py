@@ -1,9 +1,10 @@
 """A recipe that names evaluations and noise: carried out on PyTorch and on the bundle, and judged again."""
 
-import json
+import shutil
 from pathlib import Path
 
 import pytest
+from named_run import RECIPE
 
 from evaluation.measurement import metric_of
 from evaluation.quality.items import Items
@@ -17,27 +18,6 @@ from recipes.store import IntegrityError
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-NOVELS = RECIPES / "data" / "novels"
-RECIPE = f"""
-model: {RECIPES / "models" / "novels-gpt2"}
-data: {{test: test.txt, calibration: calibration.txt}}
-stages: [export]
-evaluate:
-  window: 64
-  windows: 16
-  stride: 48
-  bos: true
-  noise: {{typos: 0.05, truncation: 0.25}}
-  labeled:
-    - {{name: pronoun, file: pronouns.jsonl, text: line, answers: {{he: " he", she: " she"}}, limit: 16}}
-  generation:
-    - {{name: lines, file: lines.csv, prompt: "{{text}}", reference: rest, tokens: 8}}
-gate:
-  pronoun/accuracy: {{min_ratio: 0.5}}
-  lines/repetition: {{max_increase: 0.9}}
-  typos/perplexity: {{max_ratio: 1.1}}
-"""
 METRICS = {
     "perplexity",
     "typos/perplexity",
@@ -51,40 +31,20 @@ METRICS = {
 }
 
 
-def lines() -> list[str]:
-    text = (NOVELS / "test.txt").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if 120 < len(line) < 400][:60]
+@pytest.fixture
+def folder(named_recipe: Path, tmp_path: Path) -> Path:
+    """A copy of the recipe with its files."""
+    return Path(shutil.copytree(named_recipe, tmp_path / "recipe"))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe with its files."""
-    place = tmp_path_factory.mktemp("named")
-    rows = [{"line": line[:60].rstrip(), "label": ("he", "she")[index % 2]} for index, line in enumerate(lines()[:30])]
-    (place / "pronouns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    texts = [(line[:50].replace('"', ""), line[50:100].replace('"', "")) for line in lines()[:8]]
-    (place / "lines.csv").write_text(
-        "text,rest\n" + "".join(f'"{text}","{rest}"\n' for text, rest in texts), encoding="utf-8"
-    )
-    for name, source in (("test", "test"), ("calibration", "valid")):
-        text = (NOVELS / f"{source}.txt").read_text(encoding="utf-8").replace("<|endoftext|>", "")
-        documents = [text[start : start + 900] for start in range(0, 18_000, 900)]
-        (place / f"{name}.txt").write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
-    (place / "named.yaml").write_text(RECIPE, encoding="utf-8")
-    return place
-
-
-@pytest.fixture(scope="module")
-def finished(folder: Path) -> Report:
-    return run(load_recipe(folder / "named.yaml"), out=folder / "run")
-
-
-def test_everything_that_was_named_is_measured_on_every_artifact_and_paired(finished: Report) -> None:
-    for row in finished.rows:
+def test_everything_that_was_named_is_measured_on_every_artifact_and_paired(named_run: Report) -> None:
+    for row in named_run.rows:
         assert {found.metric for found in row.measurements} >= METRICS
         assert {found.metric: found.invalid for found in row.measurements if found.invalid} == {}
-    final = finished.final
-    assert {gate.metric: gate.verdict for gate in finished.gates} == {
+    final = named_run.final
+    assert {gate.metric: gate.verdict for gate in named_run.gates} == {
+        "perplexity": "PASS",
+        "weight_bytes": "PASS",
         "pronoun/accuracy": "PASS",
         "lines/repetition": "PASS",
         "typos/perplexity": "PASS",
@@ -103,41 +63,38 @@ def test_everything_that_was_named_is_measured_on_every_artifact_and_paired(fini
     assert "BOS" in clean.method
 
 
-def test_people_see_the_confusion_matrix_and_texts(finished: Report) -> None:
-    for row in finished.rows:
+def test_people_see_the_confusion_matrix_and_texts(named_run: Report) -> None:
+    for row in named_run.rows:
         assert sum(map(sum, row.evaluations["pronoun"]["confusion"])) == 16
         assert len(row.evaluations["lines"]["texts"]) == 8
-    assert finished.final.hardest["tokens"]
+    assert named_run.final.hardest["tokens"]
 
 
-def test_it_is_judged_again_to_the_last_digit_from_its_samples(finished: Report) -> None:
-    assert finished.folder is not None
-    judged = judge_run(finished.folder)
-    assert judged.report.verdict == finished.verdict == "PASS"
+def test_it_is_judged_again_to_the_last_digit_from_its_samples(named_run: Report, tmp_path: Path) -> None:
+    assert named_run.folder is not None
+    judged = judge_run(named_run.folder)
+    assert judged.report.verdict == named_run.verdict == "PASS"
     assert judged.differences == ()
     assert not [note for note in judged.notes if "/" in note]
-    gates = finished.folder / "gates.yaml"
+    gates = tmp_path / "gates.yaml"
     gates.write_text("gate: {lines/distinct_1: {at_least: 1.5}}\n", encoding="utf-8")
-    assert judge_run(finished.folder, load_gates(gates)).report.verdict == "FAIL"
+    assert judge_run(named_run.folder, load_gates(gates)).report.verdict == "FAIL"
 
 
-def test_a_changed_answer_is_found_out(finished: Report) -> None:
-    assert finished.folder is not None
-    (file,) = (finished.folder / "artifacts" / finished.final.samples["quality"]).rglob("items-pronoun.npz")
-    before = file.read_bytes()
+def test_a_changed_answer_is_found_out(named_run: Report, tmp_path: Path) -> None:
+    assert named_run.folder is not None
+    changed = shutil.copytree(named_run.folder, tmp_path / "run", symlinks=True)
+    (file,) = (changed / "artifacts" / named_run.final.samples["quality"]).rglob("items-pronoun.npz")
     items = Items.load(file)
     file.chmod(0o644)
-    try:
-        Items(items.kind, {**items.columns, "label": 1 - items.columns["label"]}, items.digest, items.facts).save(file)
-        with pytest.raises(IntegrityError, match=r"items-pronoun\.npz"):
-            judge_run(finished.folder)
-    finally:
-        file.write_bytes(before)
+    Items(items.kind, {**items.columns, "label": 1 - items.columns["label"]}, items.digest, items.facts).save(file)
+    with pytest.raises(IntegrityError, match=r"items-pronoun\.npz"):
+        judge_run(changed)
 
 
-def test_a_run_compared_with_itself_is_paired_item_by_item(finished: Report) -> None:
-    assert finished.folder is not None
-    pairs = {pair.metric: pair for pair in compare_runs(finished.folder, finished.folder).pairs}
+def test_a_run_compared_with_itself_is_paired_item_by_item(named_run: Report) -> None:
+    assert named_run.folder is not None
+    pairs = {pair.metric: pair for pair in compare_runs(named_run.folder, named_run.folder).pairs}
     assert set(pairs) >= METRICS
     ratio = pairs["pronoun/accuracy"].ratio
     assert ratio is not None

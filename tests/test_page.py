@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib import image
 from reports import REPORTS, Page
-from rich_report import HOSTILE, rich
+from rich_report import HOSTILE
 
 from evaluation.charts import CHARTS, INKS, latency_chart, size_chart
 from evaluation.named import evaluations, lost_most
 from evaluation.render import render_html, render_markdown
-from evaluation.report import Source
+from evaluation.report import Report, Source
 from evaluation.table import table_rows
 from evaluation.units import MINUS, format_value
 
@@ -60,8 +60,8 @@ def test_charts_are_svg_in_the_colors_of_the_page() -> None:
     assert "gate 44.2" in size_chart(REPORTS["PASS"])
 
 
-def test_a_finished_run_has_every_chart_recipe_and_hash_in_its_page(tmp_path: Path) -> None:
-    report = rich(tmp_path)
+def test_a_finished_run_has_every_chart_recipe_and_hash_in_its_page(rich_run: Report) -> None:
+    report = rich_run
     source = Source(role="test", name="test.txt", digest="cd" * 32, license="MIT")
     text = render_html(report.model_copy(update={"sources": [source]}))
     drawn = {heading: chart(report) for heading, chart in CHARTS.items()}
@@ -78,8 +78,8 @@ def test_a_finished_run_has_every_chart_recipe_and_hash_in_its_page(tmp_path: Pa
     assert Page(text).open == []
 
 
-def test_named_evaluations_stand_in_their_own_tables_with_what_they_say_beside(tmp_path: Path) -> None:
-    report = rich(tmp_path)
+def test_named_evaluations_stand_in_their_own_tables_with_what_they_say_beside(rich_run: Report) -> None:
+    report = rich_run
     found = {one.name: one for one in evaluations(report)}
     assert list(found) == ["sentiment", "summaries", "hellaswag"]
     accuracy = found["sentiment"].lines[0]
@@ -91,7 +91,7 @@ def test_named_evaluations_stand_in_their_own_tables_with_what_they_say_beside(t
     assert accuracy.against.removeprefix(MINUS) == f"{-100 * there.change.value:.1f} points"
     assert [sum(map(sum, matrix.counts)) for matrix in found["sentiment"].matrices] == [200, 200]
     assert [sample.baseline != sample.final for sample in found["summaries"].samples] == [True] * 3
-    texts = render_html(report), render_markdown(report)
+    texts = html_of(report), render_markdown(report)
     for text in (text.replace("\N{NO-BREAK SPACE}", " ") for text in texts):
         for one in found.values():
             for line in one.lines:
@@ -100,8 +100,8 @@ def test_named_evaluations_stand_in_their_own_tables_with_what_they_say_beside(t
                 assert line.between in text
 
 
-def test_texts_of_models_and_users_are_escaped(tmp_path: Path) -> None:
-    text = render_html(rich(tmp_path))
+def test_texts_of_models_and_users_are_escaped(rich_run: Report) -> None:
+    text = html_of(rich_run)
     assert HOSTILE not in text
     assert text.count("&lt;script&gt;alert(") >= 7
     assert "<script" not in text
@@ -109,16 +109,15 @@ def test_texts_of_models_and_users_are_escaped(tmp_path: Path) -> None:
     assert Page(text).open == []
 
 
-def test_what_lost_most_is_told_with_its_text(tmp_path: Path) -> None:
-    report = rich(tmp_path)
-    lost = lost_most(report)
+def test_what_lost_most_is_told_with_its_text(rich_run: Report) -> None:
+    lost = lost_most(rich_run)
     assert lost is not None
     assert [one.token for one in lost.tokens] == [" Heathcliff", "\u21b5", "\u2423", "<b>"]
     assert (lost.tokens[0].baseline, lost.tokens[0].final) == ("74.1 %", "3.34 %")
     assert list(lost.groups) == ["Tokens of the vocabulary", "Tokens before it in the window", "Documents"]
     assert [group.name for group in lost.groups["Tokens before it in the window"]][:3] == ["1", "2 to 3", "4 to 7"]
     assert lost.groups["Documents"][0].loss[:-1] == "1.492"
-    assert "<mark> Heathcliff</mark>" in render_html(report)
+    assert "<mark> Heathcliff</mark>" in html_of(rich_run)
     assert lost_most(REPORTS["PASS"]) is None
     assert "What lost most" not in render_html(REPORTS["PASS"])
 
@@ -136,7 +135,7 @@ def browse(page: Path, profile: Path, *options: str) -> subprocess.CompletedProc
         f"--user-data-dir={profile}",
     )
     command = [CHROMIUM, *quiet, *options, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
 
 
 def console_of(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -144,16 +143,17 @@ def console_of(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: no browser to open the page in")
-def test_the_page_opens_in_a_browser_without_an_error_and_shows_its_verdict_and_charts(tmp_path: Path) -> None:
-    rich(tmp_path / "run")
-    page, picture = tmp_path / "run" / "report.html", tmp_path / "page.png"
-    shown = browse(page, tmp_path / "profile", "--dump-dom")
+def test_the_page_opens_in_a_browser_without_an_error_and_shows_its_verdict_and_charts(
+    rich_run: Report, tmp_path: Path
+) -> None:
+    assert rich_run.folder is not None
+    page, picture = rich_run.folder / "report.html", tmp_path / "page.png"
+    shown = browse(page, tmp_path / "profile", "--dump-dom", "--window-size=1280,1400", f"--screenshot={picture}")
     assert '<p class="word">FAIL</p>' in shown.stdout
     assert shown.stdout.count("<svg") == len(CHARTS) - 1
     for heading in ("sentiment", "summaries", "hellaswag", "What lost most"):
         assert f"<h2>{heading}</h2>" in shown.stdout
     assert console_of(shown) == []
-    browse(page, tmp_path / "profile", "--window-size=1280,1400", f"--screenshot={picture}")
     pixels = image.imread(picture)
     assert pixels.shape[:2] == (1400, 1280)
     shades = {tuple((color * 255).astype(int)) for color in pixels[::7, ::7, :3].reshape(-1, 3)}
@@ -161,8 +161,10 @@ def test_the_page_opens_in_a_browser_without_an_error_and_shows_its_verdict_and_
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: no browser to open the page in")
-def test_nothing_hangs_over_the_edge_of_a_phone_and_the_check_for_errors_would_find_one(tmp_path: Path) -> None:
-    page, inner = tmp_path / "phone.html", escape(finish_page(tmp_path / "run"))
+def test_nothing_hangs_over_the_edge_of_a_phone_and_the_check_for_errors_would_find_one(
+    rich_run: Report, tmp_path: Path
+) -> None:
+    page, inner = tmp_path / "phone.html", escape(html_of(rich_run))
     page.write_text(
         f'<iframe id="phone" style="width:390px;height:800px;border:0" srcdoc="{inner}"></iframe>'
         "<script>onload = () => { const page = document.getElementById('phone').contentDocument.documentElement;"
@@ -174,6 +176,7 @@ def test_nothing_hangs_over_the_edge_of_a_phone_and_the_check_for_errors_would_f
     assert len(console_of(shown)) == 1
 
 
-def finish_page(folder: Path) -> str:
-    rich(folder)
-    return (folder / "report.html").read_text(encoding="utf-8")
+def html_of(report: Report) -> str:
+    """The page that was written."""
+    assert report.folder is not None
+    return (report.folder / "report.html").read_text(encoding="utf-8")

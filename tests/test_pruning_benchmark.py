@@ -1,35 +1,46 @@
-"""The pruning benchmark: its parts on tiny models, and what its tables and targets make of stored results."""
+"""The pruning benchmark: its parts on tiny models, and what its tables and targets make of stored results.
 
+What runs the parts is thorough; that the page is what the stored results say is a quick test of test_benchmarks.py.
+"""
+
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Share
 
 from benchmarks.pruning import METHODS, VARIANTS, Order, measure
 from benchmarks.pruning_tables import WHOLE, pruning_outcomes, pruning_tables
 
 
-@pytest.fixture(scope="module")
-def run(
-    make_checkpoint: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+@pytest.fixture(scope="session")
+def run(shared: Share, shared_checkpoint: Callable[..., Path], text_file: Path) -> dict[str, Any]:
     """Masks, widths and memory of tiny models."""
-    order = Order(
-        model=make_checkpoint("gpt2", n_layer=2),
-        calibration=text_file,
-        test=text_file,
-        peer=None,
-        work=tmp_path_factory.mktemp("work"),
-        tell=lambda what: None,
-        rows=4,
-        length=32,
-        blocks=3,
-        changes={"n_layer": 4, "n_embd": 64, "n_head": 4, "n_inner": 256, "vocab_size": 512, "n_positions": 160},
-    )
-    return measure(["masks", "widths", "memory"], order)
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        order = Order(
+            model=shared_checkpoint("gpt2", n_layer=2),
+            calibration=text_file,
+            test=text_file,
+            peer=None,
+            work=folder / "work",
+            tell=lambda what: None,
+            rows=4,
+            length=32,
+            blocks=3,
+            changes={"n_layer": 4, "n_embd": 64, "n_head": 4, "n_inner": 256, "vocab_size": 512, "n_positions": 160},
+        )
+        found = measure(["masks", "widths", "memory"], order)
+        (folder / "pruning.json").write_text(json.dumps(found), encoding="utf-8")
+
+    stored: dict[str, Any] = json.loads((shared("benchmark-pruning", make) / "pruning.json").read_text("utf-8"))
+    return stored
 
 
+@pytest.mark.thorough
 def test_every_method_prunes_what_was_asked(run: dict[str, Any]) -> None:
     rows = run["parts"]["masks"]["rows"]
     assert list(rows) == list(METHODS)
@@ -39,6 +50,7 @@ def test_every_method_prunes_what_was_asked(run: dict[str, Any]) -> None:
         assert row["peak"] > 0, name
 
 
+@pytest.mark.thorough
 def test_shapes_shrink_and_zeros_do_not(run: dict[str, Any]) -> None:
     rows = run["parts"]["widths"]["rows"]
     assert set(rows) == {WHOLE, *VARIANTS}
@@ -49,6 +61,7 @@ def test_shapes_shrink_and_zeros_do_not(run: dict[str, Any]) -> None:
         assert (row["parameters"] < whole) == shrunk, name
 
 
+@pytest.mark.thorough
 def test_the_tables_show_every_row_and_every_target(run: dict[str, Any]) -> None:
     tables = pruning_tables(run)
     assert set(tables) == {"masks", "widths", "memory", "targets"}

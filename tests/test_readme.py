@@ -1,30 +1,25 @@
 """What the pages tell a user to type works as printed.
 
-The commands are run in an empty folder, in the order of the pages, with fewer tokens, windows and blocks than the
-recipe has: what is tested is that they run, not how good the result is.
+Commands run in this process, in an empty folder, with the first pages of the texts, fewer tokens and windows than the
+recipe has, and without timing (test_stage_latency.py times a run, in processes of its own): what is tested is that they
+run, not how good the result is. What a page says of a finished quickstart is run on one, in the order of the pages.
 """
 
-import os
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Demitasse, Share
 
-from recipes import load_recipe
+from compress import Form
+from recipes import load_recipe, measure
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SMALL = [
-    "distill.tokens=4096",
-    "evaluate.windows=16",
-    "benchmark.blocks=3",
-    "benchmark.stage_blocks=0",
-    "benchmark.tokens=4",
-    "gate=null",
-]
+SMALLER = ["distill.length=64", "evaluate.window=64", "benchmark=null"]
+FEWER = ["distill.tokens=1024", "evaluate.windows=16", "gate=null"]
 LONG = ("demitasse run teacher", "demitasse run smollm2-", "demitasse run prune-smollm2-135m")
 """Commands that need an hour, or a model that is not in the repository: the recipe and the overrides are loaded."""
 
@@ -35,24 +30,52 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     text = "\n".join(blocks("sh")).replace("\\\n", " ")
-    return list(dict.fromkeys(re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines() if line.strip()))
+    lines = [re.sub(r"\s+#.*", "", line).strip().removeprefix(".venv/bin/") for line in text.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line))
 
 
-def demitasse(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    binary = Path(sys.executable).parent / "demitasse"
-    return subprocess.run(
-        [str(binary), *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=500
-    )
+OURS = [line for line in commands() if line.startswith("demitasse ")]
+QUICKSTART = "demitasse run quickstart"
+OF_THE_QUICKSTART = [line for line in OURS if "runs/quickstart" in line or line == QUICKSTART]
+OTHERS = [line for line in OURS if line not in OF_THE_QUICKSTART]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a small quickstart has been run."""
-    folder = tmp_path_factory.mktemp("user")
-    sets = [part for change in SMALL for part in ("--set", change)]
-    finished = demitasse(["run", "quickstart", *sets], folder)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return folder
+@pytest.fixture(scope="session")
+def smaller(shared: Share) -> list[str]:
+    """What makes a recipe of the novels small."""
+
+    def cut(folder: Path) -> None:
+        folder.mkdir()
+        for name in ("train.txt", "valid.txt", "test.txt"):
+            text = (ROOT / "recipes" / "data" / "novels" / name).read_text(encoding="utf-8")
+            (folder / name).write_text(text[:80_000], encoding="utf-8")
+
+    folder = shared("first-pages", cut)
+    texts = {"train": "train.txt", "calibration": "valid.txt", "test": "test.txt"}
+    return [*(f"data.{role}={folder / name}" for role, name in texts.items()), *SMALLER]
+
+
+@pytest.fixture
+def run_as_typed(demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """`run_as_typed(line, changes)`: run a command in an empty folder; what it says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "probe", probe_int8_alone)
+
+    def run(line: str, changes: list[str]) -> str:
+        code, out, err = demitasse(*shlex.split(line)[1:], *(part for change in changes for part in ("--set", change)))
+        assert code == 0, f"{line}\n{out}{err}"
+        assert "Traceback" not in out + err
+        return out
+
+    return run
+
+
+PROBE = measure.probe
+
+
+def probe_int8_alone(artifact: Path, form: Form, *, prompt: int, threads: int) -> int:
+    """Peak memory takes a process each, which a run of test_stage_latency.py starts for the other forms."""
+    return PROBE(artifact, form, prompt=prompt, threads=threads) if form == "int8" else 5
 
 
 def load_as_typed(line: str, folder: Path) -> None:
@@ -71,32 +94,43 @@ def test_every_make_target_exists() -> None:
     assert named <= targets
 
 
-def test_every_command_runs(folder: Path) -> None:
-    lines = [line.removeprefix(".venv/bin/") for line in commands()]
-    ours = [line for line in lines if line.startswith("demitasse ")]
-    assert len(ours) >= 8
-    for line in ours:
-        if line == "demitasse run quickstart":
-            continue  # the fixture has run it, smaller
-        if line.startswith(LONG):
-            load_as_typed(line, folder)
-            continue
-        finished = demitasse(shlex.split(line)[1:], folder)
-        assert finished.returncode == 0, f"{line}\n{finished.stdout}{finished.stderr}"
-        assert "Traceback" not in finished.stdout + finished.stderr
+def test_commands_are_found() -> None:
+    assert QUICKSTART in OURS
+    assert len(OF_THE_QUICKSTART) >= 4
+    assert len(OTHERS) >= 12
 
 
-def test_the_python_example_runs(folder: Path) -> None:
+def test_the_quickstart_runs_and_so_does_what_is_said_of_it(
+    run_as_typed: Callable[..., str], smaller: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = [*FEWER, *smaller]
+    assert "perplexity" in run_as_typed(QUICKSTART, small)
+    for line in OF_THE_QUICKSTART:
+        if line != QUICKSTART:
+            run_as_typed(line, [])
+    stored = sorted((tmp_path / "runs" / "quickstart" / "artifacts").iterdir())
     examples = blocks("python")
     assert examples
     for code in examples:
         assert 'load_recipe("quickstart")' in code
-        small = code.replace('load_recipe("quickstart")', f'load_recipe("quickstart", {SMALL!r})')
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        answer = subprocess.run(
-            [sys.executable, "-c", small], cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert answer.returncode == 0, answer.stderr
+        exec(code.replace('load_recipe("quickstart")', f'load_recipe("quickstart", {small!r})'), {})
+        assert re.fullmatch(r"None \d\.\d+\n", capfd.readouterr().out), "expected no verdict, and a ratio"
+    assert sorted((tmp_path / "runs" / "quickstart" / "artifacts").iterdir()) == stored, "expected that all is reused"
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_every_other_command_runs(
+    line: str,
+    run_as_typed: Callable[..., str],
+    smaller: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "probe", lambda *_, **__: 5)  # the quickstart starts what is not started elsewhere
+    if line.startswith(LONG):
+        load_as_typed(line, tmp_path)
+    else:
+        run_as_typed(line, smaller if line.startswith("demitasse run ") else [])
 
 
 def test_the_recipe_shown_is_the_recipe_run() -> None:

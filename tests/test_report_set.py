@@ -1,7 +1,7 @@
 """Every file of the report set of a real run, each read by a reader that is not ours or checked by its schema.
 
-The run is small but whole: a recipe with named evaluations and noise, exported, measured in PyTorch and through ONNX
-Runtime.
+The run is small but whole (named_run.py): a recipe with named evaluations and noise, exported, measured in PyTorch and
+through ONNX Runtime.
 """
 
 import itertools
@@ -16,45 +16,8 @@ from evaluation.render import FILES, TEMPLATES
 from evaluation.report import Report, read_report
 from export import verify_bundle
 from recipes.judging import judge_run
-from recipes.loader import load_recipe
-from recipes.runner import run
 
 pytest.importorskip("sacrebleu")
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-RECIPE = f"""
-model: {RECIPES / "models" / "novels-gpt2"}
-data: {{test: test.txt, calibration: calibration.txt}}
-stages: [export]
-evaluate:
-  window: 64
-  windows: 16
-  noise: {{typos: 0.05}}
-  labeled:
-    - {{name: pronoun, file: pronouns.jsonl, text: line, answers: {{he: " he", she: " she"}}}}
-  generation:
-    - {{name: lines, file: lines.jsonl, prompt: "{{text}}", reference: rest, tokens: 8}}
-gate:
-  perplexity: {{max_ratio: 1.2}}
-  weight_bytes: {{max_ratio: 1.1}}
-  pronoun/accuracy: {{min_ratio: 0.4}}
-"""
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    place = tmp_path_factory.mktemp("set")
-    for name, source in (("test", "test"), ("calibration", "valid")):
-        text = (RECIPES / "data" / "novels" / f"{source}.txt").read_text(encoding="utf-8").replace("<|endoftext|>", "")
-        documents = [text[start : start + 900] for start in range(0, 18_000, 900)]
-        (place / f"{name}.txt").write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
-    rows = [line for line in text.splitlines() if 120 < len(line) < 400][:24]
-    pronouns = [{"line": line[:60].rstrip(), "label": ("he", "she")[index % 2]} for index, line in enumerate(rows)]
-    lines = [{"text": line[:50], "rest": line[50:100]} for line in rows[:6]]
-    for name, entries in {"pronouns": pronouns, "lines": lines}.items():
-        text = "".join(json.dumps(entry) + "\n" for entry in entries)
-        (place / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    (place / "set.yaml").write_text(RECIPE, encoding="utf-8")
-    return run(load_recipe(place / "set.yaml"), out=place / "run")
 
 
 def folder_of(report: Report) -> Path:
@@ -74,9 +37,9 @@ def check_markdown(text: str, report: Report) -> None:
 
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     tables = [token for token in tokens if token.type == "table_open"]
-    assert len(tables) == 2 + 3  # stages, gates, and a table for each named evaluation and noise
+    assert len(tables) == 2 + 4  # stages, gates, and a table for each named evaluation and noise
     headings = [after.content for token, after in itertools.pairwise(tokens) if token.type == "heading_open"]
-    assert {"Gates", "pronoun", "lines", "typos"} <= set(headings)
+    assert {"Gates", "pronoun", "lines", "typos", "truncation"} <= set(headings)
 
 
 def check_html(text: str, report: Report) -> None:
@@ -92,7 +55,7 @@ def check_html(text: str, report: Report) -> None:
 def check_junit(text: str, report: Report) -> None:
     junitparser = pytest.importorskip("junitparser", reason="junitparser is not installed: no reader of JUnit files")
     read = junitparser.JUnitXml.fromstring(text.encode())
-    assert (read.tests, read.failures, read.errors) == (3, 0, 0)
+    assert (read.tests, read.failures, read.errors) == (5, 0, 0)
 
 
 def check_bom(text: str, report: Report) -> None:
@@ -151,34 +114,34 @@ def test_every_file_of_the_set_has_a_check() -> None:
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_real_runs_file_keeps_its_schema(name: str, finished: Report) -> None:
-    CHECKS[name]((folder_of(finished) / name).read_text(encoding="utf-8"), finished)
+def test_a_real_runs_file_keeps_its_schema(name: str, named_run: Report) -> None:
+    CHECKS[name]((folder_of(named_run) / name).read_text(encoding="utf-8"), named_run)
 
 
-def test_the_card_lies_in_the_bundle_that_stays_whole(finished: Report) -> None:
-    final = folder_of(finished) / "final"
-    assert finished.verdict == "PASS"
-    assert (final / "README.md").read_text(encoding="utf-8") == (folder_of(finished) / "model_card.md").read_text(
+def test_the_card_lies_in_the_bundle_that_stays_whole(named_run: Report) -> None:
+    final = folder_of(named_run) / "final"
+    assert named_run.verdict == "PASS"
+    assert (final / "README.md").read_text(encoding="utf-8") == (folder_of(named_run) / "model_card.md").read_text(
         "utf-8"
     )
     verify_bundle(final)
-    assert "README.md" not in finished.final.hashes
-    judged = judge_run(folder_of(finished))
+    assert "README.md" not in named_run.final.hashes
+    judged = judge_run(folder_of(named_run))
     assert (judged.report.verdict, judged.differences) == ("PASS", ())
 
 
-def test_every_stage_tells_what_its_weights_take(finished: Report) -> None:
-    for row in finished.rows:
+def test_every_stage_tells_what_its_weights_take(named_run: Report) -> None:
+    for row in named_run.rows:
         found = row.measurement("weight_bytes")
         assert found is not None
         held = sum(size for sizes in row.weights.values() for size in sizes.values())
-        graph = sum(file.stat().st_size for file in (folder_of(finished) / "final").glob("model.onnx"))
+        graph = sum(file.stat().st_size for file in (folder_of(named_run) / "final").glob("model.onnx"))
         assert 0 <= found.value - held <= (graph if row.form == "onnx" else 0)
         assert set(row.weights) >= {"embeddings", "attention", "mlp", "norms"}
 
 
-def test_what_lost_most_and_named_evaluations_are_in_the_rows(finished: Report) -> None:
-    kinds: dict[str, Any] = {name: told["kind"] for name, told in finished.final.evaluations.items()}
+def test_what_lost_most_and_named_evaluations_are_in_the_rows(named_run: Report) -> None:
+    kinds: dict[str, Any] = {name: told["kind"] for name, told in named_run.final.evaluations.items()}
     assert kinds == {"pronoun": "labeled", "lines": "generation"}
-    assert finished.final.hardest["tokens"]
-    assert finished.rows[0].hardest == {}
+    assert named_run.final.hardest["tokens"]
+    assert named_run.rows[0].hardest == {}

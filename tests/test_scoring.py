@@ -30,6 +30,7 @@ def harness() -> Any:
     return HFLM(pretrained=str(MODEL), dtype="float32", device="cpu", max_length=LENGTH)
 
 
+@pytest.mark.thorough
 def test_log_likelihoods_are_those_of_the_harness(harness: Any) -> None:
     """Documents of less than a window and of several: word perplexity and every token's mean within 1e-4."""
     found = rolled(MODEL, documents_of(TEXT, count=6, letters=900), length=LENGTH, harness=harness)
@@ -66,6 +67,7 @@ def test_text_without_tokens_is_refused() -> None:
         windows_in(["", ""], load_tokenizer(MODEL), length=LENGTH)
 
 
+@pytest.mark.thorough
 def test_every_arm_takes_the_same_windows(tmp_path: Path) -> None:
     int8 = quantized(sharpened(MODEL, tmp_path / "dense"), tmp_path / "int8", embeddings=True)
     bundle = exported(int8, tmp_path / "bundle", NOVELS / "valid.txt")
