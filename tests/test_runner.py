@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished_runs import session_of
 
 from compress import Facts, Stage, StageConfig, StageInput
-from evaluation.deciding import LOOKS
+from evaluation.deciding import LOOKS, StoppingRule
+from evaluation.latency import latency_measurements
 from evaluation.measurement import Interval, Measurement, Ratio
 from evaluation.report import Row, read_report
 from recipes.errors import RecipeError
@@ -23,6 +25,7 @@ from recipes.loader import load_recipe
 from recipes.runner import Meter, run
 from recipes.store import RECORD, IntegrityError, StoreError, digest_of
 from recipes.timing.interleave import Entrant
+from recipes.timing.latency import LATENCY_FILE, read_session, write_session
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """\
@@ -162,6 +165,46 @@ def test_an_open_gate_is_measured_on_until_it_is_decided(
     assert (len(spent) > 1) == (minutes > 0)
     assert report.looks == ({"documents": LOOKS, "blocks": 2 + LOOKS - 1} if minutes else {"blocks": 2})
     assert ("look 1 of at most 4" in (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")) == (minutes > 0)
+
+
+def clocked(speed: float, begun: list[int]) -> Meter:
+    """A meter whose latencies come of a session of known speed, block by block, as far as is asked for."""
+    turns = session_of(speed, blocks=15).turns
+    named = tuple(turn.model_copy(update={"arm": turn.arm.replace("final", "halve 2")}) for turn in turns)
+
+    def timed(
+        entrants: Sequence[Entrant], *, config: Any, enough: StoppingRule, out: Path, scratch: Path, **rest: Any
+    ) -> dict[str, list[Measurement]]:
+        left = scratch / LATENCY_FILE
+        begun.append(read_session(left).taken if left.is_file() else 0)
+        for blocks in enough.blocks:
+            taken = tuple(turn for turn in named if turn.block < max(blocks, begun[-1]))
+            session = session_of(speed).model_copy(update={"arms": ("baseline", "halve 2"), "turns": taken})
+            reason = enough.reason(session, session.taken)
+            if reason:
+                break
+        write_session(session.model_copy(update={"planned": config.blocks, "stopped": reason}), out / LATENCY_FILE)
+        return latency_measurements(session)
+
+    return Meter(quality=quality, footprint=footprint, latency=timed, weights=lambda folder, form: {})
+
+
+def test_timing_ends_when_its_gates_are_decided_and_goes_on_for_others(recipe_file: Path, tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    def timing_with(limit: float) -> str:
+        recipe = load_recipe(recipe_file, [f"gate.decode_latency.max_ratio={limit}"], stages=STAGES)
+        report = run(recipe, out=tmp_path / "out", stages=STAGES, meter=clocked(0.25, begun))
+        assert report.looks == {"blocks": 4}
+        assert read_report(tmp_path / "out").timing == report.timing
+        return report.timing
+
+    early = "4 of at most 15 blocks were timed: every gate on latency is decided"
+    assert timing_with(0.7) == early
+    assert timing_with(0.25) == "15 of at most 15 blocks were timed: all 15 blocks are taken"
+    assert timing_with(0.7) == early
+    assert begun == [0, 4]
+    assert "does not suffice for these gates: gone on with" in (tmp_path / "out" / "log.txt").read_text("utf-8")
 
 
 def test_an_unchanged_recipe_is_reused_and_a_changed_one_from_there_on(recipe_file: Path, tmp_path: Path) -> None:
