@@ -184,6 +184,17 @@ def text_file(shared: Share) -> Path:
 
 
 @pytest.fixture(scope="session")
+def short_text(shared: Share, text_file: Path) -> Path:
+    """The first two documents of it, for who trains a few steps: tokenizing takes longer than a step. Shared."""
+
+    def write(file: Path) -> None:
+        documents = text_file.read_text(encoding="utf-8").split("<|endoftext|>")
+        file.write_text("<|endoftext|>".join(documents[:2]), encoding="utf-8")
+
+    return shared("short.txt", write)
+
+
+@pytest.fixture(scope="session")
 def tokenizer_files(shared: Share, text_file: Path) -> Path:
     """The tokenizer of every tiny checkpoint. Shared."""
 
