@@ -1,5 +1,6 @@
 """Tiny checkpoints and texts, made once per run: real architectures, real tokenizers, random weights."""
 
+import gc
 import hashlib
 import json
 import os
@@ -147,6 +148,12 @@ def _threads() -> None:
     import torch
 
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """What is loaded by now stays: who collects garbage, as the Trainer does after every training, passes it by."""
+    gc.freeze()
 
 
 Share = Callable[[str, Callable[[Path], object]], Path]

@@ -26,7 +26,14 @@ from compress.training.objective import Objective
 from compress.training.train import run as train
 from compress.training.zeros import FILE, Zeros, smallest
 
-KNOBS: dict[str, Any] = {"tokens": 20 * 4 * 16, "length": 16, "batch": 4, "checkpoints": 4, "learning_rate": 3e-3}
+KNOBS: dict[str, Any] = {
+    "tokens": 20 * 4 * 16,
+    "length": 16,
+    "batch": 4,
+    "checkpoints": 4,
+    "learning_rate": 3e-3,
+    "report_to": (),
+}
 """20 steps; a ramp of 0.6 ends after step 12."""
 
 
