@@ -1,5 +1,6 @@
 """Tiny checkpoints and texts, made once per run: real architectures, real tokenizers, random weights."""
 
+import gc
 import hashlib
 import json
 import os
@@ -153,6 +154,12 @@ def _threads() -> None:
     torch.set_num_threads(THREADS)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """What is loaded by now stays: who collects garbage, as the Trainer does after every training, passes it by."""
+    gc.freeze()
+
+
 Share = Callable[[str, Callable[[Path], object]], Path]
 
 
@@ -185,6 +192,17 @@ def text_file(shared: Share) -> Path:
         file.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
 
     return shared("novels.txt", write)
+
+
+@pytest.fixture(scope="session")
+def short_text(shared: Share, text_file: Path) -> Path:
+    """The first two documents of it, for who trains a few steps: tokenizing takes longer than a step. Shared."""
+
+    def write(file: Path) -> None:
+        documents = text_file.read_text(encoding="utf-8").split("<|endoftext|>")
+        file.write_text("<|endoftext|>".join(documents[:2]), encoding="utf-8")
+
+    return shared("short.txt", write)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,10 @@
 
 A variant is what its config says beyond the tiny shape in conftest.py. `FAMILIES` are the supported ones; `ALSO` pass
 the same proof; `MIXTURES` pass it as floats only; `REFUSALS` say with which message a config is refused.
+
+The first variant of a family is proven whenever tests run, so it is the one that says most: every mechanism (windows,
+caps, parts of a head that are rotated, each rotary type, scores scaled layer by layer, one key-value head, biases) is
+in some first variant, or in `AS_WELL`. The others are thorough.
 """
 
 from collections.abc import Callable
@@ -44,37 +48,37 @@ GPT2 = {"n_layer": 2, "n_positions": SHORT}
 LLAMA = {"num_hidden_layers": 2, "intermediate_size": 96, "max_position_embeddings": SHORT}
 FAMILIES: dict[str, dict[str, Changes]] = {
     "gpt2": {
+        "scores divided by the layer's number": {**GPT2, "scale_attn_by_inverse_layer_idx": True},
         "tied": GPT2,
         "untied": {**GPT2, "tie_word_embeddings": False},
-        "scores divided by the layer's number": {**GPT2, "scale_attn_by_inverse_layer_idx": True},
         "scores as they are": {**GPT2, "scale_attn_weights": False},
         "another epsilon": {**GPT2, "layer_norm_epsilon": 1e-2},
     },
     "llama": {
+        "llama3": {**LLAMA, "rope_parameters": LLAMA3},
         "tied": LLAMA,
         "untied, biases": {**LLAMA, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
         "one key-value head, wide heads": {**LLAMA, "num_key_value_heads": 1, "head_dim": 32},
-        "llama3": {**LLAMA, "rope_parameters": LLAMA3},
         "linear": {**LLAMA, **rope("linear", factor=4.0)},
         "dynamic": {**LLAMA, **rope("dynamic", factor=4.0)},
     },
     "mistral": {"window": {"sliding_window": WINDOW}, "tied, no window": {"sliding_window": None, "head_dim": 32}},
     "qwen2": {
-        "tied": {"tie_word_embeddings": True},
         "windows in some layers": {**SLIDING, "max_window_layers": 1},
+        "tied": {"tie_word_embeddings": True},
         "windows named but off": {**SLIDING, "use_sliding_window": False, "max_window_layers": 1},
         "yarn": {"rope_parameters": YARN},
     },
     "qwen3": {
+        "yarn": {"rope_parameters": YARN},
         "tied": {"tie_word_embeddings": True, "head_dim": 32},
         "untied, biases": {"attention_bias": True},
         "windows in some layers": {**SLIDING, "max_window_layers": 1},
-        "yarn": {"rope_parameters": YARN},
     },
     "gpt_neox": {
+        "rotation of few columns": partial(0.25),
         "parallel residual": {"hidden_size": 128, **partial(0.5)},
         "serial residual": {"use_parallel_residual": False, **partial(1.0)},
-        "rotation of few columns": partial(0.25),
     },
     "gpt_neo": {
         "windows in every other layer": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
@@ -101,7 +105,6 @@ FAMILIES: dict[str, dict[str, Changes]] = {
         },
     },
     "gemma3_text": {
-        "windows": {**ALTERNATING, "hidden_size": 72},
         "two rotations": {
             **ALTERNATING,
             "rope_parameters": {
@@ -109,6 +112,7 @@ FAMILIES: dict[str, dict[str, Changes]] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
         },
+        "windows": {**ALTERNATING, "hidden_size": 72},
     },
 }
 ALSO: dict[str, dict[str, Changes]] = {
@@ -133,14 +137,16 @@ ALSO: dict[str, dict[str, Changes]] = {
     "olmo3": {"": ALTERNATING},
     "openai-gpt": {"": {}},
     "phi3": {
-        "window": {"sliding_window": WINDOW},
         "longrope": {"rope_parameters": LONG, "original_max_position_embeddings": 32},
+        "window": {"sliding_window": WINDOW},
     },
     "seed_oss": {"": {"attention_bias": True}},
     "smollm3": {"": {"no_rope_layer_interval": 2}},
     "stablelm": {"": {"use_qkv_bias": True, **partial(0.25)}},
     "starcoder2": {"window": {"sliding_window": WINDOW}, "no bias": {"use_bias": False}},
 }
+AS_WELL = {"llama": "dynamic"}
+"""Family -> a further variant with what no first one has."""
 MIXTURES = ("granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 
 REFUSALS: list[tuple[str, Changes, str]] = [

@@ -44,7 +44,7 @@ def test_it_is_a_time_also_where_the_context_is_short(make_checkpoint: Callable[
     for folder in (make_checkpoint("gpt2"), make_checkpoint("gpt2", n_positions=24)):
         seconds = decode_seconds(folder, tmp_path, threads=1)
         assert math.isfinite(seconds)
-        assert 0 < seconds < 1
+        assert seconds > 0
     assert list(tmp_path.iterdir()) == []
 
 

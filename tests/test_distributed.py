@@ -1,4 +1,7 @@
-"""Two processes do what one does: curves, weights, checkpoints, verdicts; and what happens when one of them fails."""
+"""Two processes do what one does: curves, weights, checkpoints, verdicts; and what happens when one of them fails.
+
+A launch of two is seconds of imports, so one serves several tests, and what one process does is done in this one.
+"""
 
 import json
 import os
@@ -8,12 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import spread
 import torch
+from conftest import Demitasse
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed import HashStore
@@ -24,7 +31,6 @@ from compress.training.launch import Launch, launch, unfit
 from recipes import processes
 from recipes.processes import Alone, First, Other, ProcessError
 
-ROOT = Path(__file__).resolve().parent.parent
 DEMITASSE = str(Path(sys.executable).with_name("demitasse"))
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SHORT: dict[str, Any] = {"tokens": 4096, "length": 32, "batch": 8, "checkpoints": 2, "report_to": [], "warmup": 0.2}
@@ -38,15 +44,21 @@ DISTILL: dict[str, Any] = {
 TRAIN: dict[str, Any] = {**SHORT, "prune": {"sparsity": 0.5}}
 ORDERS = [
     {"kind": kind, "knobs": {**knobs, "distributed": way}}
-    for kind, knobs in (("distill", DISTILL), ("train", TRAIN))
-    for way in ("ddp", "fsdp")
+    for kind, knobs, way in (
+        ("distill", DISTILL, "fsdp"),
+        ("train", TRAIN, "ddp"),
+        ("distill", DISTILL, "ddp"),
+        ("train", TRAIN, "fsdp"),
+    )
 ]
-NAMES = [f"{order['kind']}-{order['knobs']['distributed']}" for order in ORDERS]
+AT_ONCE = 2
+"""So many of these are run whenever tests run; the others are thorough."""
+FAIL: dict[str, Any] = {"kind": "fail", "knobs": {"rank": 1, "early": False}}
 RECIPE = """\
 model: {model}
 data: {{train: train.txt, calibration: train.txt, test: test.txt}}
 stages:
-  - distill: {{layers: 2, tokens: 16384, length: 32, batch: 8, checkpoints: 15, distributed: fsdp}}
+  - distill: {{layers: 2, tokens: 4096, length: 16, batch: 4, checkpoints: 15, distributed: fsdp}}
 evaluate: {{window: 32, windows: 8}}
 gate:
   perplexity: {{max_ratio: 0.1}}
@@ -77,32 +89,55 @@ def ordered(folder: Path, model: Path, text: Path, orders: list[dict[str, Any]])
     return folder
 
 
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """What stages left that were run by one process and by two, and how the launch of two ended."""
+
+    one: Path
+    two: Path
+    ended: subprocess.CompletedProcess[str]
+
+
 @pytest.fixture(scope="module")
 def curves(
     make_checkpoint: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
-    """The same stages by one process and by two, of a model without dropout, which is drawn anew by every process."""
+) -> Callable[[int], Curves]:
+    """`curves(number)`: those with this order, of a model without dropout, which is drawn anew by every process."""
     model = make_checkpoint("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    place = tmp_path_factory.mktemp("curves")
-    folders = []
-    for name, command in (("one", [sys.executable]), ("two", TWO)):
-        folder = ordered(place / name, model, text_file, ORDERS)
-        done = run_command(command, place, ROOT / "tests" / "spread.py", folder)
-        assert done.returncode == 0, done.stderr
-        folders.append(folder)
-    return folders[0], folders[1]
+
+    @cache
+    def run(of_first: bool) -> Curves:
+        place = tmp_path_factory.mktemp("curves")
+        orders = ORDERS[:AT_ONCE] if of_first else ORDERS[AT_ONCE:]
+        one, two = ordered(place / "one", model, text_file, orders), place / "two"
+        spread.main(one)
+        ended = run_command(TWO, place, spread.__file__, ordered(two, model, text_file, [*orders, FAIL]))
+        return Curves(one=one, two=two, ended=ended)
+
+    return lambda number: run(number < AT_ONCE)
 
 
-@pytest.mark.parametrize("number", range(len(ORDERS)), ids=NAMES)
-def test_two_processes_train_as_one_does(curves: tuple[Path, Path], number: int) -> None:
-    one, two = curves
-    facts = [json.loads((folder / f"{number}.json").read_text(encoding="utf-8")) for folder in curves]
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(
+            number,
+            id=f"{order['kind']}-{order['knobs']['distributed']}",
+            marks=() if number < AT_ONCE else pytest.mark.thorough,
+        )
+        for number, order in enumerate(ORDERS)
+    ],
+)
+def test_two_processes_train_as_one_does(curves: Callable[[int], Curves], number: int) -> None:
+    made, place = curves(number), number % AT_ONCE
+    facts = [json.loads((folder / f"{place}.json").read_text(encoding="utf-8")) for folder in (made.one, made.two)]
     histories = [fact["history"] for fact in facts]
     assert len(histories[0]) == len(histories[1]) >= 10
     for alone, shared in zip(*histories, strict=True):
         assert shared == pytest.approx(alone, abs=1e-3)
     assert histories[0][0]["loss"] != pytest.approx(histories[0][-1]["loss"], abs=1e-3)
-    weights = [load_file(folder / str(number) / "out" / "model.safetensors") for folder in (one, two)]
+    weights = [load_file(folder / str(place) / "out" / "model.safetensors") for folder in (made.one, made.two)]
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=0)
@@ -111,28 +146,40 @@ def test_two_processes_train_as_one_does(curves: tuple[Path, Path], number: int)
         assert facts[1]["sparsity"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_only_the_first_process_writes(curves: tuple[Path, Path]) -> None:
-    names = [{str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} for folder in curves]
+@pytest.mark.alone
+def test_only_the_first_process_writes(curves: Callable[[int], Curves]) -> None:
+    made = curves(0)
+    names = [
+        {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+        for folder in (made.one, made.two)
+    ]
     generators = {name for name in names[1] if "/rng_state_" in name}
     assert {Path(name).name for name in generators} == {"rng_state_0.pth", "rng_state_1.pth"}
     plain = {name for name in names[0] if not name.endswith("rng_state.pth")}
     assert names[1] - generators == plain
     assert any("/checkpoint-" in name for name in plain)
-    assert list((curves[1].parent / "tmp").glob("demitasse-*")) == []
+    assert list((made.two.parent / "tmp").glob("demitasse-*")) == []
 
 
-@pytest.mark.parametrize(("early", "words"), [(False, "has lost heart"), (True, "has never begun")])
-def test_an_error_on_another_process_ends_all_with_one_message(
-    early: bool, words: str, gpt2: Path, text_file: Path, tmp_path: Path
-) -> None:
-    orders = [{"kind": "fail", "knobs": {"rank": 1, "early": early}}]
-    folder = ordered(tmp_path / "failing", gpt2, text_file, orders)
-    done = run_command(TWO, tmp_path, ROOT / "tests" / "spread.py", folder)
+def check_failed(done: subprocess.CompletedProcess[str], words: str) -> None:
     assert done.returncode == 1
     said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert said == [f"error: process 1 of 2: this process {words}"]
     assert "exitcode  : 2" in done.stderr
     assert "rank      : 1" not in done.stderr
+
+
+@pytest.mark.alone
+def test_an_error_on_another_process_ends_all_with_one_message(curves: Callable[[int], Curves]) -> None:
+    """The last order of the launch that ran the others."""
+    check_failed(curves(0).ended, "has lost heart")
+
+
+@pytest.mark.alone
+@pytest.mark.thorough
+def test_an_error_before_anything_is_shared_does_so_too(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
+    folder = ordered(tmp_path / "failing", gpt2, text_file, [{"kind": "fail", "knobs": {"rank": 1, "early": True}}])
+    check_failed(run_command(TWO, tmp_path, spread.__file__, folder), "has never begun")
 
 
 @pytest.fixture
@@ -145,7 +192,10 @@ def recipe(gpt2: Path, text_file: Path, tmp_path: Path) -> Path:
     return file
 
 
-def test_a_killed_run_goes_on_and_ends_in_the_verdict_of_one_process(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.alone
+def test_a_killed_run_goes_on_and_ends_in_the_verdict_of_one_process(
+    recipe: Path, tmp_path: Path, demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = [*TWO, "--no-python", DEMITASSE, "run", str(recipe), "--out", "out"]
     scratch = kill_second_process(command, tmp_path)
     checkpoint = max(scratch.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
@@ -158,9 +208,10 @@ def test_a_killed_run_goes_on_and_ends_in_the_verdict_of_one_process(recipe: Pat
     assert facts["processes"] == 2
     assert facts["history"][0]["loss"] == 99.0
     assert facts["history"][-1]["step"] == 64
-    alone = run_command([DEMITASSE, "run", str(recipe), "--out", "out"], tmp_path)
-    assert alone.returncode == 1
-    assert alone.stdout.count("reused") == 2
+    monkeypatch.chdir(tmp_path)
+    code, said, _ = demitasse("run", recipe, "--out", "out")
+    assert code == 1
+    assert said.count("reused") == 2
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["verdict"] == "FAIL"
     assert not list((tmp_path / "out").glob(".processes-*"))
 
@@ -190,13 +241,36 @@ def mark_first_loss(state: Path, loss: float) -> None:
     state.write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_a_batch_that_cannot_be_dealt_out_is_refused_before_anything_runs(recipe: Path, tmp_path: Path) -> None:
+UNFIT = "error: --set distill.batch=7: expected a multiple of 2, because 2 processes share it, got 7"
+
+
+@pytest.mark.alone
+@pytest.mark.thorough
+def test_a_launch_refuses_a_batch_that_cannot_be_dealt_out_before_anything_runs(recipe: Path, tmp_path: Path) -> None:
     command = [*TWO, "--no-python", DEMITASSE]
     done = run_command(command, tmp_path, "run", recipe, "--out", "out", "--set", "distill.batch=7")
     assert done.returncode == 1
-    said = "distill.batch=7: expected a multiple of 2, because 2 processes share it, got 7"
-    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [f"error: --set {said}"]
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [UNFIT]
     assert "exitcode  : 2" in done.stderr
+    assert not list(tmp_path.glob("out/artifacts/distill-*"))
+
+
+def test_the_first_of_a_launch_refuses_such_a_batch_and_the_other_is_quiet(
+    recipe: Path, tmp_path: Path, demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other in this process: the other one is there when the first looks for it."""
+    store = HashStore()
+    store.set("here/1", "")
+    monkeypatch.setattr(processes, "MEET_SECONDS", 5.0)
+    monkeypatch.setattr(processes, "_meeting_place", lambda here: store)
+    monkeypatch.setattr(processes, "GONE_SECONDS", 0.0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = ("run", recipe, "--out", tmp_path / "out", "--set", "distill.batch=7")
+    monkeypatch.setenv("RANK", "0")
+    code, _, errors = demitasse(*command)
+    assert (code, errors.splitlines()) == (2, [UNFIT])
+    monkeypatch.setenv("RANK", "1")
+    assert demitasse(*command) == (0, "", "")
     assert not list(tmp_path.glob("out/artifacts/distill-*"))
 
 
@@ -317,6 +391,22 @@ def test_what_another_process_reports_is_raised_by_the_first(tmp_path: Path) -> 
         first.meet(tmp_path)
     reporting.join(10)
     assert (raised.value.exit_code, reporting.is_alive()) == (2, False)
+
+
+def hang(reporting: threading.Thread) -> None:
+    """As in a call to others that never comes back, one of whom reports an error."""
+    reporting.start()
+    time.sleep(60)
+
+
+def test_what_the_first_runs_is_interrupted_by_what_another_process_reports(tmp_path: Path) -> None:
+    first, other = pair()
+    reporting = threading.Thread(target=other.report, args=(StageError("no more disk"),))
+    given = StageInput(source=tmp_path, out=tmp_path / "out", scratch=tmp_path / "scratch")
+    with pytest.raises(ProcessError, match="process 1 of 2: no more disk"), first.share(0, given):
+        hang(reporting)
+    reporting.join(10)
+    assert not reporting.is_alive()
 
 
 def test_a_launcher_that_shares_the_work_its_own_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
