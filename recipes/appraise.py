@@ -16,10 +16,18 @@ from evaluation.measurement import Measurement
 from evaluation.render import write_report
 from evaluation.report import BASELINE, Report, Row
 from recipes.machine import environment
-from recipes.measure import TOKENS_FILE, Baseline, measure_footprint, measure_latency, measure_memory, measure_quality
+from recipes.measure import (
+    TOKENS_FILE,
+    Baseline,
+    compared,
+    measure_footprint,
+    measure_latency,
+    measure_memory,
+    measure_quality,
+)
 from recipes.quality.evaluations import evaluation_problems, name_problems
 from recipes.quality.findings import findings
-from recipes.runner import compared
+from recipes.quality.hidden_states import HiddenStates
 from recipes.schema import BenchmarkConfig, EvaluateConfig, NoiseConfig, short_benchmark
 from recipes.timing.latency import entrant_of
 from recipes.verbs import VerbError, check_out, form_of, publish, work_folder
@@ -84,10 +92,11 @@ def _rows(wanted: Appraisal, folder: Path, progress: Progress) -> list[Row]:
     source = wanted.baseline or wanted.model
     baseline = Baseline(folder=source, form=form_of(source), scores=folder / BASELINE / TOKENS_FILE)
     form = form_of(wanted.model)
-    first = _measure(wanted, source, baseline.form, None, folder / BASELINE, progress)
+    hidden = HiddenStates()
+    first = _measure(wanted, source, baseline.form, None, folder / BASELINE, progress, hidden)
     rows = [_row(BASELINE, baseline.form, first, folder)]
     if wanted.baseline is not None:
-        figures = _measure(wanted, wanted.model, form, baseline, folder / MODEL, progress)
+        figures = _measure(wanted, wanted.model, form, baseline, folder / MODEL, progress, hidden)
         rows.append(_row(MODEL, form, [compared(figure, rows[0]) for figure in figures], folder))
     if wanted.benchmark is None:
         return rows
@@ -107,7 +116,13 @@ def _row(name: str, form: Form, measurements: list[Measurement], folder: Path) -
 
 
 def _measure(
-    wanted: Appraisal, artifact: Path, form: Form, baseline: Baseline | None, out: Path, progress: Progress
+    wanted: Appraisal,
+    artifact: Path,
+    form: Form,
+    baseline: Baseline | None,
+    out: Path,
+    progress: Progress,
+    hidden: HiddenStates,
 ) -> list[Measurement]:
     out.mkdir()
     quality = measure_quality(
@@ -120,6 +135,7 @@ def _measure(
         progress=progress,
         label=f"measure {artifact.resolve().name}",
         seed=wanted.seed,
+        hidden=hidden,
     )
     benchmark = wanted.benchmark or short_benchmark(wanted.quality)
     counted = measure_footprint(artifact, form, prompt=benchmark.prompt)

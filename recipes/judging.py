@@ -24,8 +24,8 @@ from evaluation.gate import Limit, judge, overall
 from evaluation.latency import Session, latency_measurements
 from evaluation.measurement import Measurement
 from evaluation.report import BASELINE, Report, Row, read_report
+from recipes.measure import compared
 from recipes.quality.measuring import figures_of
-from recipes.runner import compared
 from recipes.store import RECORD, IntegrityError, Store, digest_of
 from recipes.timing.latency import kept_session
 

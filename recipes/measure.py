@@ -19,7 +19,8 @@ from typing import Any
 from compress import Form
 from compress.checkpoint import count_nonzero, inspect_checkpoint, weight_files
 from compress.int8 import EMBEDDINGS_FILE
-from evaluation.measurement import Measurement
+from evaluation.measurement import Measurement, Ratio
+from evaluation.report import Row
 from export import bundle_folder
 from recipes.quality.measuring import TOKENS_FILE as TOKENS_FILE
 from recipes.quality.measuring import measure_quality as measure_quality
@@ -64,6 +65,14 @@ def measure_memory(artifact: Path, form: Form, *, prompt: int, threads: int) -> 
         f"prompt of {prompt} tokens and {DECODED} decoded"
     )
     return Measurement(metric="peak_memory", value=peak, samples=1, method=method)
+
+
+def compared(measurement: Measurement, baseline: Row) -> Measurement:
+    """A counted figure with its ratio to the baseline's."""
+    other = baseline.measurement(measurement.metric)
+    if measurement.ratio is not None or other is None or not other.value:
+        return measurement
+    return measurement.model_copy(update={"ratio": Ratio(value=measurement.value / other.value)})
 
 
 def _counts(artifact: Path, form: Form) -> dict[str, float]:

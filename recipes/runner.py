@@ -21,7 +21,7 @@ from typing import Any
 from compress import Form, Progress, Silent, StageInput
 from evaluation.formats import model_card
 from evaluation.gate import overall
-from evaluation.measurement import Measurement, Ratio
+from evaluation.measurement import Measurement
 from evaluation.render import write_report
 from evaluation.report import Report, Row
 from recipes import measure
@@ -34,6 +34,7 @@ from recipes.preflight import check_evaluations, check_model, check_overlaps, ch
 from recipes.processes import Alone, alone, unfit_batches
 from recipes.provenance import recipe_text, sources_of
 from recipes.quality.findings import findings
+from recipes.quality.hidden_states import HiddenStates
 from recipes.run_folder import Log, add_card, make_writable, point_at, writing
 from recipes.schema import BenchmarkConfig, Recipe, Stages, short_benchmark
 from recipes.source import NOTHING, Source, resolve
@@ -163,6 +164,7 @@ class _Engine:
     """What is measured, the baseline first."""
     baseline: measure.Baseline | None = None
     """The first of them with its scores, once it is measured."""
+    hidden: HiddenStates = field(default_factory=HiddenStates)
     latencies: Path | None = None
     """The folder of the raw latencies, once they are taken."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -223,7 +225,7 @@ class _Engine:
         quality, footprint = self._quality(name, subject), self._footprint(subject)
         counted = _measurements(footprint.facts["measurements"])
         if baseline is not None:
-            counted = [compared(measurement, baseline) for measurement in counted]
+            counted = [measure.compared(measurement, baseline) for measurement in counted]
         return Row(
             name=name,
             kind=kind,
@@ -262,6 +264,7 @@ class _Engine:
                 progress=self.progress,
                 label=f"measure {name}",
                 seed=recipe.seed,
+                hidden=self.hidden,
             )
             return {"measurements": _plain(taken)}
 
@@ -283,14 +286,14 @@ class _Engine:
             "libraries": versions(("zstandard",)),
         }
         if not timed:  # a process of its own tells its memory, else those that are timed do
-            of_process = {"threads": benchmark.threads, "platform": platform.platform()}
-            identity |= {**of_process, "libraries": versions((*LIBRARIES[subject.form], "zstandard"))}
+            libraries = versions((*LIBRARIES[subject.form], "zstandard"))
+            identity |= {"threads": benchmark.threads, "platform": platform.platform(), "libraries": libraries}
 
         def make(files: Path, scratch: Path) -> dict[str, Any]:
-            how = {"prompt": benchmark.prompt}
-            taken = self.meter.footprint(subject.folder, subject.form, **how)
+            taken = self.meter.footprint(subject.folder, subject.form, prompt=benchmark.prompt)
             if not timed:
-                taken.append(self.meter.memory(subject.folder, subject.form, **how, threads=benchmark.threads))
+                how = {"prompt": benchmark.prompt, "threads": benchmark.threads}
+                taken.append(self.meter.memory(subject.folder, subject.form, **how))
             return {"measurements": _plain(taken), "weights": self.meter.weights(subject.folder, subject.form)}
 
         return self._obtain("footprint", identity, make)
@@ -303,15 +306,14 @@ class _Engine:
         recipe, config = self.recipe, self.recipe.benchmark
         if config is None:
             return rows
-        names = [row.name for row in rows]
 
         def make(files: Path, scratch: Path) -> dict[str, Any]:
             fewer = None if self.latencies is None else self.latencies / latency.LATENCY_FILE
             if fewer is not None and fewer.is_file():  # blocks to go on from
                 shutil.copy(fewer, scratch)
-            subjects = zip(names, self.subjects, strict=True)
+            subjects = zip(rows, self.subjects, strict=True)
             taken = self.meter.latency(
-                [latency.entrant_of(name, subject.folder, subject.form) for name, subject in subjects],
+                [latency.entrant_of(row.name, subject.folder, subject.form) for row, subject in subjects],
                 config=config,
                 test=recipe.data.test,
                 seed=recipe.seed,
@@ -330,24 +332,17 @@ class _Engine:
         return [_with(row, found) for row in rows]
 
     def _latency_identity(self, config: BenchmarkConfig) -> dict[str, Any]:
-        """Of latencies that suffice, or yet to be taken: what made others invalid may have passed, and those that other
-        gates have stopped early are gone on with.
-        """
+        """Of latencies that suffice, or yet to be taken; those that do not suffice are gone on with."""
         timed = [(subject.key, subject.form) for subject in self.subjects]
         of_timed = latency.latency_identity(timed, config=config, test=self.recipe.data.test, seed=self.recipe.seed)
         identity = {"version": self.meter.version, "attempt": 0, **of_timed}
         enough = self.patience.enough(config)
         while found := self.store.find("latency", digest_of(identity)):
-            session = latency.kept_session(found.files)
-            if session is None:
+            wrong = latency.objection(found.files, enough)
+            if not wrong:
                 break
-            if latency.is_invalid(session):
-                self.log(f"latency {found.folder.name} is invalid: taken again")
-            elif not enough.reason(session, session.taken):
-                self.log(f"latency {found.folder.name} does not suffice for these gates: gone on with")
-                self.latencies = found.files
-            else:
-                break
+            self.log(f"latency {found.folder.name} {wrong}")
+            self.latencies = self.latencies if wrong == latency.INVALID else found.files
             identity["attempt"] += 1
         return identity
 
@@ -376,14 +371,6 @@ def _plain(measurements: list[Measurement]) -> list[dict[str, Any]]:
 
 def _measurements(plain: list[Any]) -> list[Measurement]:
     return [Measurement.model_validate(values) for values in plain]
-
-
-def compared(measurement: Measurement, baseline: Row) -> Measurement:
-    """A counted figure with its ratio to the baseline's."""
-    other = baseline.measurement(measurement.metric)
-    if measurement.ratio is not None or other is None or not other.value:
-        return measurement
-    return measurement.model_copy(update={"ratio": Ratio(value=measurement.value / other.value)})
 
 
 def _judged(engine: _Engine, on_row: Callable[[Row], None], folder: Path) -> Report:

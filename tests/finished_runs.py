@@ -19,8 +19,7 @@ from evaluation.measurement import Measurement
 from evaluation.quality import TokenScores, quality_measurements
 from evaluation.render import write_report
 from evaluation.report import Report, Row
-from recipes.measure import TOKENS_FILE
-from recipes.runner import compared
+from recipes.measure import TOKENS_FILE, compared
 from recipes.store import Artifact, Store, digest_of
 
 BASE = digest_of("the baseline")

@@ -390,6 +390,7 @@ def test_something_else_in_the_file_is_not_overwritten(gpt2: Path, tmp_path: Pat
     assert out.read_text() == '{"my": "notes"}'
 
 
+@pytest.mark.thorough
 def test_a_bundle_that_is_slowed_is_found_slower_than_itself(bundle: Path) -> None:
     session = take_slowdown(bundle, Cell(prompt=16, tokens=33), blocks=4, threads=1)
     assert [turn.error for turn in session.turns] == [""] * 12

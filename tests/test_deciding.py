@@ -161,7 +161,7 @@ def test_an_arm_that_died_is_not_waited_for_and_a_busy_machine_is() -> None:
 def test_stopping_early_is_seldom_wrong_on_the_limit() -> None:
     """Two equal arms against a limit of 1, over all looks: a wrong PASS in at most 5 % of the sessions."""
     passed = 0
-    sessions = 80
+    sessions = 40
     for seed in range(sessions):
         session = session_of(1.0, blocks=10, steps=4, seed=seed)
         blocks, reason = stops_after(session, rule(1.0, most=10))

@@ -161,14 +161,14 @@ def test_a_one_sided_bound_of_a_paired_accuracy_ratio_is_wrong_in_one_of_twenty_
 @pytest.mark.parametrize("metric", ["macro_f1", "roc_auc"])
 def test_intervals_of_macro_f1_and_roc_auc_hold_the_truth(metric: str) -> None:
     truth = by_metric(item_measurements("x", labeled(*drawn(3, 100_000, seed=1)), method="m"))[f"x/{metric}"].value
-    held = 0
-    for seed in range(300):
+    held, experiments = 0, 100
+    for seed in range(experiments):
         interval = by_metric(item_measurements("x", labeled(*drawn(3, 150, seed=10 + seed)), method="m"))[
             f"x/{metric}"
         ].interval
         assert interval is not None
         held += interval.low <= truth <= interval.high
-    assert 0.92 <= held / 300 <= 0.99
+    assert 0.9 <= held / experiments <= 0.99
 
 
 def test_no_difference_at_all_on_few_items_proves_little() -> None:

@@ -255,7 +255,7 @@ REUSED = textwrap.dedent(
     import sys
     from pathlib import Path
     from recipes import load_recipe, run
-    from tests.test_runner import METER
+    from test_runner import METER
 
     report = run(load_recipe(sys.argv[1]), out=Path(sys.argv[2]), meter=METER)
     heavy = {"torch", "transformers", "onnx", "onnxruntime", "mobius"} & set(sys.modules)
@@ -277,7 +277,8 @@ gate:
 
 def _start(script: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": path}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
 

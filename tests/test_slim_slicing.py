@@ -147,42 +147,52 @@ def test_a_model_without_layers_equals_one_that_passes_them_by(name: str, models
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_axis_at_once_reloads_in_plain_transformers(name: str, models: dict[str, Path], tmp_path: Path) -> None:
-    """Widths, config and files agree: the logits in a process without this project are the ones here."""
-    source = empty_model(models[name])
-    _, shape = anatomy(source)
+def test_every_axis_at_once_reloads(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+    small, wanted = slimmed(models[name], tmp_path)
+    tied = small.get_input_embeddings().weight is small.get_output_embeddings().weight
+    assert tied == bool(small.config.tie_word_embeddings) == bool(empty_model(models[name]).config.tie_word_embeddings)
+    reloaded = load_model(tmp_path)
+    assert anatomy(reloaded)[1] == wanted
+    with torch.no_grad():
+        assert torch.equal(reloaded(IDS_BT).logits, small(IDS_BT).logits)
+
+
+def slimmed(source: Path, out: Path) -> tuple[PreTrainedModel, Shape]:
+    """A model with half of everything, saved, and its shape."""
+    _, shape = anatomy(empty_model(source))
     hidden = list(range(1, shape.hidden, 2))
     units = {layer: units_of(shape, layer=layer, heads=True, ffn=True) for layer in (0, 2)}
     wanted = replace(
         shape, layers=2, hidden=len(hidden), heads=shape.heads // 2, kv_heads=shape.kv_heads // 2, ffn=shape.ffn // 2
     )
-    small = sliced(models[name], wanted, Kept(hidden, units))
-    tied = small.get_input_embeddings().weight is small.get_output_embeddings().weight
-    assert tied == bool(source.config.tie_word_embeddings)
-    save_checkpoint(small, load_tokenizer(models[name]), tmp_path)
-    reloaded = load_model(tmp_path)
-    assert anatomy(reloaded)[1] == wanted
+    small = sliced(source, wanted, Kept(hidden, units))
+    save_checkpoint(small, load_tokenizer(source), out)
+    return small, wanted
+
+
+def test_plain_transformers_loads_them_and_gives_the_same_logits(models: dict[str, Path], tmp_path: Path) -> None:
+    """Widths, config and files agree: the logits in a process without this project are the ones here."""
+    names = ("gpt2", "qwen3", "opt")
     with torch.no_grad():
-        logits = small(IDS_BT).logits
-        assert torch.equal(reloaded(IDS_BT).logits, logits)
-    if name in {"gpt2", "qwen3", "opt"}:
-        assert float(plain_sum(tmp_path)) == pytest.approx(float(logits.double().sum()), rel=1e-5)
+        sums = [float(slimmed(models[name], tmp_path / name)[0](IDS_BT).logits.double().sum()) for name in names]
+    assert plain_sums([tmp_path / name for name in names]) == pytest.approx(sums, rel=1e-5)
 
 
-def plain_sum(folder: Path) -> str:
-    """Sum of the logits of a checkpoint, where none of our packages can be imported."""
+def plain_sums(folders: list[Path]) -> list[float]:
+    """Sums of the logits of checkpoints, where none of our packages can be imported."""
     code = f"""
 import sys
 for name in ("compress", "export", "evaluation", "recipes"):
     sys.modules[name] = None
 import torch
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained({str(folder)!r}).eval()
-with torch.no_grad():
-    print(float(model(torch.tensor({IDS_BT.tolist()!r})).logits.double().sum()))
+for folder in {[str(folder) for folder in folders]!r}:
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        print(float(model(torch.tensor({IDS_BT.tolist()!r})).logits.double().sum()))
 """
     answer = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
-    return answer.stdout.strip().splitlines()[-1]
+    return [float(line) for line in answer.stdout.split()]
 
 
 def test_every_family_of_the_table_is_under_test() -> None:

@@ -337,7 +337,7 @@ from compress.distillation import shards
 from compress.distillation.shards import Plan
 from compress.distillation.stored import produce
 from compress.stage import Silent
-torch.set_num_threads(2)
+torch.set_num_threads(int(sys.argv[3]))
 shards.SHARD_BYTES = 1500
 checkpoint, root = Path(sys.argv[1]), Path(sys.argv[2])
 teacher, rows_NT = load_model(checkpoint), np.load(root / "rows.npy")
@@ -355,8 +355,8 @@ def test_two_processes_write_the_bytes_of_one(
     alone = obtain(teacher, tmp_path / "alone")
     root.mkdir()
     np.save(root / "rows.npy", rows())
-    folder = root / alone.plan.key
-    other = subprocess.Popen([sys.executable, "-c", OTHER_RANK, str(checkpoint), str(root)], cwd=ROOT)
+    folder, threads = root / alone.plan.key, str(torch.get_num_threads())
+    other = subprocess.Popen([sys.executable, "-c", OTHER_RANK, str(checkpoint), str(root), threads], cwd=ROOT)
     produce(teacher, rows(), alone.plan, folder, batch=2, progress=Silent(), rank=0, world=2)
     mine = set(list(alone.plan.shards)[::2])
     assert mine <= {file.name for file in folder.iterdir()}

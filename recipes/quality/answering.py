@@ -21,6 +21,7 @@ from compress import Form
 from compress.checkpoint import context_length, load_model, read_config
 from evaluation.quality import Scorer
 from evaluation.quality.generation import Generator
+from recipes.quality.hidden_states import HiddenStates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,14 +37,16 @@ class Answering:
 
     scorer: Scorer
     """From token ids [B, T], right padded, to scores of the next token [B, T, V]."""
+    text_scorer: Scorer
+    """The same for text that is scored again with every artifact."""
     generator: Generator
     """From prompts' ids and a number of new tokens to the new tokens' ids, greedy."""
     context: int
     """The longest sequence that it takes, in tokens."""
 
 
-def open_model(folder: Path, form: Form) -> Answering:
-    """Open a checkpoint or a bundle."""
+def open_model(folder: Path, form: Form, hidden: HiddenStates | None = None) -> Answering:
+    """Open a checkpoint or a bundle; `hidden` is what is known of the model in the folder, and is added to."""
     if form == "onnx":
         from export.runtime import OnnxCausalLM
 
@@ -53,10 +56,15 @@ def open_model(folder: Path, form: Form) -> Answering:
             texts = bundle.generate([prompt.tolist() for prompt in prompts], max_new_tokens=tokens)
             return [np.array(text, dtype=np.int64) for text in texts]
 
-        return Answering(scorer=bundle.logits, generator=generate, context=bundle.config.context)
+        context = bundle.config.context
+        return Answering(scorer=bundle.logits, text_scorer=bundle.logits, generator=generate, context=context)
     model = load_model(folder)
+    scorer = _scorer(model)
     return Answering(
-        scorer=_scorer(model), generator=_generator(model), context=context_length(read_config(folder)) or UNLIMITED
+        scorer=scorer,
+        text_scorer=scorer if hidden is None else hidden.scorer(model),
+        generator=_generator(model),
+        context=context_length(read_config(folder)) or UNLIMITED,
     )
 
 

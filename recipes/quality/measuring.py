@@ -42,6 +42,7 @@ from recipes.quality.answering import Answering, open_model
 from recipes.quality.choices import TaskConfig
 from recipes.quality.evaluations import GenerationConfig, LabeledConfig, read_generation, read_labeled
 from recipes.quality.findings import ERRORS, ITEMS
+from recipes.quality.hidden_states import HiddenStates
 from recipes.quality.windows import beginning, windows_in
 from recipes.schema import EvaluateConfig
 from recipes.subject import RUNTIMES, Baseline, MeasureError
@@ -65,10 +66,12 @@ def measure_quality(
     progress: Progress,
     label: str = "measure",
     seed: int = 0,
+    hidden: HiddenStates | None = None,
 ) -> list[Measurement]:
     """Measure everything that is asked for; raw samples go into the folder `out`.
 
     Args:
+        hidden: what is known of the baseline's layers; None: they are run for every artifact.
         baseline: None where the artifact is the baseline itself; else its own samples lie beside `baseline.scores`.
 
     Raises:
@@ -79,8 +82,8 @@ def measure_quality(
 
     tokenizer = load_tokenizer(artifact if baseline is None else baseline.folder)
     exam = _Exam(
-        model=open_model(artifact, form),
-        against=None if baseline is None else open_model(baseline.folder, baseline.form),
+        model=open_model(artifact, form, hidden if baseline is None else None),
+        against=None if baseline is None else open_model(baseline.folder, baseline.form, hidden),
         cut=out if baseline is None else baseline.scores.parent,
         tokenizer=tokenizer,
         config=config,
@@ -170,9 +173,9 @@ class _Exam:
         windows = self._windows(kind)
         with self.progress.task(f"{self.label}: {kind}" if kind else self.label, total=len(windows)) as task:
             scores = score(
-                self.model.scorer,
+                self.model.text_scorer,
                 windows,
-                None if self.against is None else self.against.scorer,
+                None if self.against is None else self.against.text_scorer,
                 batch=self.config.batch,
                 on_batch=task.advance,
             )

@@ -158,6 +158,20 @@ def kept_session(folder: Path) -> Session | None:
     return read_session(file) if file.is_file() else None
 
 
+INVALID = "is invalid: taken again"
+TOO_FEW = "does not suffice for these gates: gone on with"
+
+
+def objection(folder: Path, enough: StoppingRule) -> str:
+    """Why the raw times in a result's folder do not do: `INVALID` or `TOO_FEW`; empty where they do."""
+    session = kept_session(folder)
+    if session is None:
+        return ""
+    if is_invalid(session):
+        return INVALID
+    return "" if enough.reason(session, session.taken) else TOO_FEW
+
+
 def is_invalid(session: Session) -> bool:
     """Whether the baseline or the last arm has no figures, for a reason that may have passed."""
     found = latency_measurements(session)
