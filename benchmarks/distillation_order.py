@@ -47,7 +47,7 @@ class Order:
     knobs: Json = field(default_factory=dict)
     """Further knobs of the real model's distillation."""
     budget: Json = field(default_factory=dict)
-    """Knobs of the embedded teacher's students that differ from the quickstart's."""
+    """Knobs of the embedded teacher's students that differ from those of `distillation_quality.BUDGET`."""
     seeds: tuple[int, ...] = (0, 1, 2)
     positions: int = 1024
     vocabulary: int = 50257

@@ -1,6 +1,6 @@
 """Parts `half` and `smollm2`: how good students are.
 
-half      students with half of the embedded teacher's layers, evenly spread, trained with the quickstart's budget;
+half      students with half of the embedded teacher's layers, evenly spread, trained with `BUDGET`;
           every arm of CONTROLS with several seeds, those of VARIANTS with one. Perplexity of 128 windows of 256 test
           tokens, evenly spread.
 smollm2   a real model to two thirds of its layers, distilled and with the cross-entropy alone; on the
@@ -39,7 +39,7 @@ VARIANTS: dict[str, Json] = {
     "layers by perplexity": {"choose": "perplexity"},
     "a stored teacher": {"stored": {"draws": 64}},
 }
-BUDGET = ("tokens", "batch", "learning_rate", "length")
+BUDGET: Json = {"tokens": 240_000, "batch": 8, "learning_rate": 1e-3, "length": 256}
 WINDOWS, LENGTH = 128, 256
 REAL_WINDOWS, REAL_LENGTH, REAL_SHARE = 8, 512, 2 / 3
 REAL: Json = {"length": REAL_LENGTH, "batch": 8, "learning_rate": 3e-4, "checkpoints": 20, "held_out": True}
@@ -72,7 +72,7 @@ class Clock:
 
 def half(order: Order, part: Part) -> None:
     """Every arm against the embedded teacher."""
-    budget = quickstart_budget() | order.budget
+    budget = BUDGET | order.budget
     depth = _depth(order.embedded)
     layers = depth // 2
     seeds = list(order.seeds)
@@ -86,14 +86,6 @@ def half(order: Order, part: Part) -> None:
         row = f"{name}, seed {seed}"
         order.tell(row)
         part.row(row, partial(_student, order, layers, name, budget | knobs, seed))
-
-
-def quickstart_budget() -> Json:
-    """The knobs with which the quickstart distills."""
-    from recipes import load_recipe
-
-    config = next(stage.config for stage in load_recipe("quickstart").stages if stage.kind == "distill")
-    return {name: getattr(config, name) for name in BUDGET}
 
 
 def _student(order: Order, layers: int, name: str, knobs: Json, seed: int) -> Json:

@@ -165,8 +165,7 @@ class _Engine:
     baseline: measure.Baseline | None = None
     """The first of them with its scores, once it is measured."""
     hidden: HiddenStates = field(default_factory=HiddenStates)
-    latencies: Path | None = None
-    """The folder of the raw latencies, once they are taken."""
+    latencies: Path | None = None  # the folder of the raw ones, once they are taken
     seconds: dict[str, float] = field(default_factory=dict)
     """What was spent on "documents" and on "blocks"."""
 

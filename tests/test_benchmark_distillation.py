@@ -13,7 +13,7 @@ import pytest
 import typer
 from conftest import Share
 
-from benchmarks import distillation, distillation_quality
+from benchmarks import distillation
 from benchmarks.distillation import joined, measure, read_knob
 from benchmarks.distillation_order import Order, Part, Texts, perplexity
 from benchmarks.distillation_quality import (
@@ -23,7 +23,6 @@ from benchmarks.distillation_quality import (
     TEACHER,
     UNTRAINED,
     VARIANTS,
-    quickstart_budget,
 )
 from benchmarks.distillation_speed import ARMS
 from benchmarks.distillation_tables import TITLES, distillation_outcomes, distillation_tables
@@ -181,12 +180,6 @@ def test_a_killed_run_goes_on_with_the_rows_it_has(
     assert json.loads(out.read_text(encoding="utf-8"))["parts"]["half"]["complete"]
     measure(["half"], order, out)
     assert measured == ["a", "b", "c"] * 2, "a finished part is measured anew"
-
-
-def test_the_embedded_teacher_gets_the_quickstarts_budget() -> None:
-    budget = quickstart_budget()
-    assert set(budget) == set(distillation_quality.BUDGET)
-    assert budget["tokens"] > 0
 
 
 @pytest.mark.thorough
