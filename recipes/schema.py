@@ -156,8 +156,8 @@ class BenchmarkConfig(Section):
     blocks: int = Field(default=15, ge=FEWEST_BLOCKS)
     """The most timed blocks of the baseline and the last artifact; fewer where they decide the gates on latency."""
     stage_blocks: int = Field(default=5, ge=0)
-    """The first blocks, in which the artifacts between are timed too, at least 3; 0: those are not timed, nor is their
-    memory taken.
+    """Undisturbed blocks, from the first on, in which the artifacts between are timed too, at least 3; 0: those are not
+    timed, nor is their memory taken.
     """
     threads: int = Field(default_factory=available_cores, ge=1)
     """CPU threads of each; default: every core that is available."""

@@ -74,7 +74,7 @@ def run_command(command: list[str], folder: Path, *more: object) -> subprocess.C
         env=environment(temporary),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
 
 
@@ -222,14 +222,14 @@ def kill_second_process(command: list[str], folder: Path) -> Path:
     started = subprocess.Popen(
         command, cwd=folder, env=environment(folder / "tmp"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    until = time.monotonic() + 200
+    until = time.monotonic() + 900
     while not (states := list(folder.glob("out/artifacts/.work/distill-*/scratch/*/trainer_state.json"))):
         assert started.poll() is None, started.communicate()
         assert time.monotonic() < until
         time.sleep(0.05)
     workers = {child.environ().get("RANK"): child for child in psutil.Process(started.pid).children(recursive=True)}
     workers["1"].send_signal(signal.SIGKILL)
-    _, errors = started.communicate(timeout=60)
+    _, errors = started.communicate(timeout=300)
     assert started.returncode == 1
     assert b"run the same command again and it goes on from there" in errors
     return states[0].parent.parent

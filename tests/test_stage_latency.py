@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,7 @@ from conftest import ROOT, Demitasse
 from compress import Silent
 from compress.text import TextSource
 from evaluation.gate import EXIT_CODES, Limit, judge
-from evaluation.latency import Cell, Protocol, Session, latency_measurements
+from evaluation.latency import Cell, Protocol, Reading, Session, Turn, latency_measurements
 from evaluation.report import Report, read_report
 from recipes.judging import Stored, judge_run
 from recipes.schema import BenchmarkConfig
@@ -65,6 +67,28 @@ def blocks_of(session: Session) -> dict[str, list[int]]:
 # ---- who takes part in which blocks
 
 
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which nothing else runs, whatever tests do."""
+    monkeypatch.setattr("evaluation.latency.samples.disturbed", lambda *_: ())
+
+
+def test_a_stage_between_takes_part_until_it_has_enough_undisturbed_blocks() -> None:
+    loud, still = (Reading(seconds=1, cpus=1, own=0.5, busy=busy) for busy in (0.9, 0.5))
+    day = datetime(2026, 1, 5)
+    turns = tuple(
+        Turn(arm=arm, block=block, place=0, started=day, process=1, timed=loud if block == 1 else still)
+        for block in range(5)
+        for arm in ("baseline", "prune")
+    )
+    protocol = Protocol(cells=(CELL,), threads=1)
+    session = Session(protocol=protocol, arms=("baseline", "prune"), turns=turns)
+    between = replace(entrant("prune"), blocks=3)
+    assert [between.due(session, block) for block in range(5)] == [True, True, True, True, False]
+    assert all(entrant("baseline").due(session, block) for block in range(5))
+
+
+@pytest.mark.usefixtures("quiet")
 def test_a_stage_between_takes_part_in_the_first_blocks_and_is_held_against_the_baseline_in_those(
     tmp_path: Path,
 ) -> None:
@@ -80,6 +104,7 @@ def test_a_stage_between_takes_part_in_the_first_blocks_and_is_held_against_the_
     assert seconds_of_a_block(session) == pytest.approx(each["baseline"] + each["export"])
 
 
+@pytest.mark.usefixtures("quiet")
 def test_a_session_with_a_stage_between_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     given = entrants(tmp_path)
     whole = take(given, blocks=3)
@@ -92,6 +117,7 @@ def test_a_session_with_a_stage_between_goes_on_where_it_was_cut_off(tmp_path: P
     assert blocks_of(more) == {"baseline": [0, 1, 2, 3, 4], "prune": [0, 1], "export": [0, 1, 2, 3, 4]}
 
 
+@pytest.mark.usefixtures("quiet")
 def test_a_stage_between_that_died_does_not_cost_the_others_their_blocks(tmp_path: Path) -> None:
     given = entrants(tmp_path, between={"fails": "killed"})
     session = take(given, blocks=3)

@@ -153,6 +153,10 @@ class Session(Value):
         """How many blocks were begun."""
         return 1 + max((turn.block for turn in self.turns), default=-1)
 
+    def before(self, block: int) -> "Session":
+        """What had been taken when a block began."""
+        return self.model_copy(update={"turns": tuple(turn for turn in self.turns if turn.block < block)})
+
     def describe(self) -> str:
         """How many blocks were planned and taken, and why, in a sentence; empty where that is not known."""
         if self.planned is None or not self.stopped:

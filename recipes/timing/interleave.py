@@ -20,6 +20,7 @@ import numpy as np
 
 from compress.stage import Form
 from evaluation.latency import Protocol, Session
+from evaluation.latency.figures import kept_blocks
 from recipes.schema import available_cores
 from recipes.timing.arm_process import Order
 from recipes.timing.arms import OPENER
@@ -39,11 +40,11 @@ class Entrant:
     on_gpu: bool = False
     opener: str = OPENER
     blocks: int | None = None
-    """It takes part in so many of the first blocks; None: in all."""
+    """It takes part until it has so many undisturbed blocks; None: in all."""
 
-    def due(self, block: int) -> bool:
-        """Whether it takes part in a block."""
-        return self.blocks is None or block < self.blocks
+    def due(self, session: Session, block: int) -> bool:
+        """Whether it takes part in a block, by what came before it."""
+        return self.blocks is None or len(kept_blocks(session.before(block), self.name).blocks) < self.blocks
 
 
 def new_session(entrants: Sequence[Entrant], protocol: Protocol, left_out: Mapping[str, str] | None = None) -> Session:
@@ -67,7 +68,7 @@ def take_turns(
     """
     for block in range(session.taken, blocks):
         random = np.random.default_rng([session.protocol.seed, block])
-        racing = [entrant for entrant in entrants if entrant.due(block)]
+        racing = [entrant for entrant in entrants if entrant.due(session, block)]
         order = random.permutation(len(racing))
         cells = tuple(session.protocol.cells[index] for index in random.permutation(len(session.protocol.cells)))
         orders = [
@@ -107,7 +108,7 @@ def resumed(session: Session, entrants: Sequence[Entrant]) -> Session:
     lost = {entrant.name for entrant in entrants if entrant.blocks is not None and session.error(entrant.name)}
 
     def whole(block: int) -> bool:
-        due = (entrant.name for entrant in entrants if entrant.due(block))
+        due = (entrant.name for entrant in entrants if entrant.due(session, block))
         return all(block in been[name] or name in lost for name in due)
 
     length = next(block for block in range(len(session.turns) + 1) if not whole(block))

@@ -2,7 +2,7 @@
 
     block      0  1  2  3  4  5  6 ...        with stage_blocks: 5
     baseline   x  x  x  x  x  x  x
-    between    x  x  x  x  x                  every stage's artifact but the last: shown, seldom judged
+    between    x  x  x  x  x                  every stage's artifact but the last, until as many were undisturbed
     last       x  x  x  x  x  x  x            what ships, and what the gates are about
                            |     |
                       look, look, ...         enough where every gate on latency is decided (`evaluation/deciding.py`)
