@@ -5,7 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from clocked_arms import OPENER, make_arm, not_numbers
 from conftest import Demitasse
 
@@ -19,6 +21,7 @@ from evaluation.latency.figures import kept_blocks, single_steps
 from evaluation.measurement import Measurement
 from recipes.schema import BenchmarkConfig
 from recipes.subject import MeasureError
+from recipes.timing.arms import NOT_NUMBERS, Checkpoint
 from recipes.timing.benchmark import BenchmarkError, Order, Result, benchmark, entrants_of
 from recipes.timing.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
 from recipes.timing.latency import LATENCY_FILE, entrant_of, measure_latency, read_session
@@ -354,6 +357,7 @@ def test_a_broken_bundle_is_refused_before_anything_is_timed(
 # ---- what was not measured as asked, in real processes: exit code 4
 
 
+@pytest.mark.thorough
 def test_a_model_whose_logits_are_not_numbers_is_invalid(
     gpt2: Path, bundle: Path, tmp_path: Path, demitasse: Demitasse
 ) -> None:
@@ -405,3 +409,13 @@ def test_a_bundle_that_is_slowed_is_found_slower_than_itself(bundle: Path) -> No
     assert slowed.interval is not None
     assert same.interval.low < 1.05  # how close, a machine that runs tests cannot say: `python -m benchmarks.slowdown`
     assert slowed.interval.high > 1.02
+
+
+def test_logits_that_are_not_numbers_are_told_of_in_pytorch(gpt2: Path, tmp_path: Path) -> None:
+    ids_BT = np.arange(8)[None]
+    for folder, problem in ((gpt2, ""), (not_numbers(gpt2, tmp_path / "nan"), NOT_NUMBERS)):
+        arm = Checkpoint(folder, "dense", threads=torch.get_num_threads()).arm(ids_BT, tokens=2)
+        arm.prefill()
+        assert arm.problem() == problem
+        arm.decode()
+        assert arm.problem() == problem

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -193,6 +193,7 @@ def recipe(gpt2: Path, text_file: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.alone
+@pytest.mark.thorough
 def test_a_killed_run_goes_on_and_ends_in_the_verdict_of_one_process(
     recipe: Path, tmp_path: Path, demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,8 +398,18 @@ def hang(reporting: threading.Thread) -> None:
     """As in a call to others that never comes back, one of whom reports an error."""
     reporting.start()
     time.sleep(60)
+    pytest.fail("expected to be interrupted")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A worker of the tests ignores what interrupts; a command does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_what_the_first_runs_is_interrupted_by_what_another_process_reports(tmp_path: Path) -> None:
     first, other = pair()
     reporting = threading.Thread(target=other.report, args=(StageError("no more disk"),))

@@ -278,7 +278,7 @@ gate:
 def _start(script: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": path}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
 
