@@ -43,7 +43,7 @@ format: $(DEV_STAMP)
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
-# $(call install,WHAT): WHAT and what it needs, into an environment that is made if there is none. The stamps are written last,
+# $(call install,WHAT,IN WORDS): WHAT and what it needs, into an environment that is made if there is none. The stamps are written last,
 # so an installation that was cut short is taken up again; a half-made environment is made anew.
 define install
 	@test -n "$(PYTHON)" || { \

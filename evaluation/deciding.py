@@ -7,9 +7,9 @@ widened for `LOOKS` of them (`statistics.widened`). To need few looks, a round a
 when every gate is decided, when one already fails or is invalid (the rest cannot save the release), when the samples
 that are needed are beyond any practical number, or when the time is up.
 
-While latencies are taken the gates on them are looked at too (`StoppingRule`): after `FEWEST_BLOCKS` blocks and then at
-even factors up to all that were planned, `LOOKS` times in all, with bounds that are widened for these looks. What is
-decided far from its limit needs a few blocks, and what lies near it gets all of them.
+While latencies are taken the gates on them are looked at too (`StoppingRule`): after `BLOCKS_BEFORE_LOOKING` blocks and
+then at even factors up to all that were planned, `LOOKS` times in all, with bounds that are widened for these looks.
+What is decided far from its limit needs a few blocks, and what lies near it gets all of them.
 
 Not covered: learning from the rounds how fast samples come; the caller says what one costs.
 """
@@ -22,16 +22,16 @@ from evaluation.latency import Session, latency_measurements
 from evaluation.measurement import Value, metric_of
 
 LOOKS = 4
-FEWEST_BLOCKS = 4
+BLOCKS_BEFORE_LOOKING = 4
 """Before the first look; three are the fewest that give a figure, and one may be disturbed."""
 
 
 def blocks_at_looks(most: int) -> tuple[int, ...]:
     """After how many blocks of at most `most` the gates are looked at: (4, 6, 10, 15) of 15."""
-    if most <= FEWEST_BLOCKS:
+    if most <= BLOCKS_BEFORE_LOOKING:
         return (most,)
-    factor = (most / FEWEST_BLOCKS) ** (1 / (LOOKS - 1))
-    return tuple(sorted({round(FEWEST_BLOCKS * factor**look) for look in range(LOOKS)}))
+    factor = (most / BLOCKS_BEFORE_LOOKING) ** (1 / (LOOKS - 1))
+    return tuple(sorted({round(BLOCKS_BEFORE_LOOKING * factor**look) for look in range(LOOKS)}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,12 @@ class StoppingRule:
     looks: int
     """For how many looks the bounds are widened."""
 
-    def reason(self, session: Session, taken: int) -> str:
-        """Why so many blocks are enough; empty: go on."""
-        if taken >= self.blocks[-1]:
+    def reason(self, session: Session) -> str:
+        """Why the blocks that are taken are enough; empty: go on."""
+        if session.taken >= self.blocks[-1]:
             return f"all {self.blocks[-1]} blocks are taken"
         timed = {metric: limit for metric, limit in self.gates.items() if metric_of(metric).more == "blocks"}
-        if not timed or taken not in self.blocks:
+        if not timed or session.taken not in self.blocks:
             return ""
         last = session.arms[-1]
         dead = next((arm for arm in (session.baseline, last) if session.error(arm)), None)

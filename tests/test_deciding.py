@@ -9,7 +9,7 @@ from scipy import stats
 
 from evaluation.deciding import LOOKS, StoppingRule, blocks_at_looks, next_round
 from evaluation.gate import GateResult, Limit, Verdict, judge
-from evaluation.latency import Session, latency_measurements
+from evaluation.latency import Reading, Session, latency_measurements
 from evaluation.measurement import JUDGED, Interval, Measurement, Ratio
 
 HAVE = {"documents": 20, "blocks": 10}
@@ -123,7 +123,7 @@ def first(session: Session, blocks: int, **changes: object) -> Session:
 def stops_after(session: Session, enough: StoppingRule) -> tuple[int, str]:
     """After how many blocks it stops, and why."""
     for blocks in range(1, 100):
-        reason = enough.reason(first(session, blocks), blocks)
+        reason = enough.reason(first(session, blocks))
         if reason:
             return blocks, reason
     raise AssertionError("expected a stop after the last look")
@@ -152,10 +152,13 @@ def test_gates_that_blocks_do_not_decide_stop_nothing() -> None:
 
 def test_an_arm_that_died_is_not_waited_for_and_a_busy_machine_is() -> None:
     session = session_of(0.2, blocks=15)
-    turns = [turn.model_copy(update={"error": "killed"} if turn.arm == "final" else {}) for turn in session.turns]
-    assert "final did not run" in rule(1 / 3).reason(session.model_copy(update={"turns": tuple(turns)}), 4)
-    two = first(session, 2)  # too few for a figure: as where others were disturbed
-    assert rule(1 / 3).reason(two, 4) == ""
+    four = first(session, 4)
+    assert rule(1 / 3).reason(four) != ""
+    dead = [turn.model_copy(update={"error": "killed"} if turn.arm == "final" else {}) for turn in four.turns]
+    assert "final did not run" in rule(1 / 3).reason(four.model_copy(update={"turns": tuple(dead)}))
+    loud = Reading(seconds=1, cpus=1, own=0.1, busy=0.9)
+    busy = [turn.model_copy(update={"timed": loud} if turn.block > 0 else {}) for turn in four.turns]
+    assert rule(1 / 3).reason(four.model_copy(update={"turns": tuple(busy)})) == ""
 
 
 def test_stopping_early_is_seldom_wrong_on_the_limit() -> None:

@@ -180,7 +180,7 @@ def clocked(speed: float, begun: list[int]) -> Meter:
         for blocks in enough.blocks:
             taken = tuple(turn for turn in named if turn.block < max(blocks, begun[-1]))
             session = session_of(speed).model_copy(update={"arms": ("baseline", "halve 2"), "turns": taken})
-            reason = enough.reason(session, session.taken)
+            reason = enough.reason(session)
             if reason:
                 break
         write_session(session.model_copy(update={"planned": config.blocks, "stopped": reason}), out / LATENCY_FILE)

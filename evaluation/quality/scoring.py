@@ -23,12 +23,11 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.quality.arrays import load_arrays, save_arrays
+from evaluation.quality.arrays import ArrayFile
 from evaluation.quality.windows import Ids, Windows
 from evaluation.statistics import Floats
 
@@ -42,7 +41,7 @@ _LANES = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class TokenScores:
+class TokenScores(ArrayFile):
     """What a model made of every scored token, in the order of the windows: arrays of shape [N]."""
 
     nll: Floats
@@ -61,19 +60,6 @@ class TokenScores:
     window: Ids
     digest: str
     """Of the windows that were scored."""
-
-    def save(self, file: Path) -> None:
-        """Write it down."""
-        save_arrays(self, file)
-
-    @classmethod
-    def load(cls, file: Path) -> "TokenScores":
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: it is something else.
-        """
-        return load_arrays(cls, file)
 
 
 def score(

@@ -21,13 +21,12 @@ Legend: W windows, T positions, N scored tokens in the order of the windows.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.quality.arrays import load_arrays, save_arrays
+from evaluation.quality.arrays import ArrayFile
 
 Ids = NDArray[np.int64]
 Select = Literal["even", "first"]
@@ -35,7 +34,7 @@ PAD = 0
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class Windows(ArrayFile):
     """Pieces of text to score."""
 
     ids_WT: Ids
@@ -68,19 +67,6 @@ class Windows:
         """Where in its window each scored token stands, which is how many tokens it is scored after."""
         start_W = np.cumsum(self.scored_W) - self.scored_W
         return np.arange(self.tokens) - np.repeat(start_W - self.first_W, self.scored_W)
-
-    def save(self, file: Path) -> None:
-        """Write them down, for others to be scored on the same."""
-        save_arrays(self, file)
-
-    @classmethod
-    def load(cls, file: Path) -> "Windows":
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: it is something else.
-        """
-        return load_arrays(cls, file)
 
     def digest(self) -> str:
         """sha256 (hex) of everything that is scored: scores are paired if and only if their windows' digests agree."""

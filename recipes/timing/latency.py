@@ -89,7 +89,7 @@ def measure_latency(
 
         for blocks in enough.blocks:
             session = take_turns(session, racing, ids, blocks=blocks, on_turn=keep)
-            stopped = enough.reason(session, session.taken)
+            stopped = enough.reason(session)
             if stopped:
                 break
         session = session.model_copy(update={"stopped": stopped})
@@ -169,7 +169,7 @@ def objection(folder: Path, enough: StoppingRule) -> str:
         return ""
     if is_invalid(session):
         return INVALID
-    return "" if enough.reason(session, session.taken) else TOO_FEW
+    return "" if enough.reason(session) else TOO_FEW
 
 
 def is_invalid(session: Session) -> bool:
