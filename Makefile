@@ -14,20 +14,24 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 PYTEST = $(BIN)/python -m pytest -q
 # A worker a core and a thread each; then, with the cores to themselves, the tests whose processes share them.
 ABREAST := -n auto --dist worksteal
+QUICK := and not thorough
 
-.PHONY: quickstart test test-all lint types format clean
+.PHONY: quickstart test test-all abreast lint types format clean
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
 	$(BIN)/demitasse run quickstart
 
-test: lint types
-	$(PYTEST) $(ABREAST) -m "not thorough and not alone"
-	$(PYTEST) -m "not thorough and alone"
+test: lint
+	@$(MAKE) --no-print-directory -j2 types abreast
+	$(PYTEST) -m "alone $(QUICK)"
 
-test-all: lint types
-	$(PYTEST) $(ABREAST) -m "not alone"
-	$(PYTEST) -m alone
+test-all:
+	@$(MAKE) --no-print-directory test QUICK=
+
+# Beside the types, which take one core for a minute where nothing is cached.
+abreast: $(DEV_STAMP)
+	$(PYTEST) $(ABREAST) -m "not alone $(QUICK)"
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

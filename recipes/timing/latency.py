@@ -21,8 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compress.checkpoint import end_of_text, load_tokenizer
 from compress.stage import Form, Progress
 from compress.text import TextSource, read_documents, tokenize
@@ -235,8 +233,10 @@ def first_tokens(folder: Path, length: int, test: TextSource) -> tuple[int, ...]
         MeasureError: the text is too short.
     """
     tokenizer = load_tokenizer(folder)
-    documents = tokenize(read_documents(test), tokenizer)
-    ids = np.concatenate([np.append(document, end_of_text(tokenizer)) for document in documents])
-    if len(ids) < length:
-        raise MeasureError(f"{test}: expected at least {length} tokens for the benchmark's prompt, got {len(ids)}")
-    return tuple(int(token) for token in ids[:length])
+    ids: list[int] = []
+    for document in read_documents(test):
+        (found,) = tokenize([document], tokenizer)
+        ids += [*found.tolist(), end_of_text(tokenizer)]
+        if len(ids) >= length:
+            return tuple(ids[:length])
+    raise MeasureError(f"{test}: expected at least {length} tokens for the benchmark's prompt, got {len(ids)}")
