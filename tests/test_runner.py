@@ -80,6 +80,10 @@ def quality(artifact: Path, form: str, *, baseline: Any, out: Path, **rest: Any)
     return [Measurement(metric="perplexity", value=9.0, samples=2, method="test", ratio=ratio)]
 
 
+def memory(artifact: Path, form: str, **rest: Any) -> Measurement:
+    return Measurement(metric="peak_memory", value=5.0, samples=1, method="a process each, tested elsewhere")
+
+
 def footprint(artifact: Path, form: str, **rest: Any) -> list[Measurement]:
     return [Measurement(metric="weight_bytes", value=bytes_of(artifact), samples=1, method="counted")]
 
@@ -94,7 +98,7 @@ def latency(entrants: Sequence[Entrant], **rest: Any) -> dict[str, list[Measurem
     return found
 
 
-METER = Meter(quality=quality, footprint=footprint, latency=latency, weights=lambda folder, form: {})
+METER = Meter(quality=quality, footprint=footprint, memory=memory, latency=latency, weights=lambda folder, form: {})
 
 
 @pytest.fixture
