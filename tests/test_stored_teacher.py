@@ -382,6 +382,26 @@ def test_each_rank_runs_its_share_and_all_get_the_same(teacher: PreTrainedModel,
         obtain(teacher, tmp_path, world=2)
 
 
+def test_what_others_write_is_swept_only_once_all_is_there(
+    teacher: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a producer whose index is swept would find none."""
+    folder = obtain(teacher, tmp_path).folder
+    (folder / "index.json").unlink()
+    others = folder / f"index.json.of-another{stored.TEMPORARY}"
+    others.touch()
+    write, there = stored.write_once, list[bool]()
+
+    def watched(file: Path, content: bytes) -> None:
+        there.append(others.exists())
+        write(file, content)
+
+    monkeypatch.setattr(stored, "write_once", watched)
+    obtain(teacher, tmp_path)
+    assert there == [True]
+    assert not others.exists()
+
+
 @pytest.mark.usefixtures("several_shards")
 def test_independent_producers_of_one_key_do_not_disturb_each_other(
     teacher: PreTrainedModel, tmp_path: Path, folder_digest: Callable[[Path], dict[str, str]]

@@ -71,15 +71,18 @@ def finish(wanted: Plan, folder: Path) -> None:
     Raises:
         StageError: a shard is missing or is not what the plan says.
     """
-    if (folder / INDEX).exists():
-        return
+    if not (folder / INDEX).exists():
+        write_once(folder / INDEX, _index(wanted, folder))
+    for left in folder.glob(f"*{TEMPORARY}"):  # of killed producers; one that still writes finds all files there
+        left.unlink(missing_ok=True)
+
+
+def _index(wanted: Plan, folder: Path) -> bytes:
     shards: dict[str, dict[str, Any]] = {}
     kept = 0
     for name, rows in wanted.shards.items():
         kept += Shard(folder / name, wanted, rows).kept
         shards[name] = {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
-    for left in folder.glob(f"*{TEMPORARY}"):  # of killed producers; one that still writes finds its shard there
-        left.unlink(missing_ok=True)
     index = {
         "plan": dataclasses.asdict(wanted),
         "shards": shards,
@@ -87,7 +90,7 @@ def finish(wanted: Plan, folder: Path) -> None:
         "kept": kept,
         "bytes": sum(entry["bytes"] for entry in shards.values()),
     }
-    write_once(folder / INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+    return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
 
 
 class StoredTeacher:
