@@ -16,7 +16,7 @@ PYTEST = $(BIN)/python -m pytest -q
 ABREAST := -n auto --dist worksteal
 QUICK := and not thorough
 
-.PHONY: quickstart test test-all abreast lint types format clean
+.PHONY: quickstart test test-all abreast lint types docs format clean
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -39,6 +39,12 @@ lint: $(DEV_STAMP)
 
 types: $(DEV_STAMP)
 	$(BIN)/mypy --strict --no-error-summary
+
+# Pages that are made of the code itself.
+docs: $(DEV_STAMP)
+	$(BIN)/python -c 'from recipes.cli.methods import as_markdown; print(as_markdown(), end="")' > docs/methods.md
+	$(BIN)/python docs/make_api.py > docs/api.md
+	$(BIN)/ruff format --quiet docs/api.md
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .

@@ -173,7 +173,7 @@ def measure_memory(arm: str, size: Size) -> Json:
     """Bytes held before the pass, and at its peak."""
     import psutil
 
-    from recipes.timing.probe import peak_memory
+    from recipes.measure.peak_memory import peak_memory
 
     gradients(arm, Tensors(Size(positions=4, vocabulary=64, width=size.width)))  # whatever libraries set up once
     tensors = Tensors(size)

@@ -107,7 +107,7 @@ def agreement(checkpoint: Path, teacher: Path, test: Path, windows: int, length:
 
 def rows_of(checkpoint: Path, test: Path, windows: int, length: int, *, evenly: bool) -> NDArray[np.int64]:
     """Windows of a packed text as a checkpoint's tokenizer cuts it, shape (windows, length)."""
-    from compress.checkpoint import end_of_text, load_tokenizer
+    from compress.checkpoints.folder import end_of_text, load_tokenizer
     from compress.text import TextSource, pack, read_documents, tokenize
 
     tokenizer = load_tokenizer(checkpoint)
@@ -120,7 +120,7 @@ def scored(checkpoint: Path, rows_NT: NDArray[np.int64]) -> Iterator[tuple["Tens
     """Logits [T - 1, V] and the tokens [T - 1] that they are about, a row at a time."""
     import torch
 
-    from compress.checkpoint import load_model
+    from compress.checkpoints.loading import load_model
 
     model = load_model(checkpoint)
     for row_T in rows_NT:

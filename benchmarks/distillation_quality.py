@@ -113,7 +113,7 @@ def _random(order: Order, layers: int, seed: int) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from compress.checkpoint import load_tokenizer, save_checkpoint
+    from compress.checkpoints.folder import load_tokenizer, save_checkpoint
 
     out = order.work / "half" / f"random-{layers}-{seed}"
     if not (out / "config.json").is_file():
@@ -190,7 +190,8 @@ def _real_student(order: Order, knobs: Json, name: str) -> Json:
 
 
 def _without_training(order: Order, kept: list[int]) -> Path:
-    from compress.checkpoint import load_model, load_tokenizer, save_checkpoint
+    from compress.checkpoints.folder import load_tokenizer, save_checkpoint
+    from compress.checkpoints.loading import load_model
     from compress.distillation.students import with_layers
 
     assert order.model is not None
@@ -220,6 +221,6 @@ def _depth(checkpoint: Path) -> int:
 
 def _length(checkpoint: Path, wanted: int) -> int:
     """As long as wanted, or as the model's context."""
-    from compress.checkpoint import context_length, read_config
+    from compress.checkpoints.folder import context_length, read_config
 
     return int(np.minimum(wanted, context_length(read_config(checkpoint)) or wanted))

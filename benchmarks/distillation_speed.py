@@ -115,7 +115,8 @@ def train_plain(settings: Json, gate: Gate, scratch: Path) -> None:
     from torch.nn import functional
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from compress.checkpoint import end_of_text, load_model, load_tokenizer
+    from compress.checkpoints.folder import end_of_text, load_tokenizer
+    from compress.checkpoints.loading import load_model
     from compress.text import TextSource, pack, read_documents, tokenize
 
     teacher, student = load_model(Path(settings["teacher"])), load_model(Path(settings["student"]))
@@ -228,7 +229,7 @@ def speed(order: Order, part: Part) -> None:
 
 def measure_speed(order: Order, teacher: Path, text: Path, batch: int) -> Json:
     """The median step of each block of each arm."""
-    from compress.checkpoint import context_length, read_config
+    from compress.checkpoints.folder import context_length, read_config
 
     folder = order.work / "speed" / teacher.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
@@ -246,7 +247,8 @@ def measure_speed(order: Order, teacher: Path, text: Path, batch: int) -> Json:
 
 def leave_out(source: Path, out: Path, share: float) -> list[int]:
     """Write the source with a share of its layers, evenly spread, weights as they are; returns which."""
-    from compress.checkpoint import load_model, load_tokenizer, save_checkpoint
+    from compress.checkpoints.folder import load_tokenizer, save_checkpoint
+    from compress.checkpoints.loading import load_model
     from compress.distillation.students import spread, with_layers
 
     model = load_model(source)

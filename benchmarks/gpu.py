@@ -25,7 +25,7 @@ NO_GPU = 3
 
 def reason_against() -> str:
     """Why nothing can be measured on a GPU here, or empty: ONNX Runtime must open a session on CUDA."""
-    from export.session import ProviderError, check_provider
+    from export.runtime.session import ProviderError, check_provider
 
     try:
         check_provider("cuda")

@@ -98,7 +98,7 @@ class Prompts:
     @classmethod
     def read(cls, checkpoint: Path, tokens: int) -> "Prompts":
         """At least `tokens` tokens of the novels, as this checkpoint's tokenizer cuts them."""
-        from compress.checkpoint import load_tokenizer
+        from compress.checkpoints.folder import load_tokenizer
 
         text = TEXT.read_text(encoding="utf-8")[: 20 * tokens + 1000]
         return cls([int(token) for token in load_tokenizer(checkpoint)(text, verbose=False)["input_ids"]])

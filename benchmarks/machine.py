@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.prepare import installed
-from recipes.machine import environment
+from recipes.runs.environment import environment
 
 EXTENSIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
 """Those that change how fast 8-bit and float products are."""
@@ -24,7 +24,7 @@ CONTENDERS = (
 
 def machine(device: str) -> dict[str, str]:
     """Name -> value, as text, in the order of reading."""
-    about = environment(None)
+    about = environment((), None)
     found = {key: about[key] for key in ("processor", "cores", "memory", "system", "python")}
     found["extensions"] = ", ".join(extensions()) or "unknown"
     if device == "cuda":

@@ -9,7 +9,7 @@ import importlib
 import time
 from contextlib import AbstractContextManager, nullcontext
 
-from recipes.timing.probe import peak_memory
+from recipes.measure.peak_memory import peak_memory
 
 Parts = dict[str, dict[str, float]]
 

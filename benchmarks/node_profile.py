@@ -61,8 +61,8 @@ def profile(bundle: Path, threads: int) -> Json:
 
 
 def _operators(bundle: Path, context: int, threads: int) -> Json:
-    from export.runtime import BundleConfig, OnnxCausalLM
-    from export.session import open_session
+    from export.runtime.model import BundleConfig, OnnxCausalLM
+    from export.runtime.session import open_session
 
     with tempfile.TemporaryDirectory() as scratch:
         session = open_session(bundle, threads=threads, profile=Path(scratch) / "profile")

@@ -19,8 +19,8 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.worker import Ids
-from export.runtime import OnnxCausalLM
-from export.session import PROVIDERS
+from export.runtime.model import OnnxCausalLM
+from export.runtime.session import PROVIDERS
 
 TURNS_WITHOUT_REWIND = 16
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.stage import Form
+from compress.stage import FormatName
 from evaluation.latency import Arm
 from evaluation.latency.timing import timed
 
@@ -37,7 +37,7 @@ class Clocked:
     def __init__(self, prefill: float, decode: float) -> None:
         self._prefill, self._decode = round(prefill * NANOSECONDS), round(decode * NANOSECONDS)
 
-    def arm(self, ids_BT: NDArray[np.int64], tokens: int) -> Arm:
+    def decoding(self, ids_BT: NDArray[np.int64], tokens: int) -> Arm:
         return Arm(prefill=lambda: wait(self._prefill), decode=lambda: wait(self._decode))
 
 
@@ -49,14 +49,14 @@ def wait(nanoseconds: int) -> None:
         pass
 
 
-def open_clocked(folder: Path, form: Form, threads: int) -> Clocked:
+def open_clocked(folder: Path, format: FormatName, threads: int) -> Clocked:
     """A contender from the seconds in clocked.json."""
     return Clocked(**json.loads((folder / "clocked.json").read_text(encoding="utf-8")))
 
 
 def overhead(seconds: float, count: int = COUNT) -> float:
     """Seconds by which the harness says more than the truth, the 10th percentile of so many steps."""
-    arm = Clocked(prefill=seconds, decode=seconds).arm(np.zeros((1, 1), dtype=np.int64), 1)
+    arm = Clocked(prefill=seconds, decode=seconds).decoding(np.zeros((1, 1), dtype=np.int64), 1)
     return float(np.percentile(timed(arm.decode, count), 10)) - seconds
 
 

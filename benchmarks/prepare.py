@@ -42,7 +42,7 @@ class Order:
 def make_int8(order: Order, marks: Marks) -> None:
     """`demitasse quantize --embeddings`."""
     marks.imports("torch", "transformers", "bitsandbytes")
-    from compress.quantize import QUANTIZE
+    from compress.quantization.config import QUANTIZE
     from compress.stage import StageInput
 
     given = StageInput(source=order.checkpoint, out=order.out, scratch=order.out)

@@ -23,7 +23,7 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     from compress.stage import StageInput
     from compress.text import TextSource
-    from recipes.stages import STAGES
+    from recipes.config.stages import STAGES
 
     stage = STAGES[kind]
     with TemporaryDirectory() as scratch:

@@ -171,7 +171,7 @@ def peer_version(python: Path) -> str:
 
 
 def _shapes(checkpoint: Path) -> list[tuple[int, ...]]:
-    from compress.float_model import empty_model
+    from compress.checkpoints.loading import empty_model
 
     return [tuple(parameter.shape) for parameter in empty_model(checkpoint).parameters()]
 
@@ -199,8 +199,9 @@ def perplexity(checkpoint: Path, test: Path, length: int = LENGTH) -> float:
     """exp of the mean loss over the first WINDOWS windows of `length` tokens, the first token of each aside."""
     import torch
 
-    from compress.calibration import calibration_rows
-    from compress.checkpoint import load_model, load_tokenizer
+    from compress.checkpoints.folder import load_tokenizer
+    from compress.checkpoints.loading import load_model
+    from compress.models.calibration import calibration_rows
     from compress.text import TextSource
     from compress.training.objective import Objective
 

@@ -86,7 +86,7 @@ def scale(shapes: list[str], *, threads: int, work: Path | None, **changes: Any)
 
 
 def _one_shape(shape: str, folder: Path, threads: int, *, torch_export: bool, changes: Json) -> Json:
-    from compress.checkpoint import inspect_checkpoint
+    from compress.checkpoints.folder import inspect_checkpoint
 
     tell, checkpoint = teller(shape), folder / "checkpoint"
     tell("writes the checkpoint")

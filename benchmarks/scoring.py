@@ -6,7 +6,7 @@
 Cost. Two arms take the same windows in the same batches, a few batches at a time, in an order drawn anew each time:
 
     alone     ONNX Runtime's forward passes: inputs, cache and logits are bound once, no logit is looked at
-    scored    `evaluation.quality.score` on the bundle, as runs do it (`recipes.quality.answering.open_model`)
+    scored    `evaluation.quality.score` on the bundle, as runs do it (`recipes.formats`)
 
 The figure is an arm's seconds divided by those of `alone`: over all windows, and the median over such turns with its
 interval. Reading and cutting the text is not timed; the statistics at the end are timed once, and are in "all windows".
@@ -33,12 +33,12 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from compress.checkpoint import load_tokenizer
-from compress.training.memory import kept_memory
+from compress.checkpoints.folder import load_tokenizer
+from compress.training.malloc import kept_memory
 from evaluation.quality import TokenScores, Windows, amounts_of, quality_measurements, score, windows_of
 from evaluation.statistics import median_interval
-from recipes.quality.answering import open_model
-from recipes.quality.windows import beginning, windows_in
+from recipes.formats import FORMATS
+from recipes.measure.text_windows import beginning, windows_in
 
 Ids = NDArray[np.int64]
 AT_MOST = 1.1
@@ -68,7 +68,7 @@ class Cost:
 
 def cost(bundle: Path, windows: Windows, *, batch: int, seed: int = 0) -> Cost:
     """Take all windows through every arm, a turn at a time."""
-    alone, scorer = _alone(bundle), open_model(bundle, "onnx").scorer
+    alone, scorer = _alone(bundle), FORMATS["onnx"].open(bundle).logits
     scored: list[TokenScores] = []
     arms: dict[str, Callable[[Windows], Any]] = {
         "alone": lambda part: [alone(ids_BT) for ids_BT in _batches(part, batch)],
@@ -118,8 +118,8 @@ def _joined(parts: Sequence[TokenScores], windows: Windows) -> TokenScores:
 
 def _alone(bundle: Path) -> Callable[[Ids], object]:
     """ONNX Runtime and nothing else: all that a shape needs is bound before its first use."""
-    from export.batch import Binding
-    from export.runtime import OnnxCausalLM
+    from export.runtime.batch import Binding
+    from export.runtime.model import OnnxCausalLM
 
     model = OnnxCausalLM.open(bundle)
     bound: dict[tuple[int, ...], tuple[Binding, Any]] = {}
@@ -179,7 +179,7 @@ def rolled(checkpoint: Path, texts: Sequence[str], *, length: int, harness: Any 
     ]
     theirs = harness.loglikelihood_rolling(requests, disable_tqdm=True)
     windows = harness_windows(checkpoint, texts, length=length)
-    scores = score(open_model(checkpoint, "dense").scorer, windows, batch=4)
+    scores = score(FORMATS["dense"].open(checkpoint).logits, windows, batch=4)
     return [
         Rolled(
             tokens=int((scores.document == document).sum()),

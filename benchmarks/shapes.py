@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.training.train import train_tokenizer
+from compress.training.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 NOVELS = ROOT / "recipes" / "data" / "novels"

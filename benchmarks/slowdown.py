@@ -17,16 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.overhead import wait
-from compress.stage import Form
+from compress.stage import FormatName
 from evaluation.gate import Limit, judge
 from evaluation.latency import Arm, Cell, Protocol, Session, cell_measurements
 from evaluation.latency.figures import kept_blocks
+from evaluation.machine import available_cores
 from evaluation.units import format_ratio, format_ratio_interval
 from export import bundle_folder
-from export.runtime import BundleConfig
-from recipes.schema import available_cores
-from recipes.timing.arms import Contender, open_contender
-from recipes.timing.interleave import Entrant, new_session, pinned_cpus, take_turns
+from export.runtime.model import BundleConfig
+from recipes.formats import FORMATS
+from recipes.formats.base import LoadedModel
+from recipes.measure.interleaving import Entrant, new_session, pinned_cpus, take_turns
 
 OPENER = "benchmarks.slowdown:open_slowed"
 SLOWDOWN, MARGIN = 0.05, 1.02
@@ -38,11 +39,11 @@ EXPECTED = {"same": "PASS", "slowed": "FAIL"}
 class Slowed:
     """A contender whose calls take longer than they need to."""
 
-    def __init__(self, contender: Contender) -> None:
-        self._contender, self.runtime = contender, f"{contender.runtime}, slowed by {SLOWDOWN:.0%}"
+    def __init__(self, model: LoadedModel) -> None:
+        self._model, self.runtime = model, f"{model.runtime}, slowed by {SLOWDOWN:.0%}"
 
-    def arm(self, ids_BT: NDArray[np.int64], tokens: int) -> Arm:
-        arm = self._contender.arm(ids_BT, tokens)
+    def decoding(self, ids_BT: NDArray[np.int64], tokens: int) -> Arm:
+        arm = self._model.decoding(ids_BT, tokens)
         return Arm(prefill=prolonged(arm.prefill), decode=prolonged(arm.decode), problem=arm.problem)
 
 
@@ -58,15 +59,15 @@ def prolonged(call: Callable[[], object]) -> Callable[[], object]:
     return slowed
 
 
-def open_slowed(folder: Path, form: Form, threads: int) -> Slowed:
+def open_slowed(folder: Path, format: FormatName, threads: int) -> Slowed:
     """Open what a folder holds, slowed."""
-    return Slowed(open_contender(folder, form, threads))
+    return Slowed(FORMATS[format].open(folder, threads=threads))
 
 
 def take(folder: Path, cell: Cell, *, blocks: int, threads: int) -> Session:
     """The three arms' session."""
-    arms = [Entrant(name=name, folder=folder.absolute(), form="onnx") for name in ("bundle", "same")]
-    arms.append(Entrant(name="slowed", folder=folder.absolute(), form="onnx", opener=OPENER))
+    arms = [Entrant(name=name, folder=folder.absolute(), format="onnx") for name in ("bundle", "same")]
+    arms.append(Entrant(name="slowed", folder=folder.absolute(), format="onnx", opener=OPENER))
     protocol = Protocol(cells=(cell,), threads=threads, cpus=pinned_cpus(threads))
     vocabulary = BundleConfig.read(bundle_folder(folder)).vocabulary
     ids = tuple(int(token) for token in np.random.default_rng(0).integers(vocabulary, size=cell.prompt))

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.timing.probe import peak_memory
+from recipes.measure.peak_memory import peak_memory
 
 Ids = NDArray[np.int64]
 Answer = dict[str, Any]

@@ -3,15 +3,26 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from compress.checkpoint import Checkpoint, CheckpointError, inspect_checkpoint
-    from compress.distillation.distill import DISTILL, DistillConfig
-    from compress.pruning.prune import PRUNE, PruneConfig
-    from compress.quantize import QUANTIZE, QuantizeConfig
-    from compress.slimming.slim import SLIM, SlimConfig
-    from compress.stage import Facts, Form, Material, Progress, Silent, Stage, StageConfig, StageError, StageInput, Task
+    from compress.checkpoints.folder import Checkpoint, CheckpointError, inspect_checkpoint
+    from compress.distillation.config import DISTILL, DistillConfig
+    from compress.pruning.config import PRUNE, PruneConfig
+    from compress.quantization.config import QUANTIZE, QuantizeConfig
+    from compress.stage import (
+        Facts,
+        FormatName,
+        Material,
+        Progress,
+        Silent,
+        Stage,
+        StageConfig,
+        StageError,
+        StageInput,
+        Task,
+    )
     from compress.stages import STAGES
+    from compress.structured.config import SLIM, SlimConfig
     from compress.text import TextError, TextSource
-    from compress.training.train import TRAIN, TrainConfig
+    from compress.training.config import TRAIN, TrainConfig
 
 __all__ = [
     "DISTILL",
@@ -24,7 +35,7 @@ __all__ = [
     "CheckpointError",
     "DistillConfig",
     "Facts",
-    "Form",
+    "FormatName",
     "Material",
     "Progress",
     "PruneConfig",
@@ -43,23 +54,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DISTILL": "distillation.distill",
-    "PRUNE": "pruning.prune",
-    "QUANTIZE": "quantize",
-    "SLIM": "slimming.slim",
+    "DISTILL": "distillation.config",
+    "PRUNE": "pruning.config",
+    "QUANTIZE": "quantization.config",
+    "SLIM": "structured.config",
     "STAGES": "stages",
-    "TRAIN": "training.train",
-    "Checkpoint": "checkpoint",
-    "CheckpointError": "checkpoint",
-    "DistillConfig": "distillation.distill",
+    "TRAIN": "training.config",
+    "Checkpoint": "checkpoints.folder",
+    "CheckpointError": "checkpoints.folder",
+    "DistillConfig": "distillation.config",
     "Facts": "stage",
-    "Form": "stage",
+    "FormatName": "stage",
     "Material": "stage",
     "Progress": "stage",
-    "PruneConfig": "pruning.prune",
-    "QuantizeConfig": "quantize",
+    "PruneConfig": "pruning.config",
+    "QuantizeConfig": "quantization.config",
     "Silent": "stage",
-    "SlimConfig": "slimming.slim",
+    "SlimConfig": "structured.config",
     "Stage": "stage",
     "StageConfig": "stage",
     "StageError": "stage",
@@ -67,8 +78,8 @@ _HOMES = {
     "Task": "stage",
     "TextError": "text",
     "TextSource": "text",
-    "TrainConfig": "training.train",
-    "inspect_checkpoint": "checkpoint",
+    "TrainConfig": "training.config",
+    "inspect_checkpoint": "checkpoints.folder",
 }
 
 

@@ -1,12 +1,14 @@
-"""What a stage is: it takes a checkpoint folder of one form and leaves a new folder of one form.
+"""What a stage is: it takes a folder of one format and leaves a new folder of one format.
 
 A stage reads its source folder and the materials it declares, and fills an empty output folder. It never prints,
 never touches the run store and never changes its source; what it wants to say it returns as facts (plain JSON) for
 the report, and what takes long it reports through `Progress`. Its `version` is raised whenever the same knobs begin
 to give other numbers, because the version is part of the key under which results are reused.
 
-Forms (see `checkpoint.py`):  "nothing" -> no checkpoint yet;  "dense" -> a plain Hugging Face folder;
-                              "int8" -> the same in bitsandbytes' 8-bit format;  "onnx" -> a bundle for ONNX Runtime.
+Formats:  "nothing"    no checkpoint yet
+          "dense"      a plain Hugging Face folder
+          "quantized"  the same in a format of quantized weights that transformers loads with that format's library
+          "onnx"       a bundle for ONNX Runtime
 """
 
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from compress.text import TextSource
 
-Form = Literal["nothing", "dense", "int8", "onnx"]
+FormatName = Literal["nothing", "dense", "quantized", "onnx"]
 Material = Literal["train_text", "calibration_text", "teacher"]
 Facts = dict[str, Any]
 Config = TypeVar("Config", bound="StageConfig")
@@ -33,6 +35,11 @@ class StageConfig(BaseModel):
 
 class StageError(Exception):
     """A stage cannot do what it was asked; the message names the thing, what was expected and the way out."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Task(Protocol):
@@ -101,8 +108,8 @@ class Stage(Generic[Config]):
     """One line for `demitasse --help` and `demitasse methods`."""
     version: int
     config: type[Config]
-    takes: frozenset[Form]
-    leaves: Form
+    takes: frozenset[FormatName]
+    leaves: FormatName
     run: Callable[[Config, StageInput], Facts]
     materials: Callable[[Config], frozenset[Material]] = lambda config: frozenset()
     """The materials that these knobs make it read."""

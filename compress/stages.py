@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from compress.distillation.distill import DISTILL
-from compress.pruning.prune import PRUNE
-from compress.quantize import QUANTIZE
-from compress.slimming.slim import SLIM
+from compress.distillation.config import DISTILL
+from compress.pruning.config import PRUNE
+from compress.quantization.config import QUANTIZE
 from compress.stage import Stage
-from compress.training.train import TRAIN
+from compress.structured.config import SLIM
+from compress.training.config import TRAIN
 
 STAGES: dict[str, Stage[Any]] = {stage.kind: stage for stage in (TRAIN, PRUNE, SLIM, DISTILL, QUANTIZE)}

@@ -7,7 +7,6 @@ revision.
 Not covered: chat templates, and streaming of text that does not fit into memory.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from compress.digests import digest_file, digest_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,10 +72,8 @@ class TextSource(BaseModel):
     def digest(self) -> str:
         """sha256 (hex) of what identifies the text: a file's bytes, format and column; a data set's pinned address."""
         if self.file is not None:
-            with self.file.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            return hashlib.sha256(f"{content}:{self.file.suffix}:{self.field}".encode()).hexdigest()
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+            return digest_of([digest_file(self.file), self.file.suffix, self.field])
+        return digest_of(self.model_dump(mode="json"))
 
 
 def read_documents(source: TextSource) -> list[str]:

@@ -12,7 +12,7 @@ What is counted exactly (bytes, parameters) has no bounds and is compared as it 
 one. A wrong PASS of one gate has a chance of at most 5 %, and because all gates must pass, several of them need no
 correction for multiplicity (an intersection-union test; Berger 1982). Whoever looks again after measuring more gets one
 more chance to be wrong: `looks` widens the bounds for that (Bonferroni), for each kind of sample that there may be more
-of; see `deciding.py`.
+of; see `stopping_rule.py`.
 
 Not covered: a trade of one metric for another.
 """
@@ -21,14 +21,14 @@ import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from evaluation.latency.paired import blocks_to_decide
 from evaluation.measurement import METRICS, Comparison, Interval, Measurement, Value, is_metric, metric_of
+from evaluation.plausibility import suspicion
 from evaluation.statistics import POWER, samples_to_decide, widened
-from evaluation.suspicion import suspicion
 from evaluation.units import format_change, format_ratio, format_value
 
 Verdict = Literal["PASS", "INCONCLUSIVE", "FAIL", "INVALID"]
@@ -45,12 +45,6 @@ LIMITS: dict[str, str] = {
 }
 """Every kind of limit, and the side that it allows."""
 AGAINST_BASELINE = ("max_ratio", "min_ratio", "max_increase")
-RENAMED: dict[str, str] = {
-    "ratio": "`max_ratio` (or `min_ratio`, where higher is better)",
-    "max": "`at_most`",
-    "min": "`at_least`",
-}
-"""Former names of limits, with the way out."""
 HOPELESS = 1000
 """Times the samples there are: more than so many will not be measured by anyone."""
 
@@ -68,14 +62,6 @@ class Limit(Value):
     """At most this, in the metric's own unit."""
     at_least: float | None = Field(default=None, allow_inf_nan=False)
     """At least this, in the metric's own unit."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _renamed(cls, value: Any) -> Any:
-        for name in value if isinstance(value, Mapping) else ():
-            if name in RENAMED:
-                raise ValueError(f"expected one of {', '.join(LIMITS)}, got `{name}`, which is now {RENAMED[name]}")
-        return value
 
     @model_validator(mode="after")
     def _one(self) -> "Limit":

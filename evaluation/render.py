@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation import table, units
 from evaluation.charts import CHARTS
+from evaluation.evaluation_view import evaluations, lost_most
 from evaluation.formats import FORMATS
 from evaluation.gate import GateResult, describe_limit
-from evaluation.named import evaluations, lost_most
 from evaluation.report import Report, gate_counts, headline
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from pydantic import Field, ValidationError
 from evaluation.gate import GateResult, Verdict, exit_code
 from evaluation.latency import Session
 from evaluation.measurement import Measurement, Value
-from evaluation.suspicion import suspicions
+from evaluation.plausibility import suspicions
 
 BASELINE = "baseline"
 REPORT = "report.json"
-SCHEMA_VERSION: Literal[4] = 4
+SCHEMA_VERSION: Literal[5] = 5
 
 
 class ReportError(Exception):
@@ -34,7 +34,7 @@ class Row(Value):
     """Unique within the report: "baseline", "prune", "distill" ..."""
     kind: str
     """The stage that made it; "baseline" for the first row."""
-    form: str
+    format: str
     key: str = ""
     """Its key in the run store."""
     knobs: dict[str, Any] = Field(default_factory=dict)
@@ -75,7 +75,7 @@ class Source(Value):
 class Report(Value):
     """Everything that a run found."""
 
-    schema_version: Literal[4] = SCHEMA_VERSION
+    schema_version: Literal[5] = SCHEMA_VERSION
     recipe: str
     """The recipe's file."""
     recipe_text: str = ""
@@ -85,6 +85,8 @@ class Report(Value):
     """The baseline first, the final artifact last."""
     sources: list[Source] = Field(default_factory=list)
     """What the run read."""
+    store: str = "artifacts"
+    """Where the artifacts and the raw samples are; from the run's folder, or absolute."""
     gates: list[GateResult] = Field(default_factory=list)
     looks: dict[str, int] = Field(default_factory=dict)
     """How often at most the gates were looked at while samples of a kind ("documents", "blocks") were added; the bounds

@@ -38,7 +38,7 @@ class TableRow:
     """One artifact; a cell for each of `table_columns`."""
 
     name: str
-    form: str
+    format: str
     reused: bool
     cells: tuple[Cell, ...]
 
@@ -54,7 +54,7 @@ def table_rows(report: Report) -> list[TableRow]:
     return [
         TableRow(
             name=row.name,
-            form=row.form,
+            format=row.format,
             reused=row.reused,
             cells=tuple(cell_of(row.measurement(metric)) for metric in table_columns(report)),
         )

@@ -2,14 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from export.bundle import BundleError, BundleIntegrityError, BundleSummary, verify_bundle
-from export.stage import EXPORT, ExportConfig
-from export.triton import bundle_folder
+from export.bundle import BundleSummary, verify_bundle
+from export.config import EXPORT, ExportConfig
+from export.external_data import BundleError, BundleIntegrityError
+from export.manifest import bundle_folder
 
 if TYPE_CHECKING:
-    from export.runtime import OnnxCausalLM, PromptError
-    from export.sampling import Sampling
-    from export.session import ProviderError
+    from export.runtime.model import OnnxCausalLM, PromptError
+    from export.runtime.sampling import Sampling
+    from export.runtime.session import ProviderError
 
 __all__ = [
     "EXPORT",
@@ -26,10 +27,10 @@ __all__ = [
 ]
 
 LATER = {
-    "OnnxCausalLM": "export.runtime",
-    "PromptError": "export.runtime",
-    "ProviderError": "export.session",
-    "Sampling": "export.sampling",
+    "OnnxCausalLM": "export.runtime.model",
+    "PromptError": "export.runtime.model",
+    "ProviderError": "export.runtime.session",
+    "Sampling": "export.runtime.sampling",
 }
 
 

@@ -1,29 +1,22 @@
 """The bundle: its files, its manifest, and the check that it still is what was exported.
 
 model.onnx, model.onnx.data      the decoder and its weights
-genai_config.json, tokenizer     what onnxruntime-genai and `export.runtime` read
+genai_config.json, tokenizer     what onnxruntime-genai and `export.runtime.model` read
 manifest.json                    written last: sha256 and size of every other file, how it was made, coverage, parity
 """
 
-import hashlib
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.digests import digest_file
+from compress.stage import first_line
 from export.coverage import coverage
-from export.external_data import GRAPH, MANIFEST, BundleError, BundleIntegrityError, external_files, read_graph
-from export.genai import write_json
-from export.session import Provider
-from export.triton import bundle_folder
-
-__all__ = ["BundleError", "BundleIntegrityError", "BundleSummary", "verify_bundle", "write_manifest"]
+from export.external_data import GRAPH, BundleIntegrityError, external_files, read_graph
+from export.manifest import MANIFEST, bundle_folder, listed, read_manifest
+from export.runtime.session import Provider
 
 DATA = "model.onnx.data"
-FORMAT = 2
-OUTSIDE = {MANIFEST, "artifact.json", "README.md"}
-"""Files that no manifest lists: itself, the run store's own, and the model card, whose verdict comes later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +33,6 @@ class BundleSummary:
     libraries: dict[str, str]
 
 
-def write_manifest(folder: Path, about: dict[str, Any]) -> None:
-    """Write manifest.json over the files that are in `folder` now."""
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in _files(folder)
-    }
-    write_json(folder / MANIFEST, {"format": FORMAT, "files": files} | about)
-
-
 def verify_bundle(folder: Path) -> BundleSummary:
     """Check every file's sha256, where the weights lie, the ONNX checker's rules, and that coverage is as stated.
 
@@ -56,7 +41,7 @@ def verify_bundle(folder: Path) -> BundleSummary:
         BundleIntegrityError: it is one, and something in it changed.
     """
     folder = bundle_folder(folder)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     _check_files(folder, manifest["files"])
     model = read_graph(folder)
     _check_graph(folder)
@@ -80,27 +65,9 @@ def verify_bundle(folder: Path) -> BundleSummary:
     )
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    file = folder / MANIFEST
-    if not folder.is_dir() or not file.is_file():
-        raise BundleError(f"{folder}: expected a bundle with {MANIFEST}; give a folder that `demitasse export` wrote")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        entries = all({"bytes", "sha256"} <= set(entry) for entry in manifest["files"].values())
-        missing = {"provider", "coverage", "parity", "libraries"} - set(manifest)
-        missing |= {"replay"} - set(manifest.get("parity", ()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleIntegrityError(f"{file}: expected a manifest ({error!r}); export the bundle again") from error
-    if manifest.get("format") != FORMAT or missing or not entries:
-        raise BundleIntegrityError(
-            f"{file}: expected a manifest of format {FORMAT}; export the bundle again with this version"
-        )
-    return dict(manifest)
-
-
 def _check_files(folder: Path, files: dict[str, Any]) -> None:
     """Exactly the files that the manifest lists, plain, with their sizes and hashes; every fault in one message."""
-    found = _files(folder)
+    found = listed(folder)
     faults = [f"{name}: missing" for name in sorted(set(files) - set(found))]
     faults += [f"{name}: not in the manifest" for name in sorted(set(found) - set(files))]
     for name in sorted(set(files) & set(found)):
@@ -109,7 +76,7 @@ def _check_files(folder: Path, files: dict[str, Any]) -> None:
             faults.append(f"{name}: expected a plain file, got a link or a folder")
         elif file.stat().st_size != files[name]["bytes"]:
             faults.append(f"{name}: expected {files[name]['bytes']} bytes, got {file.stat().st_size}")
-        elif _sha256(file) != files[name]["sha256"]:
+        elif digest_file(file) != files[name]["sha256"]:
             faults.append(f"{name}: its content changed (sha256)")
     if faults:
         raise BundleIntegrityError(f"{folder}: not the bundle that was exported: {'; '.join(faults)}. Export it again")
@@ -121,15 +88,4 @@ def _check_graph(folder: Path) -> None:
     try:
         onnx.checker.check_model(folder / GRAPH)
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise BundleIntegrityError(
-            f"{folder / GRAPH}: the ONNX checker refuses it ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if name not in OUTSIDE)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        raise BundleIntegrityError(f"{folder / GRAPH}: the ONNX checker refuses it ({first_line(error)})") from error

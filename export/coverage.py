@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.int8 import Int8Matrix
-from compress.parts import Held
+from compress.checkpoints.quantized_matrix import QuantizedMatrix
+from compress.models.components import Held
 from export.external_data import read_graph, tensor_bytes
-from export.stored import StoredValues
+from export.initializers import StoredValues
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -62,7 +62,9 @@ def _int8_matrices(model: "ModelProto") -> tuple[set[str], set[str], set[str]]:
     return products, tables, products | {name for name in tables if name.endswith(CODES)}
 
 
-def check_carried(folder: Path, matrices: dict[str, Int8Matrix], placed: Iterable[tuple[str, Int8Matrix]]) -> None:
+def check_carried(
+    folder: Path, matrices: dict[str, QuantizedMatrix], placed: Iterable[tuple[str, QuantizedMatrix]]
+) -> None:
     """Compare the bundle's int8 matrices with the checkpoint's, bit for bit.
 
     `placed` says which matrix was to stand under which name, as (name, rows of the checkpoint).
@@ -93,7 +95,7 @@ def _scales_of(product: "NodeProto", stored: StoredValues) -> NDArray[Any]:
         ) from None
 
 
-def _compare_codes(name: str, matrix: Int8Matrix, codes_NBC: NDArray[Any]) -> None:
+def _compare_codes(name: str, matrix: QuantizedMatrix, codes_NBC: NDArray[Any]) -> None:
     rows, columns = matrix.codes_OI.shape
     codes_NK = codes_NBC.reshape(rows, -1)
     if (
@@ -105,9 +107,9 @@ def _compare_codes(name: str, matrix: Int8Matrix, codes_NBC: NDArray[Any]) -> No
         )
 
 
-def _compare_scales(name: str, matrix: Int8Matrix, scales_NB: NDArray[Any]) -> None:
+def _compare_scales(name: str, matrix: QuantizedMatrix, scales_NB: NDArray[Any]) -> None:
     """Scales of a group each, or of the blocks of a group."""
-    step_NG = matrix.step_OG.astype(scales_NB.dtype)
+    step_NG = matrix.scale_OG.astype(scales_NB.dtype)
     repeats, rest = divmod(scales_NB.shape[1], step_NG.shape[1])
     if rest or not np.array_equal(scales_NB, np.repeat(step_NG, repeats, axis=1)):
         raise CoverageError(

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 GRAPH = "model.onnx"
-MANIFEST = "manifest.json"
 
 
 class BundleError(Exception):

@@ -8,8 +8,8 @@ some checkpoints of the family and wrong for others. What is done about that, be
     CORRECTED       fields of mobius's reading that it gets wrong
     GRAPHS          another of mobius's graphs, where a setting makes the type's own the wrong one
 
-What mobius hears and its graph loses again is not here: `layers.py`. A model type that is not named here is tried as
-it is, and parity decides.
+What mobius hears and its graph loses again is not here: `attention_facts.py`. A model type that is not named here is
+tried as it is, and parity decides.
 """
 
 from collections.abc import Callable

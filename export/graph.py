@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compress.checkpoint import read_config, weight_files
-from compress.stage import StageError
+from compress.checkpoints.folder import read_config, weight_files
+from compress.stage import StageError, first_line
+from export.attention_facts import describe
 from export.families import check_settings, corrections, graph_type, refusal
-from export.layers import describe
-from export.weights import GraphWeights, WeightError, read_weights
+from export.row_tracking import GraphWeights, WeightError, read_weights
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -73,7 +73,7 @@ def _read_settings(folder: Path, config: dict[str, Any]) -> Any:
     try:
         return AutoConfig.for_model(config["model_type"], **plain)
     except Exception as error:  # config classes check themselves, each with errors of its own
-        reason = f"transformers does not take its config ({_first_line(error)})"
+        reason = f"transformers does not take its config ({first_line(error)})"
         raise refusal(folder, config["model_type"], reason) from error
 
 
@@ -111,11 +111,7 @@ def _build(folder: Path, settings: Any, provider: Provider) -> tuple[Any, Any]:
         module = maker(architecture)
         return module, mobius.build_from_module(module, architecture, task, execution_provider=provider)
     except Exception as error:  # mobius trips over what it does not know, in ways of its own
-        raise refusal(folder, kind, f"mobius-onnx cannot build its graph ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise refusal(folder, kind, f"mobius-onnx cannot build its graph ({first_line(error)})") from error
 
 
 def _check_experts(folder: Path, empty: "PreTrainedModel") -> None:
@@ -157,7 +153,7 @@ def _open_weights(folder: Path, module: Any, empty: "PreTrainedModel", *, tied: 
     except WeightError as error:
         raise StageError(f"{folder}: {error}") from error
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # from mobius's renaming
-        reason = f"mobius-onnx cannot place its weights ({_first_line(error)})"
+        reason = f"mobius-onnx cannot place its weights ({first_line(error)})"
         raise refusal(folder, empty.config.model_type, reason) from error
 
 

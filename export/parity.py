@@ -11,8 +11,9 @@ KL(checkpoint || bundle).
 
 With accuracy_level 4, MatMulNBits rounds activations to 8 bits, and its result cannot be near PyTorch's to six
 digits. So an int8 bundle is checked twice: the same graph over the same weights, each MatMulNBits written out as what
-it stands for (`export.exact`), tightly, against the dequantized checkpoint, which proves graph and weights; and the
-graph as it ships, by KL, which bounds what the rounding costs. What it costs on a test text is the evaluation's to say.
+it stands for (`export.float_reference`), tightly, against the dequantized checkpoint, which proves graph and weights;
+and the graph as it ships, by KL, which bounds what the rounding costs. What it costs on a test text is the evaluation's
+to say.
 
     B rows    T tokens    V vocabulary    S steps
 """
@@ -27,12 +28,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from export.batch import Floats, Ids
-from export.exact import rounds_activations, write_exact
 from export.external_data import read_graph
-from export.reference import LIMIT_STEPS, Reference, lengths
-from export.runtime import OnnxCausalLM, log_softmax
-from export.session import Provider
+from export.float_reference import rounds_activations, write_exact
+from export.runtime.batch import Floats, Ids
+from export.runtime.model import OnnxCausalLM, log_softmax
+from export.runtime.session import Provider
+from export.torch_reference import LIMIT_STEPS, Reference, lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

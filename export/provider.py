@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from export.runtime import BundleConfig, OnnxCausalLM
-from export.session import PROVIDERS, Provider, ProviderError, open_session
+from export.runtime.model import BundleConfig, OnnxCausalLM
+from export.runtime.session import PROVIDERS, Provider, ProviderError, open_session
 
 STEPS = 3
 

@@ -1,27 +1,42 @@
 """export: a checkpoint becomes an ONNX bundle that ONNX Runtime runs, proven to compute what the checkpoint computes.
 
 build      mobius-onnx gives the decoder's graph from the config         graph.py
-fill       our passes place the weights, int8 ones bit for bit           passes/, weights.py
+fill       our passes place the weights, int8 ones bit for bit           passes/, row_tracking.py
 write      graph, data, tokenizer, genai_config.json                     genai.py
 prove      int8 values, provider and parity, on the written files        coverage.py, provider.py, parity.py
 seal       manifest.json                                                 bundle.py
 """
 
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from pydantic import Field
+import numpy as np
+import onnx_ir
 
-from compress.stage import Facts, Silent, Stage, StageConfig, StageError, StageInput, Task
+from compress.checkpoints.folder import count_nonzero, inspect_checkpoint, load_tokenizer
+from compress.checkpoints.loading import load_float_model
+from compress.stage import Facts, Silent, StageError, StageInput, Task
+from compress.text import read_documents, tokenize
+from export.bundle import DATA
+from export.config import LIBRARIES, ExportConfig
+from export.coverage import CoverageError, check_carried, coverage
+from export.external_data import GRAPH, read_graph
+from export.genai import CONFIG, copy_tokenizer, genai_config, write_json
+from export.graph import Decoder, build_decoder
+from export.manifest import write_manifest
+from export.parity import ROWS, ParityError, check_parity
+from export.passes import PassContext, apply_passes
+from export.provider import prove_provider
+from export.row_tracking import WeightError
+from export.runtime.batch import Ids
+from export.runtime.session import ProviderError, check_provider
+from export.self_test import replay, write_probe
+from export.torch_reference import take_reference
+from export.triton import bundle_place, write_config
 
-if TYPE_CHECKING:
-    from export.batch import Ids
-    from export.graph import Decoder
-    from export.passes import PassContext
-
-LIBRARIES = ("mobius-onnx", "onnx-ir", "onnxscript", "onnx", "onnxruntime-gpu", "onnxruntime", "transformers", "torch")
 MODEL = "model"
 """The name under which Triton serves a bundle."""
 STEPS = 6
@@ -33,35 +48,6 @@ class UnprovenError(StageError):
     """A bundle was written and failed one of its proofs: it is refused."""
 
 
-class ExportConfig(StageConfig):
-    """The knobs of `export`."""
-
-    layout: Literal["bundle", "triton"] = "bundle"
-    """bundle: the folder itself; triton: a model repository of NVIDIA Triton with the bundle inside."""
-    provider: Literal["cpu", "cuda"] = "cpu"
-    """Where the bundle will run: cpu (float32 activations) or cuda (float16)."""
-    block_size: Literal[16, 32, 64, 128, 256] = 64
-    """Columns per block of an int8 matrix, which is also the grain of activation rounding: larger is faster, smaller
-    is closer.
-    """
-    accuracy_level: Literal[0, 4] | None = None
-    """4: activations are rounded to 8 bits per block, for speed; 0: they are not, which is far slower on the cpu.
-    Without it: 4 on the cpu, 0 on cuda.
-    """
-    parity_tokens: int = Field(default=192, ge=8, le=4096)
-    """Tokens in each of the rows of calibration text on which parity is checked; the model's context if that is
-    shorter.
-    """
-    parity_context: int = Field(default=4096, ge=8)
-    """Tokens to which one row is filled for the same; the model's context if that is shorter. A longer context is
-    checked up to here only, and the manifest says so.
-    """
-
-    @property
-    def level(self) -> int:
-        return (4 if self.provider == "cpu" else 0) if self.accuracy_level is None else self.accuracy_level
-
-
 def run(config: ExportConfig, given: StageInput) -> Facts:
     """Export `given.source` into `given.out`.
 
@@ -69,10 +55,6 @@ def run(config: ExportConfig, given: StageInput) -> Facts:
         StageError: the architecture cannot be exported, or the provider does not load.
         UnprovenError: the bundle failed one of its proofs.
     """
-    from export.coverage import CoverageError
-    from export.parity import ParityError
-    from export.session import ProviderError, check_provider
-    from export.weights import WeightError
 
     assert given.source is not None
     try:
@@ -93,12 +75,6 @@ def run(config: ExportConfig, given: StageInput) -> Facts:
 
 
 def _export(config: ExportConfig, given: StageInput, source: Path, task: Task) -> Facts:
-    from compress.checkpoint import count_nonzero, inspect_checkpoint
-    from export.bundle import write_manifest
-    from export.external_data import read_graph
-    from export.provider import prove_provider
-    from export.triton import bundle_place, write_config
-
     bundle = given.out if config.layout == "bundle" else bundle_place(given.out, MODEL)
     bundle.mkdir(parents=True, exist_ok=True)
     built = build_bundle(config, source, bundle, task)
@@ -148,8 +124,6 @@ def build_bundle(config: ExportConfig, source: Path, out: Path, task: Task | Non
         WeightError: its weights do not fit the graph.
         CoverageError: an int8 matrix did not arrive as it was.
     """
-    from export.graph import build_decoder
-    from export.passes import PassContext, apply_passes
 
     task = task or Silent()
     decoder = build_decoder(source, config.provider)
@@ -164,14 +138,8 @@ def build_bundle(config: ExportConfig, source: Path, out: Path, task: Task | Non
     return Built(context=decoder.architecture.max_position_embeddings, passes=passes, coverage=covered)
 
 
-def _write(decoder: "Decoder", context: "PassContext", source: Path, out: Path) -> dict[str, Any]:
+def _write(decoder: Decoder, context: PassContext, source: Path, out: Path) -> dict[str, Any]:
     """Write the graph, its data, the tokenizer and genai_config.json; the coverage of what was written."""
-    import onnx_ir
-
-    from export.bundle import DATA
-    from export.coverage import check_carried, coverage
-    from export.external_data import GRAPH, read_graph
-    from export.genai import CONFIG, copy_tokenizer, genai_config, write_json
 
     onnx_ir.save(decoder.model, out / GRAPH, external_data=DATA)
     copy_tokenizer(source, out)
@@ -183,13 +151,6 @@ def _write(decoder: "Decoder", context: "PassContext", source: Path, out: Path) 
 
 
 def _check_parity(config: ExportConfig, given: StageInput, bundle: Path, longest: int) -> dict[str, Any]:
-    from tempfile import TemporaryDirectory
-
-    from compress.float_model import load_float_model
-    from export.parity import ROWS, check_parity
-    from export.reference import take_reference
-    from export.replay import replay, write_probe
-
     source = given.source
     assert source is not None
     tokens, context = min(config.parity_tokens, longest), min(config.parity_context, longest)
@@ -203,12 +164,8 @@ def _check_parity(config: ExportConfig, given: StageInput, bundle: Path, longest
     return figures | {"replay": replay(bundle, config.provider)}
 
 
-def _parity_ids(given: StageInput, source: Path, count: int) -> "Ids":
+def _parity_ids(given: StageInput, source: Path, count: int) -> Ids:
     """Tokens from the start of the calibration text; a text that is too short is repeated."""
-    import numpy as np
-
-    from compress.checkpoint import load_tokenizer
-    from compress.text import read_documents, tokenize
 
     if given.calibration_text is None:
         raise StageError("export checks its bundle on real text: give `data.calibration` (--calibration-text)")
@@ -222,8 +179,6 @@ def _parity_ids(given: StageInput, source: Path, count: int) -> "Ids":
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError
-
     found: dict[str, str] = {}
     for name in LIBRARIES:
         try:
@@ -231,16 +186,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # onnxruntime or onnxruntime-gpu: a machine has one of the two
             continue
     return found
-
-
-EXPORT: Stage[ExportConfig] = Stage(
-    kind="export",
-    summary="write an ONNX bundle for ONNX Runtime, its int8 weights bit for bit the checkpoint's, parity proven",
-    version=2,
-    config=ExportConfig,
-    takes=frozenset({"dense", "int8"}),
-    leaves="onnx",
-    run=run,
-    materials=lambda config: frozenset({"calibration_text"}),
-    libraries=LIBRARIES,
-)

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.stage import StageError
-from export.external_data import GRAPH, MANIFEST, BundleError, read_graph
+from export.external_data import GRAPH, read_graph
+from export.manifest import read_manifest
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -69,33 +70,10 @@ def write_config(repository: Path, name: str) -> Path:
     """
     bundle = bundle_place(repository, name)
     model = read_graph(bundle)
-    try:
-        provider = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))["provider"]
-        kind = KINDS[provider]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{bundle / MANIFEST}: expected a bundle's manifest ({error!r}); export it again") from error
+    kind = KINDS[read_manifest(bundle)["provider"]]
     file = repository / name / CONFIG
     file.write_text(config_text(model, name, kind), encoding="utf-8")
     return file
-
-
-def bundle_folder(folder: Path) -> Path:
-    """The bundle that `folder` is or holds: a bundle itself, or a model repository, model or version of Triton's.
-
-    A folder that holds none comes back as it is: whatever opens it says what is missing.
-
-    Raises:
-        BundleError: it holds several.
-    """
-    if (folder / GRAPH).is_file():
-        return folder
-    places = (GRAPH, f"[1-9]*/{GRAPH}", f"*/[1-9]*/{GRAPH}")
-    found = sorted(place for pattern in places for place in folder.glob(pattern) if (place / GRAPH).is_file())
-    if len(found) > 1:
-        raise BundleError(
-            f"{folder}: expected one bundle, found {len(found)}; give one of {', '.join(map(str, found))}"
-        )
-    return found[0] if found else folder
 
 
 def config_text(model: "ModelProto", name: str, kind: str) -> str:

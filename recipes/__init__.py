@@ -7,12 +7,12 @@ report = run(load_recipe("quickstart"))
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from recipes.errors import RecipeError
-    from recipes.loader import load_recipe, shipped_recipes
-    from recipes.planning import Plan, plan
-    from recipes.runner import run
-    from recipes.schema import Recipe
-    from recipes.store import IntegrityError, StoreError
+    from recipes.config.errors import RecipeError
+    from recipes.config.loader import load_recipe, shipped_recipes
+    from recipes.config.recipe import Recipe
+    from recipes.engine.plan import Plan, plan
+    from recipes.engine.runner import run
+    from recipes.runs.store import IntegrityError, StoreError
 
 __all__ = [
     "IntegrityError",
@@ -27,15 +27,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "IntegrityError": "store",
-    "Plan": "planning",
-    "Recipe": "schema",
-    "RecipeError": "errors",
-    "StoreError": "store",
-    "load_recipe": "loader",
-    "plan": "planning",
-    "run": "runner",
-    "shipped_recipes": "loader",
+    "IntegrityError": "runs.store",
+    "Plan": "engine.plan",
+    "Recipe": "config.recipe",
+    "RecipeError": "config.errors",
+    "StoreError": "runs.store",
+    "load_recipe": "config.loader",
+    "plan": "engine.plan",
+    "run": "engine.runner",
+    "shipped_recipes": "config.loader",
 }
 
 

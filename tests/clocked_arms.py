@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.overhead import Clocked, wait
 from evaluation.latency import Arm
-from recipes.timing.arms import NOT_NUMBERS
+from recipes.formats.base import NOT_NUMBERS
 
 OPENER = "clocked_arms:open_arm"
 
@@ -26,11 +26,11 @@ OPENER = "clocked_arms:open_arm"
 class Failing(Clocked):
     """A contender whose logits are not numbers."""
 
-    def arm(self, ids_BT: NDArray[np.int64], tokens: int) -> Arm:
+    def decoding(self, ids_BT: NDArray[np.int64], tokens: int) -> Arm:
         return Arm(prefill=lambda: wait(0), decode=lambda: wait(0), problem=lambda: NOT_NUMBERS)
 
 
-def open_arm(folder: Path, form: str, threads: int) -> Clocked:
+def open_arm(folder: Path, format: str, threads: int) -> Clocked:
     """Open what arm.json describes, and note that it was opened."""
     told: dict[str, Any] = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
     opened = folder / "opened.txt"

@@ -135,7 +135,7 @@ Demitasse = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def demitasse(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Demitasse:
     """Run a command in this process: its exit code, standard output and standard error."""
-    from recipes import cli
+    from recipes.cli import app as cli
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["demitasse", *map(str, arguments)])
@@ -210,7 +210,7 @@ def tokenizer_files(shared: Share, text_file: Path) -> Path:
     """The tokenizer of every tiny checkpoint. Shared."""
 
     def train(folder: Path) -> None:
-        from compress.training.train import train_tokenizer
+        from compress.training.tokenizer import train_tokenizer
 
         train_tokenizer([text_file.read_text(encoding="utf-8")], VOCABULARY).save_pretrained(folder)
 
@@ -228,7 +228,7 @@ def shared_checkpoint(shared: Share, tokenizer_files: Path) -> Callable[..., Pat
             import torch
             from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-            from compress.checkpoint import save_checkpoint
+            from compress.checkpoints.folder import save_checkpoint
 
             tokenizer = AutoTokenizer.from_pretrained(tokenizer_files)
             shape = {

@@ -39,7 +39,7 @@ def sharpened(source: Path, out: Path) -> Path:
 
 def quantized(source: Path, out: Path, **knobs: Any) -> Path:
     """The int8 checkpoint of a dense one."""
-    from compress.quantize import QUANTIZE
+    from compress.quantization.config import QUANTIZE
     from compress.stage import StageInput
 
     out.mkdir()

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from compress.digests import digest_of
 from evaluation.gate import Limit, judge, overall
 from evaluation.latency import Cell, CellTimes, Protocol, Session, Turn, latency_measurements
 from evaluation.measurement import Measurement
 from evaluation.quality import TokenScores, quality_measurements
 from evaluation.render import write_report
 from evaluation.report import Report, Row
-from recipes.measure import TOKENS_FILE, compared
-from recipes.store import Artifact, Store, digest_of
+from recipes.measure.footprint import compared
+from recipes.measure.quality import TOKENS_FILE
+from recipes.runs.store import Artifact, Store
 
 BASE = digest_of("the baseline")
 EVALUATE = {"window": 64, "windows": 40}
@@ -86,8 +88,8 @@ def session_of(speed: float, *, blocks: int = 10, steps: int = 64, seed: int = 3
     start, drift, turns = datetime(2026, 1, 5, 9, 0, tzinfo=UTC), 0.0, []
     for block in range(blocks):
         drift += float(generator.normal(0, 0.02))
-        for place, arm in enumerate(generator.permutation(["baseline", "final"])):
-            pace = math.exp(drift) * (speed if arm == "final" else 1.0)
+        for place, arm in enumerate(generator.permutation(["baseline", "export"])):
+            pace = math.exp(drift) * (speed if arm == "export" else 1.0)
             times = CellTimes(
                 cell=cell,
                 prefill=tuple(pace * 0.04 * generator.lognormal(0, 0.03, 3)),
@@ -109,7 +111,7 @@ def session_of(speed: float, *, blocks: int = 10, steps: int = 64, seed: int = 3
                     peak_memory=10**9 if arm == "baseline" else 25 * 10**7,
                 )
             )
-    return Session(protocol=Protocol(cells=(cell,), threads=2), arms=("baseline", "final"), turns=tuple(turns))
+    return Session(protocol=Protocol(cells=(cell,), threads=2), arms=("baseline", "export"), turns=tuple(turns))
 
 
 def finish(
@@ -128,31 +130,34 @@ def finish(
     first, final = baseline_scores(text), candidate_scores(baseline_scores(text), cost, seed)
     session = session_of(speed)
     timed = latency_measurements(session)
+    latency = _latency(store, shipped.key, base, session, timed)
+    quality, footprint = _quality(store, base, None, first, None, text), _footprint(store, base, 1.0)
     rows = [
         Row(
             name="baseline",
             kind="baseline",
-            form="dense",
+            format="dense",
             key=base,
-            measurements=[*_quality(store, base, None, first, None, text), *_footprint(store, base, 1.0)],
+            samples=_names(quality=quality, footprint=footprint, latency=latency),
+            measurements=[*_measured(quality), *_measured(footprint), *timed["baseline"]],
         )
     ]
-    counted = [compared(found, rows[0]) for found in _footprint(store, shipped.key, 0.25)]
+    quality, footprint = _quality(store, shipped.key, base, final, first, text), _footprint(store, shipped.key, 0.25)
+    counted = [compared(found, rows[0]) for found in _measured(footprint)]
     rows.append(
         Row(
             name="export",
             kind="export",
-            form="onnx",
+            format="onnx",
             key=shipped.key,
             knobs={"provider": "cpu"},
             facts={**shipped.facts, "history": HISTORY},
             seconds=12.0,
             hashes=shipped.hashes,
-            measurements=[*_quality(store, shipped.key, base, final, first, text), *counted, *timed["final"]],
+            samples=_names(quality=quality, footprint=footprint, latency=latency),
+            measurements=[*_measured(quality), *counted, *timed["export"]],
         )
     )
-    rows[0] = rows[0].model_copy(update={"measurements": [*rows[0].measurements, *timed["baseline"]]})
-    _keep_latency(store, shipped.key, base, session, timed)
     results = judge(gates, {found.metric: found for found in rows[-1].measurements})
     report = Report(
         recipe="example.yaml",
@@ -179,9 +184,17 @@ def _plain(measured: list[Measurement]) -> dict[str, Any]:
     return {"measurements": [found.model_dump(mode="json") for found in measured]}
 
 
+def _names(**results: Artifact) -> dict[str, str]:
+    return {kind: result.folder.name for kind, result in results.items()}
+
+
+def _measured(result: Artifact) -> list[Measurement]:
+    return [Measurement.model_validate(values) for values in result.facts["measurements"]]
+
+
 def _quality(
     store: Store, key: str, base: str | None, scores: TokenScores, against: TokenScores | None, text: int
-) -> list[Measurement]:
+) -> Artifact:
     measured = quality_measurements(scores, against, method="a test", seed=5)
 
     def make(files: Path, scratch: Path) -> dict[str, Any]:
@@ -189,22 +202,18 @@ def _quality(
         return _plain(measured)
 
     identity = {"artifact": key, "baseline": base, "evaluate": EVALUATE, "test": f"text {text}", "seed": 5}
-    store.obtain("quality", identity, make)
-    return measured
+    return store.obtain("quality", identity, make)
 
 
-def _footprint(store: Store, key: str, share: float) -> list[Measurement]:
+def _footprint(store: Store, key: str, share: float) -> Artifact:
     measured = [
         Measurement(metric=metric, value=value * share, samples=1, method="counted")
         for metric, value in {"parameters": 2048.0, "weight_bytes": 8192.0}.items()
     ]
-    store.obtain("footprint", {"artifact": key, "threads": 2}, lambda files, scratch: _plain(measured))
-    return measured
+    return store.obtain("footprint", {"artifact": key, "threads": 2}, lambda files, scratch: _plain(measured))
 
 
-def _keep_latency(
-    store: Store, key: str, base: str, session: Session, timed: Mapping[str, list[Measurement]]
-) -> Artifact:
+def _latency(store: Store, key: str, base: str, session: Session, timed: Mapping[str, list[Measurement]]) -> Artifact:
     def make(files: Path, scratch: Path) -> dict[str, Any]:
         (files / "latency.json").write_text(session.model_dump_json(), encoding="utf-8")
         return {name: _plain(found)["measurements"] for name, found in timed.items()}

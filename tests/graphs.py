@@ -11,9 +11,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from compress.int8 import Int8Matrix
+from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from export.passes import PASSES, PassContext
-from export.weights import GraphWeights, Int8Table
+from export.row_tracking import GraphWeights, Int8Table
 
 Array = NDArray[Any]
 HEADER = '<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>'
@@ -27,7 +27,7 @@ class Example:
     text: str
     arrays: dict[str, Array] = field(default_factory=dict)
     """Initializers."""
-    int8: dict[str, list[Int8Matrix]] = field(default_factory=dict)
+    int8: dict[str, list[QuantizedMatrix]] = field(default_factory=dict)
     """Initializers that the checkpoint holds as int8: the matrices that lie there one upon the other."""
     floats: tuple[str, ...] = ()
     """Initializers, among `arrays`, that the pass is to take from the checkpoint."""

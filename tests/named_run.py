@@ -56,9 +56,9 @@ def write(place: Path) -> None:
 
 def finish(place: Path, out: Path) -> Report:
     """Run the recipe of a folder."""
-    from recipes.loader import load_recipe
-    from recipes.runner import run
+    from recipes.config.loader import load_recipe
+    from recipes.engine.runner import run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recipes.measure.probe", lambda *_, **__: 5)  # a process each, tested elsewhere
+        patch.setattr("recipes.measure.footprint.probe", lambda *_, **__: 5)  # a process each, tested elsewhere
         return run(load_recipe(place / "named.yaml"), out=out)

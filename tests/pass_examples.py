@@ -3,7 +3,7 @@
 import numpy as np
 from graphs import Array, Example
 
-from compress.int8 import Int8Matrix
+from compress.checkpoints.quantized_matrix import QuantizedMatrix
 
 RANDOM = np.random.default_rng(5)
 ALMOST = 1e-5
@@ -14,9 +14,9 @@ def normal(*shape: int) -> Array:
     return RANDOM.standard_normal(shape).astype(np.float32)
 
 
-def int8(rows: int, columns: int, groups: int = 1) -> Int8Matrix:
+def int8(rows: int, columns: int, groups: int = 1) -> QuantizedMatrix:
     codes_OI = RANDOM.integers(-127, 128, (rows, columns)).astype(np.int8)
-    return Int8Matrix(codes_OI, RANDOM.uniform(0.005, 0.02, (rows, groups)).astype(np.float32))
+    return QuantizedMatrix(codes_OI, RANDOM.uniform(0.005, 0.02, (rows, groups)).astype(np.float32))
 
 
 def product(rows: int = 24, columns: int = 32, block: int = 16) -> dict[str, Array]:
@@ -31,7 +31,7 @@ HEAD = "(float[B,T,32] x) => (float[B,T,24] logits)"
 HEAD_WEIGHT = {"weight": normal(32, 24)}
 
 EXAMPLES: dict[str, dict[str, Example]] = {
-    "carry_int8_linears": {
+    "quantized_linears": {
         "one scale a row": Example(
             text=f"{X32} {{ weight_t = Transpose<perm=[1, 0]>(weight)  y = MatMul(x, weight_t) }}",
             int8={"weight": [int8(24, 32)]},
@@ -63,7 +63,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
             tolerance=ALMOST,
         ),
     },
-    "carry_int8_embedding": {
+    "quantized_embedding": {
         "whole blocks": Example(
             text="(int64[B,T] ids) => (float[B,T,32] y) { y = Gather(table, ids) }",
             int8={"table": [int8(24, 32)]},
@@ -77,7 +77,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
             after={"Gather": 2, "Cast": 1, "Sub": 1, "Reshape": 1, "Slice": 1, "Mul": 1},
         ),
     },
-    "place_float_weights": {
+    "load_floats": {
         "what is computed from weights is folded": Example(
             text=f"""{X32} {{
                 qk = Concat<axis=0>(q, k)  qk_t = Transpose<perm=[1, 0]>(qk)  a = MatMul(x, qk_t)  y = Add(a, bias)
@@ -174,7 +174,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
             after={"Sin": 1, "MatMul": 1, "Slice": 1, "FusedMatMul": 1, "Div": 1, "Tanh": 1, "Mul": 1},
         ),
     },
-    "tidy": {
+    "canonicalize": {
         "optional outputs that nobody reads": Example(
             text="""(float[B,T,32] x, float[B,T,32] w) => (float[B,T,32] y) {
                 a, b, c, d = com.microsoft.SkipSimplifiedLayerNormalization<epsilon=0.00001>(x, w, scale)
@@ -198,7 +198,7 @@ BIASED = {**product(), "bias": normal(24)}
 ONE = {"weight": [int8(24, 32)]}
 
 ALONE: dict[str, dict[str, Example]] = {
-    "carry_int8_linears": {
+    "quantized_linears": {
         "a float weight": Example(
             text=f"{X32} {{ weight_t = Transpose(weight)  y = MatMul(x, weight_t) }}",
             arrays={"weight": normal(24, 32)},
@@ -217,7 +217,7 @@ ALONE: dict[str, dict[str, Example]] = {
         ),
         "not transposed": Example(text="(float[B,T,24] x) => (float[B,T,32] y) { y = MatMul(x, weight) }", int8=ONE),
     },
-    "carry_int8_embedding": {
+    "quantized_embedding": {
         "a float table": Example(
             text="(int64[B,T] ids) => (float[B,T,32] y) { y = Gather(table, ids) }",
             arrays={"table": normal(24, 32)},
@@ -228,7 +228,7 @@ ALONE: dict[str, dict[str, Example]] = {
             int8={"table": [int8(24, 32)]},
         ),
     },
-    "place_float_weights": {
+    "load_floats": {
         "nothing to place": Example(
             text="(float[B,T,32] x) => (float[B,T,32] y) { y = Add(x, bias) }", arrays={"bias": normal(32)}
         ),

@@ -41,7 +41,7 @@ def make_report(limits: dict[str, Limit] | None = None, perplexity: Measurement 
         Row(
             name="baseline",
             kind="baseline",
-            form="dense",
+            format="dense",
             measurements=[
                 counted("weight_bytes", 27.3e6),
                 sampled("perplexity", 40.2),
@@ -52,7 +52,7 @@ def make_report(limits: dict[str, Limit] | None = None, perplexity: Measurement 
         Row(
             name="prune",
             kind="prune",
-            form="dense",
+            format="dense",
             key="ab" * 32,
             knobs={"sparsity": 0.3, "pattern": None},
             facts={"tensors": 1024, "layers": ["a", "b"], "<b>": "x & y"},
@@ -63,7 +63,7 @@ def make_report(limits: dict[str, Limit] | None = None, perplexity: Measurement 
         Row(
             name="export",
             kind="export",
-            form="onnx",
+            format="onnx",
             seconds=12.0,
             measurements=[
                 counted("weight_bytes", 6.4e6, 0.234),

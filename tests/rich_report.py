@@ -12,9 +12,9 @@ from finished_runs import finish
 
 from evaluation.gate import Limit, judge, overall
 from evaluation.measurement import Measurement, Ratio
-from evaluation.quality.items import Items, item_measurements
-from evaluation.quality.overlap import overlap_columns
-from evaluation.quality.ranking import LABEL, PROBABILITY
+from evaluation.quality.classification_metrics import LABEL, PROBABILITY
+from evaluation.quality.per_example import Items, item_measurements
+from evaluation.quality.text_metrics import overlap_columns
 from evaluation.render import write_report
 from evaluation.report import Report, Row, Source
 
@@ -68,9 +68,9 @@ def _between(baseline: Row, name: str, share: float, cost: float) -> Row:
     kept = {"weight_bytes": share, "perplexity": cost, "decode_latency": 0.9 * share + 0.1}
     measured = [_scaled(found, kept[found.metric]) for found in baseline.measurements if found.metric in kept]
     facts: dict[str, Any] = {"prune": SENSITIVITY, "distill": INFLUENCE}.get(name, {})
-    form = "int8" if name == "quantize" else "dense"
+    format = "quantized" if name == "quantize" else "dense"
     weights = _eighth(PARTS) if name == "quantize" else PARTS
-    return Row(name=name, kind=name, form=form, seconds=20.0, measurements=measured, facts=facts, weights=weights)
+    return Row(name=name, kind=name, format=format, seconds=20.0, measurements=measured, facts=facts, weights=weights)
 
 
 def _scaled(found: Measurement, share: float) -> Measurement:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from clocked_arms import OPENER, make_arm, not_numbers
 from conftest import Demitasse
 
@@ -20,15 +19,14 @@ from evaluation.gate import EXIT_CODES, Limit, judge
 from evaluation.latency import Cell, Protocol, Session, Turn, cell_measurements, latency_measurements
 from evaluation.latency.figures import kept_blocks, single_steps
 from evaluation.measurement import Measurement
-from recipes.schema import BenchmarkConfig
-from recipes.subject import MeasureError
-from recipes.timing.arm_process import Order as ArmOrder
-from recipes.timing.arms import NOT_NUMBERS, Checkpoint
-from recipes.timing.benchmark import BenchmarkError, Order, Result, benchmark, entrants_of
-from recipes.timing.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
-from recipes.timing.latency import LATENCY_FILE, entrant_of, measure_latency, read_session
-from recipes.timing.macs import macs_per_token
-from recipes.timing.running import run_together
+from recipes.config.recipe import BenchmarkConfig
+from recipes.engine.benchmark import BenchmarkError, BenchmarkRequest, Result, benchmark, entrants_of
+from recipes.formats import FORMATS
+from recipes.formats.base import NOT_NUMBERS, MeasureError
+from recipes.measure.interleaving import Entrant, new_session, pinned_cpus, resumed, take_turns
+from recipes.measure.latency import LATENCY_FILE, entrant_of, measure_latency, read_session
+from recipes.measure.variant_client import run_together
+from recipes.measure.variant_process import Order as ArmOrder
 
 CELL = Cell(prompt=4, tokens=9)
 
@@ -40,7 +38,7 @@ def bundle(int8_bundle: Path) -> Path:
 
 def entrants(root: Path, **arms: dict[str, object]) -> list[Entrant]:
     return [
-        Entrant(name=name, folder=make_arm(root / name, **told), form="dense", opener=OPENER)
+        Entrant(name=name, folder=make_arm(root / name, **told), format="dense", opener=OPENER)
         for name, told in arms.items()
     ]
 
@@ -85,8 +83,8 @@ def test_arms_that_memory_does_not_hold_together_run_one_after_the_other(
         at_once.append(len(orders))
         return run_together(orders, random)
 
-    monkeypatch.setattr("recipes.timing.interleave.run_together", noted)
-    monkeypatch.setattr("recipes.timing.interleave.TIMES_ITS_FILES", 10**15)
+    monkeypatch.setattr("recipes.measure.interleaving.run_together", noted)
+    monkeypatch.setattr("recipes.measure.interleaving.TIMES_ITS_FILES", 10**15)
     session = take(entrants(tmp_path, slow={"prefill": 0.02}, quick={}), blocks=1)
     assert at_once == [1, 1]
     assert "slices" not in kept_blocks(session, "quick").describe()
@@ -166,11 +164,11 @@ def test_threads_get_processors_of_their_own() -> None:
 def test_multiply_accumulates_are_counted_alike_in_every_form(gpt2: Path, llama: Path, bundle: Path) -> None:
     width, layers, vocabulary = 64, 3, json.loads((gpt2 / "config.json").read_text())["vocab_size"]
     expected = layers * 12 * width**2 + vocabulary * width + 2 * layers * width * 100
-    assert macs_per_token(gpt2, "dense", context=100) == expected
-    assert macs_per_token(bundle, "onnx", context=100) == expected
+    assert FORMATS["dense"].macs(gpt2, context=100) == expected
+    assert FORMATS["onnx"].macs(bundle, context=100) == expected
     kv, ffn = 32, 128
     expected = layers * (2 * width**2 + 2 * width * kv + 3 * width * ffn) + vocabulary * width + 2 * layers * width * 10
-    assert macs_per_token(llama, "dense", context=10) == expected
+    assert FORMATS["dense"].macs(llama, context=10) == expected
 
 
 # ---- a recipe's benchmark
@@ -210,9 +208,9 @@ def test_a_recipes_latency_keeps_its_raw_times_and_goes_on_from_them(
 BRIEFLY = ("--prompt", "4", "--tokens", "3", "--blocks", "3", "--threads", "1")
 
 
-def order(*folders: Path, out: Path | None = None, blocks: int = 3, margin: float | None = None) -> Order:
+def order(*folders: Path, out: Path | None = None, blocks: int = 3, margin: float | None = None) -> BenchmarkRequest:
     cells = (Cell(prompt=8, tokens=4), Cell(prompt=4, tokens=1, batch=2))
-    return Order(folders=folders, cells=cells, blocks=blocks, threads=1, out=out, margin=margin)
+    return BenchmarkRequest(folders=folders, cells=cells, blocks=blocks, threads=1, out=out, margin=margin)
 
 
 def test_every_form_is_timed_and_written(gpt2: Path, bundle: Path, tmp_path: Path, demitasse: Demitasse) -> None:
@@ -282,7 +280,7 @@ def test_a_runs_folder_means_its_last_artifact(bundle: Path, tmp_path: Path) -> 
     run.mkdir()
     (run / "final").symlink_to(bundle)
     (entrant,) = entrants_of((run,))
-    assert (entrant.name, entrant.form, entrant.on_gpu) == ("run", "onnx", False)
+    assert (entrant.name, entrant.format, entrant.on_gpu) == ("run", "onnx", False)
 
 
 def test_folders_of_one_name_are_told_apart(gpt2: Path, tmp_path: Path) -> None:
@@ -293,7 +291,7 @@ def test_folders_of_one_name_are_told_apart(gpt2: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_timed_is_refused_all_at_once(gpt2: Path, tmp_path: Path) -> None:
-    wanted = Order(
+    wanted = BenchmarkRequest(
         folders=(gpt2,),
         cells=(Cell(prompt=120, tokens=64), Cell(prompt=8, tokens=4)),
         blocks=3,
@@ -422,7 +420,7 @@ def test_a_bundle_that_is_slowed_is_found_slower_than_itself(bundle: Path) -> No
 def test_logits_that_are_not_numbers_are_told_of_in_pytorch(gpt2: Path, tmp_path: Path) -> None:
     ids_BT = np.arange(8)[None]
     for folder, problem in ((gpt2, ""), (not_numbers(gpt2, tmp_path / "nan"), NOT_NUMBERS)):
-        arm = Checkpoint(folder, "dense", threads=torch.get_num_threads()).arm(ids_BT, tokens=2)
+        arm = FORMATS["dense"].open(folder).decoding(ids_BT, tokens=2)
         arm.prefill()
         assert arm.problem() == problem
         arm.decode()

@@ -187,7 +187,8 @@ def test_perplexity_is_exp_of_the_mean_loss(order: Order, text_file: Path) -> No
     import numpy as np
     import torch
 
-    from compress.checkpoint import end_of_text, load_model, load_tokenizer
+    from compress.checkpoints.folder import end_of_text, load_tokenizer
+    from compress.checkpoints.loading import load_model
     from compress.text import TextSource, pack, read_documents, tokenize
 
     model, tokenizer = load_model(order.embedded), load_tokenizer(order.embedded)

@@ -317,7 +317,7 @@ def test_llama_cpp_gives_pytorchs_tokens(family: str, request: pytest.FixtureReq
     import torch
 
     from benchmarks.gguf_file import write_gguf
-    from compress.float_model import load_float_model
+    from compress.checkpoints.loading import load_float_model
 
     source = sharpened(request.getfixturevalue(family), tmp_path / "sharp")
     write_gguf(source, tmp_path / "model.gguf")

@@ -11,12 +11,12 @@ from family_variants import FAMILIES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from compress.blockwise import BlockWalk
-from compress.calibration import calibration_rows
-from compress.checkpoint import CheckpointError, end_of_text, load_model, load_tokenizer, save_checkpoint
-from compress.float_model import empty_model
-from compress.linears import block_linears, blocks
-from compress.tensor_files import INDEX, TensorFiles
+from compress.checkpoints.folder import CheckpointError, end_of_text, load_tokenizer, save_checkpoint
+from compress.checkpoints.loading import empty_model, load_model
+from compress.checkpoints.safetensors_files import INDEX, TensorFiles
+from compress.models.block_linears import block_linears, blocks
+from compress.models.calibration import calibration_rows
+from compress.models.layerwise import BlockWalk
 from compress.text import TextError, TextSource, pack, read_documents, tokenize
 
 MakeCheckpoint = Callable[..., Path]
@@ -174,7 +174,6 @@ def test_a_checkpoint_that_is_not_its_models_is_refused(change: str, gpt2: Path,
 
 
 def test_calibration_is_the_beginning_of_the_packed_text(gpt2: Path, text_file: Path) -> None:
-
     tokenizer, source = load_tokenizer(gpt2), TextSource(file=text_file)
     whole_NT = pack(tokenize(read_documents(source), tokenizer), 32, end_of_text(tokenizer))
     for rows in (1, 7, len(whole_NT)):

@@ -14,10 +14,10 @@ from exported import exported, quantized
 from onnx import numpy_helper
 
 from export import BundleError, BundleIntegrityError, OnnxCausalLM, verify_bundle
-from export.bundle import write_manifest
 from export.external_data import read_graph
+from export.manifest import write_manifest
 from export.parity import ParityError
-from export.replay import coarse_kl, replay
+from export.self_test import coarse_kl, replay
 
 
 @pytest.fixture

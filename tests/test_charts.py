@@ -18,7 +18,7 @@ def test_the_pareto_front_is_what_nothing_beats_on_both_axes() -> None:
 
 def test_charts_leave_out_what_was_not_measured() -> None:
     assert "export" not in size_chart(REPORTS["INVALID"])
-    bare = REPORTS["PASS"].model_copy(update={"rows": [Row(name="baseline", kind="baseline", form="dense")]})
+    bare = REPORTS["PASS"].model_copy(update={"rows": [Row(name="baseline", kind="baseline", format="dense")]})
     assert size_chart(bare) == ""
     assert latency_chart(bare) == ""
     assert Page(render_html(bare)).open == []
@@ -43,7 +43,7 @@ def test_bytes_by_part_and_by_number_both_come_to_the_weights(rich_run: Report) 
     for row in rich_run.rows:
         assert sum(by_part(row).values()) == sum(by_number(row).values()) > 0
         assert set(by_part(row)) == set(PARTS)
-    nothing = Row(name="x", kind="x", form="dense")
+    nothing = Row(name="x", kind="x", format="dense")
     assert not any([*by_part(nothing).values(), *by_number(nothing).values()])
 
 

@@ -6,15 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from recipes.commands.chatter import Chatter, fold, folded
-from recipes.run_folder import Log
+from recipes.cli.library_output import Chatter, fold, folded
+from recipes.runs.folder import Log
 
 REPEATED = 120
 SPEAKING = f"""
 import logging, os, subprocess, sys, warnings
 from pathlib import Path
-from recipes.commands.chatter import Chatter
-from recipes.run_folder import Log
+from recipes.cli.library_output import Chatter
+from recipes.runs.folder import Log
 with Chatter() as chatter:
     chatter.move_to(Path(sys.argv[1]))
     log = Log(Path(sys.argv[1]))

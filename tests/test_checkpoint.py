@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress import CheckpointError, inspect_checkpoint
-from compress.checkpoint import load_model, load_tokenizer
+from compress.checkpoints.folder import load_tokenizer
+from compress.checkpoints.loading import load_model
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 def test_headers_tell_what_the_model_has(gpt2: Path) -> None:
     checkpoint, model = inspect_checkpoint(gpt2), load_model(gpt2)
-    assert checkpoint.form == "dense"
+    assert checkpoint.format == "dense"
     assert checkpoint.model_type == "gpt2"
     assert checkpoint.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert checkpoint.disk_bytes == (gpt2 / "model.safetensors").stat().st_size

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from recipes.quality.choices import Question, TaskConfig, TaskError, read_questions, spread
+from recipes.config.evaluations import TaskConfig
+from recipes.measure.multiple_choice import Question, TaskError, read_questions, spread
 
 ROWS = [{"context": f"Tea, {n}:", "endings": [f"cup {n}", f'a "{n}", hot', "pot"], "label": n % 3} for n in range(9)]
 

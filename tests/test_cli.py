@@ -12,11 +12,11 @@ import pytest
 from conftest import Demitasse
 
 from compress import StageError
-from recipes.commands.methods import REGISTRIES, methods
-from recipes.commands.options import option_name
-from recipes.commands.terminal import Lines, clock_time
-from recipes.failures import Terminated, exit_code, message
-from recipes.stages import STAGES
+from recipes.cli.methods import REGISTRIES, methods
+from recipes.cli.options import option_name
+from recipes.cli.terminal import Lines, clock_time
+from recipes.config.stages import STAGES
+from recipes.runs.failures import Terminated, exit_code, message
 
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "mobius", "scipy", "matplotlib", "bitsandbytes", "datasets"}
 COMMANDS = [
@@ -47,7 +47,7 @@ def digests(folder: Path) -> dict[str, str]:
 def test_help_of_every_command_imports_nothing_heavy() -> None:
     code = f"""
 import contextlib, io, sys
-from recipes.cli import main
+from recipes.cli.app import main
 for arguments in [["--help"], *([name, "--help"] for name in {COMMANDS!r})]:
     sys.argv, said = ["demitasse", *arguments], io.StringIO()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(said):
@@ -151,7 +151,7 @@ def test_exit_codes(error: BaseException, code: int) -> None:
 
 def test_broken_integrity_is_5() -> None:
     from export import BundleIntegrityError
-    from recipes.store import IntegrityError
+    from recipes.runs.store import IntegrityError
 
     assert exit_code(IntegrityError("changed")) == 5
     assert exit_code(BundleIntegrityError("changed")) == 5
@@ -167,7 +167,7 @@ def test_full_disk_is_named_with_the_way_out() -> None:
 WAITING = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with it ignored
-from recipes.session import session
+from recipes.cli.session import session
 with session(debug=False, goes_on=True) as terminal:
     terminal.chatter.err.write("ready\\n")
     terminal.chatter.err.flush()
@@ -210,7 +210,7 @@ gate:
 def test_run_ends_in_a_table_and_a_verdict(
     gpt2: Path, text_file: Path, tmp_path: Path, demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recipes.measure.probe", lambda *_, **__: 5)  # a process each, tested elsewhere
+    monkeypatch.setattr("recipes.measure.footprint.probe", lambda *_, **__: 5)  # a process each, tested elsewhere
     recipe, out = tmp_path / "tiny.yaml", tmp_path / "run"
     recipe.write_text(RECIPE.format(model=gpt2, text=text_file, ratio=2.0))
     code, said, err = demitasse("plan", recipe, "--out", out)
@@ -234,7 +234,7 @@ def test_run_ends_in_a_table_and_a_verdict(
 CHATTERING = """
 import os, subprocess, sys
 from pathlib import Path
-from recipes.commands.chatter import Chatter
+from recipes.cli.library_output import Chatter
 with Chatter() as chatter:
     os.write(1, b"early\\n")
     chatter.move_to(Path(sys.argv[1]))
@@ -274,7 +274,7 @@ def test_bars_are_drawn_on_a_terminal() -> None:
 
     from rich.console import Console
 
-    from recipes.commands.terminal import Bars
+    from recipes.cli.terminal import Bars
 
     drawn = StringIO()
     bars = Bars(Console(file=drawn, force_terminal=True, width=100))

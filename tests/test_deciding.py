@@ -7,10 +7,10 @@ import pytest
 from finished_runs import session_of
 from scipy import stats
 
-from evaluation.deciding import LOOKS, StoppingRule, blocks_at_looks, next_round
 from evaluation.gate import GateResult, Limit, Verdict, judge
 from evaluation.latency import Reading, Session, latency_measurements
 from evaluation.measurement import JUDGED, Interval, Measurement, Ratio
+from evaluation.stopping_rule import LOOKS, StoppingRule, blocks_at_looks, next_round
 
 HAVE = {"documents": 20, "blocks": 10}
 SECONDS = {"documents": 2.0, "blocks": 6.0}
@@ -154,8 +154,8 @@ def test_an_arm_that_died_is_not_waited_for_and_a_busy_machine_is() -> None:
     session = session_of(0.2, blocks=15)
     four = first(session, 4)
     assert rule(1 / 3).reason(four) != ""
-    dead = [turn.model_copy(update={"error": "killed"} if turn.arm == "final" else {}) for turn in four.turns]
-    assert "final did not run" in rule(1 / 3).reason(four.model_copy(update={"turns": tuple(dead)}))
+    dead = [turn.model_copy(update={"error": "killed"} if turn.arm == "export" else {}) for turn in four.turns]
+    assert "export did not run" in rule(1 / 3).reason(four.model_copy(update={"turns": tuple(dead)}))
     loud = Reading(seconds=1, cpus=1, own=0.1, busy=0.9)
     busy = [turn.model_copy(update={"timed": loud} if turn.block > 0 else {}) for turn in four.turns]
     assert rule(1 / 3).reason(four.model_copy(update={"turns": tuple(busy)})) == ""
@@ -168,7 +168,7 @@ def test_stopping_early_is_seldom_wrong_on_the_limit() -> None:
     for seed in range(sessions):
         session = session_of(1.0, blocks=10, steps=4, seed=seed)
         blocks, reason = stops_after(session, rule(1.0, most=10))
-        found = {one.metric: one for one in latency_measurements(first(session, blocks))["final"]}
+        found = {one.metric: one for one in latency_measurements(first(session, blocks))["export"]}
         gates = judge({"decode_latency": Limit(max_ratio=1.0)}, found, looks={"blocks": LOOKS})
         passed += gates[0].verdict == "PASS"
         assert (reason.startswith("every gate")) <= (gates[0].verdict == "PASS")

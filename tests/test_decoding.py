@@ -11,17 +11,17 @@ import pytest
 from compress import Facts, Stage, StageConfig, StageError, StageInput
 from export.coverage import coverage
 from export.external_data import read_graph
-from recipes.loader import load_recipe
-from recipes.runner import run
-from recipes.timing.decoding import DecodeTimer, decode_seconds, int8_bundle, shape_of
-from recipes.verbs import Order, carry_out
+from recipes.config.loader import load_recipe
+from recipes.engine.runner import run
+from recipes.engine.single import StageRequest, run_stage
+from recipes.measure.decode_timer import DecodeTimer, decode_seconds, int8_bundle, shape_of
 
 FEW = 2
 
 
 @pytest.fixture(autouse=True)
 def _few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.timing.decoding.BLOCKS", FEW)
+    monkeypatch.setattr("recipes.measure.decode_timer.BLOCKS", FEW)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -98,8 +98,8 @@ def test_recipes_and_verbs_hand_it_to_their_stages(
 ) -> None:
     from compress import Silent
 
-    monkeypatch.setattr("recipes.measure.probe", lambda *_, **__: 5)  # a process each, tested elsewhere
-    facts = carry_out(Order(stage=TIME, config=TimeConfig(), source=gpt2, out=tmp_path / "verb"), Silent())
+    monkeypatch.setattr("recipes.measure.footprint.probe", lambda *_, **__: 5)  # a process each, tested elsewhere
+    facts = run_stage(StageRequest(stage=TIME, config=TimeConfig(), source=gpt2, out=tmp_path / "verb"), Silent())
     assert facts["seconds"] == facts["again"] > 0
     recipe = f"model: {gpt2}\ndata: {{test: {text_file}}}\nstages: [time]\nevaluate: {{window: 32, windows: 8}}\n"
     (tmp_path / "time.yaml").write_text(recipe)

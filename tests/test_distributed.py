@@ -4,35 +4,36 @@ A launch of two is seconds of imports, so one serves several tests, and what one
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import launch_two
 import psutil
 import pytest
-import spread
 import torch
 from conftest import Demitasse
+from failing_stages import FAIL, FailConfig
 from safetensors.torch import load_file
 from torch import nn
-from torch.distributed import HashStore
 
-from compress.stage import StageError, StageInput
+from compress.stage import Facts, StageInput
+from compress.text import TextSource
 from compress.training import distributed
-from compress.training.launch import Launch, launch, unfit
-from recipes import processes
-from recipes.processes import Alone, First, Other, ProcessError
+from compress.training.launch import Launch, adopt, launch, unfit
+from recipes.config.stages import STAGES
+from recipes.engine.launcher import Launcher, LauncherError, Size, _Reader
+from recipes.engine.worker import FileProgress
 
-DEMITASSE = str(Path(sys.executable).with_name("demitasse"))
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ROOT = Path(__file__).resolve().parent.parent
+TORCHRUN = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+TWO = {way: f"{sys.executable} {launch_two.__file__} {way}" for way in ("torch", "slurm")} | {"ray": "ray --workers 2"}
 SHORT: dict[str, Any] = {"tokens": 4096, "length": 32, "batch": 8, "checkpoints": 2, "report_to": [], "warmup": 0.2}
 DISTILL: dict[str, Any] = {
     **SHORT,
@@ -42,79 +43,87 @@ DISTILL: dict[str, Any] = {
     "accumulate": 2,
 }
 TRAIN: dict[str, Any] = {**SHORT, "prune": {"sparsity": 0.5}}
-ORDERS = [
-    {"kind": kind, "knobs": {**knobs, "distributed": way}}
-    for kind, knobs, way in (
-        ("distill", DISTILL, "fsdp"),
-        ("train", TRAIN, "ddp"),
-        ("distill", DISTILL, "ddp"),
-        ("train", TRAIN, "fsdp"),
-    )
+WORK: list[tuple[str, dict[str, Any], str]] = [
+    ("distill", {**DISTILL, "distributed": "fsdp"}, "torch"),
+    ("train", {**TRAIN, "distributed": "ddp"}, "slurm"),
+    ("distill", {**DISTILL, "distributed": "ddp"}, "slurm"),
+    ("train", {**TRAIN, "distributed": "fsdp"}, "torch"),
+    ("distill", {**DISTILL, "distributed": "ddp"}, "ray"),
 ]
 AT_ONCE = 2
 """So many of these are run whenever tests run; the others are thorough."""
-FAIL: dict[str, Any] = {"kind": "fail", "knobs": {"rank": 1, "early": False}}
 RECIPE = """\
 model: {model}
 data: {{train: train.txt, calibration: train.txt, test: test.txt}}
 stages:
   - distill: {{layers: 2, tokens: 4096, length: 16, batch: 4, checkpoints: 15, distributed: fsdp}}
 evaluate: {{window: 32, windows: 8}}
+launcher: {launcher}
 gate:
   perplexity: {{max_ratio: 0.1}}
 """
 
 
-def run_command(command: list[str], folder: Path, *more: object) -> subprocess.CompletedProcess[str]:
-    temporary = folder / "tmp"
-    temporary.mkdir(exist_ok=True)
-    return subprocess.run(
-        [*command, *map(str, more)],
-        cwd=folder,
-        env=environment(temporary),
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+@dataclass
+class Noted:
+    """A `Progress` that is looked at afterwards."""
+
+    labels: list[str] = field(default_factory=list)
+    amounts: list[float] = field(default_factory=list)
+    closed: int = 0
+
+    def task(self, label: str, total: float, done: float = 0.0, *, steady: float = 0.0) -> "Noted":
+        self.labels.append(label)
+        return self
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        self.amounts.append(amount)
+
+    def __enter__(self) -> "Noted":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closed += 1
 
 
-def environment(temporary: Path) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
-
-
-def ordered(folder: Path, model: Path, text: Path, orders: list[dict[str, Any]]) -> Path:
-    task = {"model": str(model), "text": str(text), "orders": orders}
-    folder.mkdir()
-    (folder / "orders.json").write_text(json.dumps(task), encoding="utf-8")
-    return folder
+def given_in(folder: Path, model: Path, text: Path, **more: Any) -> StageInput:
+    for place in ("out", "scratch"):
+        (folder / place).mkdir(parents=True)
+    source = TextSource(file=text)
+    texts = {"train_text": source, "calibration_text": source}
+    return StageInput(source=model, teacher=model, out=folder / "out", scratch=folder / "scratch", **texts, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curves:
-    """What stages left that were run by one process and by two, and how the launch of two ended."""
+class Trained:
+    """What a stage left that was run by one process and by two."""
 
     one: Path
     two: Path
-    ended: subprocess.CompletedProcess[str]
+    facts: tuple[Facts, Facts]
+    progress: Noted
 
 
 @pytest.fixture(scope="module")
-def curves(
+def trained(
     make_checkpoint: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Curves]:
-    """`curves(number)`: those with this order, of a model without dropout, which is drawn anew by every process."""
+) -> Callable[[int], Trained]:
+    """`trained(number)`: that work, of a model without dropout, which is drawn anew by every process."""
     model = make_checkpoint("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 
     @cache
-    def run(of_first: bool) -> Curves:
-        place = tmp_path_factory.mktemp("curves")
-        orders = ORDERS[:AT_ONCE] if of_first else ORDERS[AT_ONCE:]
-        one, two = ordered(place / "one", model, text_file, orders), place / "two"
-        spread.main(one)
-        ended = run_command(TWO, place, spread.__file__, ordered(two, model, text_file, [*orders, FAIL]))
-        return Curves(one=one, two=two, ended=ended)
+    def run(number: int) -> Trained:
+        kind, knobs, way = WORK[number]
+        if way == "ray":
+            pytest.importorskip("ray", reason="Ray, the extra `ray`, is not installed")
+        place, progress = tmp_path_factory.mktemp("trained"), Noted()
+        stage, config = STAGES[kind], STAGES[kind].config(**knobs)
+        alone = stage.run(config, given_in(place / "one", model, text_file))
+        both = given_in(place / "two", model, text_file, progress=progress)
+        shared = Launcher(command=TWO[way]).run(stage, config, both)
+        return Trained(one=place / "one", two=place / "two", facts=(alone, shared), progress=progress)
 
-    return lambda number: run(number < AT_ONCE)
+    return run
 
 
 @pytest.mark.alone
@@ -123,32 +132,32 @@ def curves(
     [
         pytest.param(
             number,
-            id=f"{order['kind']}-{order['knobs']['distributed']}",
+            id=f"{kind}-{knobs['distributed']}-{way}",
             marks=() if number < AT_ONCE else pytest.mark.thorough,
         )
-        for number, order in enumerate(ORDERS)
+        for number, (kind, knobs, way) in enumerate(WORK)
     ],
 )
-def test_two_processes_train_as_one_does(curves: Callable[[int], Curves], number: int) -> None:
-    made, place = curves(number), number % AT_ONCE
-    facts = [json.loads((folder / f"{place}.json").read_text(encoding="utf-8")) for folder in (made.one, made.two)]
-    histories = [fact["history"] for fact in facts]
-    assert len(histories[0]) == len(histories[1]) >= 10
-    for alone, shared in zip(*histories, strict=True):
+def test_two_processes_train_as_one_does(trained: Callable[[int], Trained], number: int) -> None:
+    made = trained(number)
+    one, two = (json.loads(json.dumps(facts)) for facts in made.facts)
+    assert two["processes"] == 2
+    assert len(one["history"]) == len(two["history"]) >= 10
+    for alone, shared in zip(one["history"], two["history"], strict=True):
         assert shared == pytest.approx(alone, abs=1e-3)
-    assert histories[0][0]["loss"] != pytest.approx(histories[0][-1]["loss"], abs=1e-3)
-    weights = [load_file(folder / str(place) / "out" / "model.safetensors") for folder in (made.one, made.two)]
+    assert one["history"][0]["loss"] != pytest.approx(one["history"][-1]["loss"], abs=1e-3)
+    weights = [load_file(folder / "out" / "model.safetensors") for folder in (made.one, made.two)]
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=0)
-    assert facts[0]["sparsity"] == facts[1]["sparsity"]
-    if ORDERS[number]["kind"] == "train":
-        assert facts[1]["sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert one["sparsity"] == two["sparsity"]
+    if WORK[number][0] == "train":
+        assert two["sparsity"] == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.alone
-def test_only_the_first_process_writes(curves: Callable[[int], Curves]) -> None:
-    made = curves(0)
+def test_only_the_first_process_writes_and_tells_how_far_it_is(trained: Callable[[int], Trained]) -> None:
+    made = trained(0)
     names = [
         {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
         for folder in (made.one, made.two)
@@ -156,33 +165,29 @@ def test_only_the_first_process_writes(curves: Callable[[int], Curves]) -> None:
     generators = {name for name in names[1] if "/rng_state_" in name}
     assert {Path(name).name for name in generators} == {"rng_state_0.pth", "rng_state_1.pth"}
     plain = {name for name in names[0] if not name.endswith("rng_state.pth")}
-    assert names[1] - generators == plain
+    assert {name for name in names[1] - generators if "tfevents" not in name} == {
+        name for name in plain if "tfevents" not in name
+    }
     assert any("/checkpoint-" in name for name in plain)
-    assert list((made.two.parent / "tmp").glob("demitasse-*")) == []
-
-
-def check_failed(done: subprocess.CompletedProcess[str], words: str) -> None:
-    assert done.returncode == 1
-    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert said == [f"error: process 1 of 2: this process {words}"]
-    assert "exitcode  : 2" in done.stderr
-    _, listed, other = done.stderr.partition("rank      : 1")
-    assert not listed or "(SIGTERM)" in other, (
-        "expected that the other ends without a word, or is ended by the launcher"
-    )
+    assert made.progress.labels.count("distill") == 1
+    assert made.progress.closed == len(made.progress.labels)
+    assert sum(made.progress.amounts) > 0
 
 
 @pytest.mark.alone
-def test_an_error_on_another_process_ends_all_with_one_message(curves: Callable[[int], Curves]) -> None:
-    """The last order of the launch that ran the others."""
-    check_failed(curves(0).ended, "has lost heart")
-
-
-@pytest.mark.alone
-@pytest.mark.thorough
-def test_an_error_before_anything_is_shared_does_so_too(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
-    folder = ordered(tmp_path / "failing", gpt2, text_file, [{"kind": "fail", "knobs": {"rank": 1, "early": True}}])
-    check_failed(run_command(TWO, tmp_path, spread.__file__, folder), "has never begun")
+@pytest.mark.parametrize(
+    ("early", "words"),
+    [(False, "has lost heart"), pytest.param(True, "has never begun", marks=pytest.mark.thorough)],
+)
+def test_an_error_on_another_process_ends_all_with_one_message(
+    early: bool, words: str, gpt2: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    launcher = Launcher(command=TWO["torch"], stages="failing_stages:STAGES")
+    with pytest.raises(LauncherError, match=f"^process 1 of 2: this process {words}$") as caught:
+        launcher.run(FAIL, FailConfig(rank=1, early=early), given_in(tmp_path, gpt2, text_file))
+    assert caught.value.exit_code == 2
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 @pytest.fixture
@@ -191,7 +196,7 @@ def recipe(gpt2: Path, text_file: Path, tmp_path: Path) -> Path:
     for name, some in (("train.txt", documents[:8]), ("test.txt", documents[8:])):
         (tmp_path / name).write_text("<|endoftext|>".join(some), encoding="utf-8")
     file = tmp_path / "small.yaml"
-    file.write_text(RECIPE.format(model=gpt2), encoding="utf-8")
+    file.write_text(RECIPE.format(model=gpt2, launcher=TORCHRUN), encoding="utf-8")
     return file
 
 
@@ -200,33 +205,28 @@ def recipe(gpt2: Path, text_file: Path, tmp_path: Path) -> Path:
 def test_a_killed_run_goes_on_and_ends_in_the_verdict_of_one_process(
     recipe: Path, tmp_path: Path, demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [*TWO, "--no-python", DEMITASSE, "run", str(recipe), "--out", "out"]
-    scratch = kill_second_process(command, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    scratch = kill_second_process(recipe, tmp_path)
     checkpoint = max(scratch.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
     mark_first_loss(checkpoint / "trainer_state.json", 99.0)
-    again = run_command(command, tmp_path)
-    assert again.returncode == 1, again.stderr
-    assert "exitcode  : 1" in again.stderr
+    code, _, errors = demitasse("run", recipe, "--out", "out")
+    assert code == 1, errors
     artifact = next((tmp_path / "out" / "artifacts").glob("distill-*"))
     facts = json.loads((artifact / "artifact.json").read_text(encoding="utf-8"))["facts"]
     assert facts["processes"] == 2
     assert facts["history"][0]["loss"] == 99.0
     assert facts["history"][-1]["step"] == 64
-    monkeypatch.chdir(tmp_path)
     code, said, _ = demitasse("run", recipe, "--out", "out")
     assert code == 1
     assert said.count("reused") == 2
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["verdict"] == "FAIL"
-    assert not list((tmp_path / "out").glob(".processes-*"))
 
 
-def kill_second_process(command: list[str], folder: Path) -> Path:
-    """Start a run, end its second process as soon as there is a checkpoint; where the checkpoints are."""
-    (folder / "tmp").mkdir()
-    started = subprocess.Popen(
-        command, cwd=folder, env=environment(folder / "tmp"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    until = time.monotonic() + 900
+def kill_second_process(recipe: Path, folder: Path) -> Path:
+    """Start a run, end its second worker as soon as there is a checkpoint; where the checkpoints are."""
+    command = [str(Path(sys.executable).with_name("demitasse")), "run", str(recipe), "--out", "out"]
+    started = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    until = time.monotonic() + 600
     while not (states := list(folder.glob("out/artifacts/.work/distill-*/scratch/*/trainer_state.json"))):
         assert started.poll() is None, started.communicate()
         assert time.monotonic() < until
@@ -234,9 +234,27 @@ def kill_second_process(command: list[str], folder: Path) -> Path:
     workers = {child.environ().get("RANK"): child for child in psutil.Process(started.pid).children(recursive=True)}
     workers["1"].send_signal(signal.SIGKILL)
     _, errors = started.communicate(timeout=300)
-    assert started.returncode == 1
+    assert started.returncode == 4
     assert b"run the same command again and it goes on from there" in errors
     return states[0].parent.parent
+
+
+@pytest.mark.alone
+@pytest.mark.thorough
+def test_a_killed_command_takes_its_workers_with_it(recipe: Path, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("demitasse")), "run", str(recipe), "--out", "out"]
+    started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 600
+    while not list(tmp_path.glob("out/artifacts/.work/distill-*/scratch/*/trainer_state.json")):
+        assert started.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    workers = psutil.Process(started.pid).children(recursive=True)
+    assert len(workers) >= 3
+    started.kill()
+    started.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
 
 
 def mark_first_loss(state: Path, loss: float) -> None:
@@ -248,46 +266,101 @@ def mark_first_loss(state: Path, loss: float) -> None:
 UNFIT = "error: --set distill.batch=7: expected a multiple of 2, because 2 processes share it, got 7"
 
 
-@pytest.mark.alone
-@pytest.mark.thorough
-def test_a_launch_refuses_a_batch_that_cannot_be_dealt_out_before_anything_runs(recipe: Path, tmp_path: Path) -> None:
-    command = [*TWO, "--no-python", DEMITASSE]
-    done = run_command(command, tmp_path, "run", recipe, "--out", "out", "--set", "distill.batch=7")
-    assert done.returncode == 1
-    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [UNFIT]
-    assert "exitcode  : 2" in done.stderr
-    assert not list(tmp_path.glob("out/artifacts/distill-*"))
-
-
-def test_the_first_of_a_launch_refuses_such_a_batch_and_the_other_is_quiet(
-    recipe: Path, tmp_path: Path, demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch
+def test_a_batch_that_cannot_be_dealt_out_is_refused_before_anything_runs(
+    recipe: Path, tmp_path: Path, demitasse: Demitasse
 ) -> None:
-    """One after the other in this process: the other one is there when the first looks for it."""
-    store = HashStore()
-    store.set("here/1", "")
-    monkeypatch.setattr(processes, "MEET_SECONDS", 5.0)
-    monkeypatch.setattr(processes, "_meeting_place", lambda here: store)
-    monkeypatch.setattr(processes, "GONE_SECONDS", 0.0)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    command = ("run", recipe, "--out", tmp_path / "out", "--set", "distill.batch=7")
-    monkeypatch.setenv("RANK", "0")
-    code, _, errors = demitasse(*command)
+    out = tmp_path / "out"
+    launcher = ("--launcher", TWO["slurm"])
+    code, _, errors = demitasse("run", recipe, "--out", out, "--set", "distill.batch=7", *launcher)
     assert (code, errors.splitlines()) == (2, [UNFIT])
+    assert not list(out.glob("artifacts/distill-*"))
+    text = tmp_path / "train.txt"
+    knobs = ("--layers", 2, "--batch", 7, "--train-text", text)
+    code, _, errors = demitasse("distill", recipe, "--out", out, *knobs, *launcher)
+    assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("no-such-launcher -n 2", "--launcher no-such-launcher: cannot be started (No such file or directory)"),
+        (f"{sys.executable} -c 'print(\"no\"); exit(3)'", "ended with 3 (no)"),
+        ("true", "ended with 0 (it said nothing)"),
+    ],
+)
+def test_a_launcher_that_does_not_work_is_told_before_anything_runs(command: str, words: str) -> None:
+    with pytest.raises(LauncherError) as caught:
+        Launcher(command=command).size()
+    assert words in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_launcher_is_asked_how_many_it_starts() -> None:
+    assert Launcher(command=TWO["torch"]).size() == Size(world=2, local_world=2)
+    assert Launcher(command="env A=1").size() == Size(world=1, local_world=1)
+
+
+def test_a_launcher_that_shares_the_work_its_own_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(LauncherError, match=r"process 0 of 1: ACCELERATE_USE_FSDP.*distributed: fsdp"):
+        Launcher(command="env A=2").size()
+
+
+def test_a_command_that_was_launched_itself_says_how_it_is_done(
+    demitasse: Demitasse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert demitasse(*command) == (0, "", "")
-    assert not list(tmp_path.glob("out/artifacts/distill-*"))
+    assert demitasse("methods") == (0, "", "")
+    monkeypatch.setenv("RANK", "0")
+    code, _, errors = demitasse("methods")
+    assert code == 2
+    assert "expected one process, got one of 2" in errors
+    assert "--launcher" in errors
 
 
-def test_a_process_on_its_own_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_a_worker_tells_is_shown(tmp_path: Path) -> None:
+    from contextlib import ExitStack
+
+    told, shown = FileProgress(tmp_path / "progress"), Noted()
+    with ExitStack() as stack:
+        reader = _Reader(tmp_path / "progress", shown, stack)
+        reader.read()
+        with told.task("train", total=3) as task:
+            reader.read()
+            task.advance(1)
+            task.advance(2, "loss 3")
+            with (tmp_path / "progress").open("a", encoding="utf-8") as stream:
+                stream.write('{"task": 0, "amo')
+            reader.read()
+            assert (shown.labels, shown.amounts, shown.closed) == (["train"], [1, 2], 0)
+            with (tmp_path / "progress").open("a", encoding="utf-8") as stream:
+                stream.write('unt": 5, "note": ""}\n')
+        reader.read()
+    assert (shown.amounts, shown.closed) == ([1, 2, 5], 1)
+
+
+def test_workers_of_srun_and_mpirun_know_which_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    assert launch() == Launch()  # a batch script has these too
+    with monkeypatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            patch.setenv(name, "")  # put back at the end
+            patch.delenv(name)
+        adopt()
+        assert launch() == Launch(rank=3, world=4, local_rank=1, local_world=4)
+
+
+def test_a_process_on_its_own_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert launch() == Launch(rank=0, world=1, local_rank=0, local_world=1)
     with distributed.together("cpu") as here:
         assert (here.first, distributed.world(), distributed.of_all("word")) == (True, 1, ["word"])
-    alone = Alone()
-    alone.meet(tmp_path / "nowhere")
-    with alone.share(0, StageInput(source=None, out=tmp_path, scratch=tmp_path)):
-        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_launch_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +395,7 @@ def test_clipping_scales_to_the_common_norm() -> None:
 
 
 def test_parameters_and_moments_are_taken_over_whole(make_checkpoint: Callable[..., Path]) -> None:
-    from compress.checkpoint import load_model
+    from compress.checkpoints.loading import load_model
 
     def stepped(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
         model = load_model(folder)
@@ -339,100 +412,3 @@ def test_parameters_and_moments_are_taken_over_whole(make_checkpoint: Callable[.
         torch.testing.assert_close(mine, other, rtol=0, atol=0)
         moments = first_optimizer.state[mine]["exp_avg"], second_optimizer.state[other]["exp_avg"]
         torch.testing.assert_close(*moments, rtol=0, atol=0)
-
-
-def pair() -> tuple[First, Other]:
-    """Both sides of a launch of two, which meet inside of this process."""
-    store = HashStore()
-    here = [Launch(rank=rank, world=2, local_rank=rank, local_world=2) for rank in range(2)]
-    return First(here[0], store), Other(here[1], store)
-
-
-def test_machines_that_share_no_folder_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(processes, "SEEN_SECONDS", 0.0)
-    first, other = pair()
-    assert first.store is not None
-    first.store.set("meet", json.dumps({"token": str(tmp_path / "elsewhere" / "token")}))
-    with pytest.raises(ProcessError, match=r"cannot see .*elsewhere.* must share the run's folder") as refused:
-        other.follow(lambda number, given: None)
-    assert refused.value.exit_code == 2
-
-
-def test_processes_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(processes, "MEET_SECONDS", 0.1)
-    first, _ = pair()
-    with pytest.raises(ProcessError, match="processes 1 of 2 have not started within 0 s"):
-        first.meet(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_others_help_until_the_end(tmp_path: Path) -> None:
-    first, other = pair()
-    helped: list[tuple[int, StageInput]] = []
-    following = threading.Thread(target=other.follow, args=(lambda number, given: helped.append((number, given)),))
-    following.start()
-    first.meet(tmp_path)
-    given = StageInput(source=tmp_path, out=tmp_path / "out", scratch=tmp_path / "scratch")
-    for number in (3, 1):
-        with first.share(number, given):
-            pass
-    assert [number for number, _ in helped] == [3, 1]
-    asked = helped[0][1]
-    assert (asked.source, asked.teacher, asked.scratch) == (tmp_path, None, tmp_path / "scratch")
-    assert asked.out not in (given.out, tmp_path)
-    assert not asked.out.exists()
-    other.gone()
-    first.end()
-    following.join(10)
-    assert not following.is_alive()
-
-
-def test_what_another_process_reports_is_raised_by_the_first(tmp_path: Path) -> None:
-    first, other = pair()
-    reporting = threading.Thread(target=other.report, args=(StageError("no more disk"),))
-    reporting.start()
-    with pytest.raises(ProcessError, match="process 1 of 2: no more disk") as raised:
-        first.meet(tmp_path)
-    reporting.join(10)
-    assert (raised.value.exit_code, reporting.is_alive()) == (2, False)
-
-
-def hang(reporting: threading.Thread) -> None:
-    """As in a call to others that never comes back, one of whom reports an error."""
-    reporting.start()
-    time.sleep(60)
-    pytest.fail("expected to be interrupted")
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """A worker of the tests ignores what interrupts; a command does not."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_what_the_first_runs_is_interrupted_by_what_another_process_reports(tmp_path: Path) -> None:
-    first, other = pair()
-    reporting = threading.Thread(target=other.report, args=(StageError("no more disk"),))
-    given = StageInput(source=tmp_path, out=tmp_path / "out", scratch=tmp_path / "scratch")
-    with pytest.raises(ProcessError, match="process 1 of 2: no more disk"), first.share(0, given):
-        hang(reporting)
-    reporting.join(10)
-    assert not reporting.is_alive()
-
-
-def test_a_launcher_that_shares_the_work_its_own_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    processes.check_launcher()
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ProcessError, match=r"ACCELERATE_USE_FSDP.*distributed: fsdp"):
-        processes.check_launcher()
-
-
-def test_a_launched_process_is_not_taken_for_one_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processes.alone().launch.world == 1
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ProcessError, match="launch the command `demitasse run` itself"):
-        processes.alone()

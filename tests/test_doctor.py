@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.commands import doctor
-from recipes.commands.doctor import CHECKS, Finding, advice_for, captured_stderr, examine, tiny_model, why_not
+from recipes.cli import doctor
+from recipes.cli.doctor import CHECKS, Finding, advice_for, captured_stderr, examine, tiny_model, why_not
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ import pytest
 from exported import exported, quantized, sharpened
 from onnx import numpy_helper
 
-from compress.int8 import Int8Matrix, read_int8_matrices
+from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
 from compress.stage import StageError, StageInput
 from compress.text import TextSource
 from export import EXPORT, verify_bundle
 from export.passes import PASSES
 from export.passes.context import block_for
-from export.weights import Int8Table
+from export.row_tracking import Int8Table
 
 Make = Callable[..., Path]
 
@@ -50,11 +50,11 @@ def test_int8_values_are_the_checkpoints_bit_for_bit(
     family: str, int8: dict[str, Path], bundles: dict[str, Path]
 ) -> None:
     held = constants(onnx.load(bundles[family] / "model.onnx"))
-    matrices, found = read_int8_matrices(int8[family]), set()
+    matrices, found = read_quantized_matrices(int8[family]), set()
     for name in (name for name in held if name.endswith(".codes")):
         modules = name.removesuffix(".codes").split("+")
         codes = np.concatenate([matrices[module].codes_OI for module in modules])
-        steps = np.concatenate([matrices[module].step_OG for module in modules])
+        steps = np.concatenate([matrices[module].scale_OG for module in modules])
         values = (held[name].astype(np.int16) - 128).reshape(len(codes), -1)
         assert np.array_equal(values[:, : codes.shape[1]], codes), name
         assert not values[:, codes.shape[1] :].any(), "padding must be zero"
@@ -87,7 +87,7 @@ def test_conv1d_that_the_stock_quantizer_skips_is_int8(int8: dict[str, Path], bu
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     from transformers.pytorch_utils import Conv1D
 
-    from compress.float_model import load_float_model
+    from compress.checkpoints.loading import load_float_model
 
     model = load_float_model(int8["gpt2"])
     linears = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
@@ -203,7 +203,7 @@ def test_cuda_graph_is_float16_with_int8_weights(int8: dict[str, Path], tmp_path
 
 
 def test_missing_provider_is_refused_before_the_work(int8: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
-    from export.session import ProviderError, check_provider
+    from export.runtime.session import ProviderError, check_provider
 
     try:
         check_provider("cuda")
@@ -251,7 +251,9 @@ def test_weight_without_a_place_is_an_error(gpt2: Path, text_file: Path, tmp_pat
 def test_rows_are_followed_through_splits_and_joins() -> None:
     random = np.random.default_rng(0)
     first, second = (
-        Int8Matrix(random.integers(-127, 128, (rows, 4)).astype(np.int8), random.random((rows, 2)).astype(np.float32))
+        QuantizedMatrix(
+            random.integers(-127, 128, (rows, 4)).astype(np.int8), random.random((rows, 2)).astype(np.float32)
+        )
         for rows in (3, 5)
     )
     table = Int8Table.of({"first": first, "second": second})
@@ -259,7 +261,7 @@ def test_rows_are_followed_through_splits_and_joins() -> None:
     matrix = table.matrix(rows)
     codes = np.concatenate([first.codes_OI, second.codes_OI])[rows]
     assert np.array_equal(matrix.codes_OI, codes)
-    assert np.array_equal(matrix.step_OG, np.concatenate([first.step_OG, second.step_OG])[rows])
+    assert np.array_equal(matrix.scale_OG, np.concatenate([first.scale_OG, second.scale_OG])[rows])
     assert table.modules(rows) == ["first", "second"]
     assert np.shares_memory(table.matrix(rows[:2]).codes_OI, first.codes_OI), "rows that lie together are a view"
 

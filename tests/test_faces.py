@@ -19,8 +19,8 @@ def test_every_name_is_there_once_and_no_other(package: str) -> None:
 
 
 def test_a_timed_process_brings_no_stage_before_its_model() -> None:
-    code = "import sys, recipes.timing.arm_process; print(*sys.modules)"
+    code = "import sys, recipes.measure.variant_process; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     brought = set(done.stdout.split())
     assert "compress.stage" in brought
-    assert not brought & {"compress.stages", "compress.distillation.distill", "evaluation.render", "torch", "jinja2"}
+    assert not brought & {"compress.stages", "compress.distillation.stage", "evaluation.render", "torch", "jinja2"}

@@ -20,14 +20,15 @@ from conftest import ROOT, SHORT, Share
 from exported import Exported, genai_greedy, quantized, sharpened
 from family_variants import ALSO, AS_WELL, FAMILIES, LONG, MIXTURES, OLD, REFUSALS, WINDOW, Changes
 
-from compress.checkpoint import load_model, read_config
-from compress.linears import block_linears
+from compress.checkpoints.folder import read_config
+from compress.checkpoints.loading import load_model
+from compress.models.block_linears import block_linears
 from compress.stage import StageError, StageInput
 from compress.text import TextSource
 from export import EXPORT, OnnxCausalLM, verify_bundle
+from export.attention_facts import LAYERS, Layer, layer_of
 from export.families import CORRECTED, GRAPHS, REFUSED, REFUSED_TYPES, ROTATIONS, UNROTATED
 from export.graph import build_decoder
-from export.layers import LAYERS, Layer, layer_of
 from export.parity import CHECKS
 from export.passes import PASSES, PassContext, apply_passes
 

@@ -9,10 +9,10 @@ import pytest
 from exported import exported, quantized
 from finished_runs import finish
 
-from compress.quantize import QUANTIZE
+from compress.quantization.config import QUANTIZE
 from compress.stage import Silent
-from recipes.store import Store
-from recipes.verbs import Order, carry_out
+from recipes.engine.single import StageRequest, run_stage
+from recipes.runs.store import Store
 
 MASKS = {0o022: (0o644, 0o755), 0o027: (0o640, 0o750)}
 """umask -> modes of files and of folders."""
@@ -53,7 +53,7 @@ def test_stored_checkpoints_and_bundles_can_be_read_by_others(
 
 def test_a_verb_leaves_what_others_can_read(gpt2: Path, tmp_path: Path, mask: int) -> None:
     out = tmp_path / "int8"
-    carry_out(Order(stage=QUANTIZE, config=QUANTIZE.config(), source=gpt2, out=out), Silent())
+    run_stage(StageRequest(stage=QUANTIZE, config=QUANTIZE.config(), source=gpt2, out=out), Silent())
     assert_modes(out, mask, "model.safetensors", "config.json", "tokenizer.json")
 
 

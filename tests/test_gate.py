@@ -13,7 +13,6 @@ from evaluation.gate import (
     AGAINST_BASELINE,
     EXIT_CODES,
     LIMITS,
-    RENAMED,
     SEVERITY,
     GateResult,
     Limit,
@@ -25,7 +24,7 @@ from evaluation.gate import (
     overall,
 )
 from evaluation.measurement import JUDGED, METRICS, Change, Interval, Measurement, Ratio
-from evaluation.suspicion import suspicion, suspicions
+from evaluation.plausibility import suspicion, suspicions
 
 
 def judged(low: float, high: float) -> Interval:
@@ -221,12 +220,6 @@ def test_tables_name_what_exists() -> None:
 def test_a_limit_is_exactly_one_finite_number(fields: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Limit.model_validate(fields)
-
-
-@pytest.mark.parametrize("former", RENAMED)
-def test_former_names_are_refused_with_the_new_one(former: str) -> None:
-    with pytest.raises(ValidationError, match=rf"got `{former}`, which is now `(max_ratio|at_most|at_least)`"):
-        Limit.model_validate({former: 1.0})
 
 
 def test_limits_read_as_sentences() -> None:

@@ -15,16 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress import DistillConfig, StageError, StageInput, TextSource, TrainConfig
-from compress.checkpoint import load_model
-from compress.distillation.distill import run as distill
-from compress.linears import BlockLinear, block_linears
-from compress.pruning.amount import Amount
+from compress.checkpoints.loading import load_model
+from compress.distillation.stage import run as distill
+from compress.models.block_linears import BlockLinear, block_linears
+from compress.pruning.sparsity import Amount
 from compress.stage import Silent
-from compress.training.fit import fit
-from compress.training.gradual import GradualConfig, Ramp
+from compress.training.loop import Schedule, fit
 from compress.training.objective import Objective
-from compress.training.train import run as train
-from compress.training.zeros import FILE, Zeros, smallest
+from compress.training.pruning_schedule import GradualConfig, Ramp
+from compress.training.sparsity_masks import FILE, Zeros, smallest
+from compress.training.stage import run as train
 
 KNOBS: dict[str, Any] = {
     "tokens": 20 * 4 * 16,
@@ -174,7 +174,7 @@ def test_training_follows_the_ramp_and_changes_no_mask_after_it(gpt2: Path, tmp_
             seen.append([zeros_of(linear) for linear in block_linears(self.model)])
             return super().loss(ids_BT, row_B)
 
-    schedule = TrainConfig(**KNOBS, prune=GradualConfig(sparsity=0.5, every=4)).schedule()
+    schedule = Schedule.of(TrainConfig(**KNOBS, prune=GradualConfig(sparsity=0.5, every=4)))
     rows_NT = np.random.default_rng(0).integers(0, 300, (40, 16))
     history = fit(Watched(model), rows_NT, schedule, scratch=tmp_path, seed=0, progress=Silent(), label="train")
     ramp = Ramp(first=0.0, last=0.5, steps=12, every=4)

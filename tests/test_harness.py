@@ -1,4 +1,4 @@
-"""Tasks: our scorer gives lm-evaluation-harness the answers that its own PyTorch model gives, for every form."""
+"""Tasks: our scorer gives lm-evaluation-harness the answers that its own PyTorch model gives, for every format."""
 
 import json
 import math
@@ -14,14 +14,16 @@ from exported import Exported
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from compress import Form
-from compress.checkpoint import load_tokenizer
+from compress import FormatName
+from compress.checkpoints.folder import load_tokenizer
 from evaluation.measurement import is_metric
-from evaluation.quality.items import Items, item_measurements
-from recipes.quality import harness
-from recipes.quality.answering import Answering, open_model
-from recipes.quality.choices import TaskConfig, TaskError
-from recipes.quality.harness import ask_task, open_task, task_problems
+from evaluation.quality.per_example import Items, item_measurements
+from recipes.config.evaluations import TaskConfig
+from recipes.formats import FORMATS
+from recipes.formats.base import LoadedModel
+from recipes.measure import harness_tasks as harness
+from recipes.measure.harness_tasks import ask_task, open_task, task_problems
+from recipes.measure.multiple_choice import TaskError
 
 pytest.importorskip("lm_eval")
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,14 +68,14 @@ def reference() -> Any:
 
 
 @cache
-def opened() -> Answering:
+def opened() -> LoadedModel:
     """Our model, opened once."""
-    return open_model(MODEL, "dense")
+    return FORMATS["dense"].open(MODEL)
 
 
-def ask(config: TaskConfig, folder: Path = MODEL, form: Form = "dense", **knobs: Any) -> Items:
-    model = opened() if folder == MODEL else open_model(folder, form)
-    given = {"scorer": model.scorer, "generator": model.generator, "context": model.context, **knobs}
+def ask(config: TaskConfig, folder: Path = MODEL, format: FormatName = "dense", **knobs: Any) -> Items:
+    model = opened() if folder == MODEL else FORMATS[format].open(folder)
+    given = {"scorer": model.logits, "generator": model.generate, "context": model.context, **knobs}
     return ask_task(config, tokenizer=load_tokenizer(folder), **given)
 
 
@@ -103,9 +105,9 @@ def instances(*arguments: tuple[Any, ...], kind: str = "loglikelihood") -> list[
 
 
 def model(**knobs: Any) -> Any:
-    from recipes.quality.scorer_lm import ScorerLM
+    from recipes.measure.harness_model import ScorerLM
 
-    given = {"scorer": opened().scorer, "generator": opened().generator, "context": CONTEXT, "batch": 3, **knobs}
+    given = {"scorer": opened().logits, "generator": opened().generate, "context": CONTEXT, "batch": 3, **knobs}
     return ScorerLM(tokenizer=load_tokenizer(MODEL), **given)
 
 
@@ -172,8 +174,8 @@ def test_examples_stand_before_every_question(questions: Path) -> None:
 def test_every_form_is_asked_the_same(int8_exports: Callable[[str], Exported], questions: Path) -> None:
     made = int8_exports("gpt2")
     config, told = TaskConfig(name="novels", file=questions, limit=12), []
-    arms: list[tuple[Path, Form]] = [(made.dense, "dense"), (made.int8, "int8"), (made.bundle, "onnx")]
-    dense, int8, onnx = (ask(config, folder, form, on_item=told.append) for folder, form in arms)
+    arms: list[tuple[Path, FormatName]] = [(made.dense, "dense"), (made.int8, "quantized"), (made.bundle, "onnx")]
+    dense, int8, onnx = (ask(config, folder, format, on_item=told.append) for folder, format in arms)
     assert dense.digest == int8.digest == onnx.digest
     assert math.isclose(sum(told), 3 * 12)
     agreeing = (dense.columns["accuracy_norm"] == onnx.columns["accuracy_norm"]).mean()
@@ -305,7 +307,7 @@ def test_an_unknown_task_is_told_what_was_perhaps_meant(whole: bool, monkeypatch
 def test_the_tasks_that_the_page_shows_are_read() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     shown = [YAML().load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
-    tasks = [TaskConfig(**task) for block in shown for task in block["evaluate"]["tasks"]]
+    tasks = [TaskConfig(**task) for block in shown for task in block["evaluate"].get("tasks", ())]
     assert [task.name for task in tasks] == ["hellaswag", "lambada_openai"]
     assert all(is_metric(metric) for block in shown for metric in block["gate"])
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from compress.checkpoint import load_model
-from recipes.quality.answering import open_model
-from recipes.quality.hidden_states import HiddenStates
+from compress.checkpoints.loading import load_model
+from recipes.formats import FORMATS
+from recipes.formats.hidden_states import HiddenStates
 
 IDS_BT = np.arange(40, dtype=np.int64).reshape(4, 10) * 7 % 300
 
@@ -47,7 +47,8 @@ def test_what_does_not_fit_is_run_again(gpt2: Path) -> None:
 
 
 def test_only_text_is_remembered(gpt2: Path) -> None:
-    plain, remembering = open_model(gpt2, "dense"), open_model(gpt2, "dense", HiddenStates())
-    assert plain.text_scorer is plain.scorer
-    assert remembering.text_scorer is not remembering.scorer
-    assert (remembering.text_scorer(IDS_BT) == plain.scorer(IDS_BT)).all()
+    model = FORMATS["dense"].open(gpt2, hidden=HiddenStates())
+    runs = counted(model._model)  # type: ignore[attr-defined]
+    for _ in range(2):
+        assert (model.text_logits(IDS_BT) == model.logits(IDS_BT)).all()
+    assert len(runs) == 4  # the text once, and once to see that it is the same

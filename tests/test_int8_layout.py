@@ -13,10 +13,10 @@ import pytest
 from exported import exported, quantized, sharpened
 from onnx import numpy_helper
 
-from compress.int8 import Int8Matrix, read_int8_matrices
+from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
 from export.coverage import CoverageError, check_carried
 from export.passes.context import block_in
-from export.weights import Int8Table, WeightError
+from export.row_tracking import Int8Table, WeightError
 
 Make = Callable[..., Path]
 
@@ -72,7 +72,7 @@ def test_a_scale_is_stored_once(bundle: Path, int8: Path) -> None:
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     scales = {name: shape for name, shape in stored.items() if name.endswith(".scales")}
-    assert len(scales) == len(read_int8_matrices(int8)) == 9
+    assert len(scales) == len(read_quantized_matrices(int8)) == 9
     assert {shape[1:] for shape in scales.values()} == {(1,)}
     shapes = {node.input[1] for node in model.graph.node if node.op_type == "Expand"}
     assert len(shapes) == 5, "128, 384, 512 and 320 rows of 2 blocks, 128 of 8: matrices of one shape share its vector"
@@ -110,7 +110,7 @@ def test_onnxruntime_genai_spreads_them_too(bundle: Path, tmp_path: Path) -> Non
 
 
 def test_changed_scale_is_found(bundle: Path, int8: Path, tmp_path: Path) -> None:
-    matrices = read_int8_matrices(int8)
+    matrices = read_quantized_matrices(int8)
     placed = list(matrices.items())
     check_carried(bundle, matrices, placed)
 
@@ -126,7 +126,7 @@ def test_changed_scale_is_found(bundle: Path, int8: Path, tmp_path: Path) -> Non
 
 
 def test_product_with_the_scales_of_another_matrix_is_found(bundle: Path, int8: Path, tmp_path: Path) -> None:
-    matrices = read_int8_matrices(int8)
+    matrices = read_quantized_matrices(int8)
 
     def change(model: onnx.ModelProto) -> None:
         first, second = [node for node in model.graph.node if node.op_type == "Expand" and "c_fc" in node.input[0]]
@@ -137,7 +137,7 @@ def test_product_with_the_scales_of_another_matrix_is_found(bundle: Path, int8: 
 
 
 def test_product_with_computed_scales_is_found(bundle: Path, int8: Path, tmp_path: Path) -> None:
-    matrices = read_int8_matrices(int8)
+    matrices = read_quantized_matrices(int8)
 
     def change(model: onnx.ModelProto) -> None:
         node = next(node for node in model.graph.node if node.op_type == "Expand")
@@ -162,7 +162,7 @@ def test_group_that_no_block_divides_is_refused() -> None:
 @pytest.mark.parametrize("shapes", [((4, 2), (4, 1)), ((4, 2), (6, 2))], ids=["groups", "columns"])
 def test_packing_matrices_that_differ_is_refused(shapes: tuple[tuple[int, int], ...]) -> None:
     matrices = {
-        name: Int8Matrix(np.ones((3, columns), np.int8), np.ones((3, groups), np.float32))
+        name: QuantizedMatrix(np.ones((3, columns), np.int8), np.ones((3, groups), np.float32))
         for name, (columns, groups) in zip("ab", shapes, strict=True)
     }
     with pytest.raises(WeightError, match="a, b: expected int8 matrices of one width and group size"):

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from evaluation.measurement import METRICS, Measurement, is_metric, metric_of
-from evaluation.quality.items import ITEM_KINDS, Items, Share, item_measurements
-from evaluation.quality.overlap import BLEU_COUNTS, ORDERS, bleu, overlap_columns
-from evaluation.quality.ranking import auc_parts, confusion
+from evaluation.quality.classification_metrics import auc_parts, confusion
+from evaluation.quality.per_example import ITEM_KINDS, Items, Share, item_measurements
+from evaluation.quality.text_metrics import BLEU_COUNTS, ORDERS, bleu, overlap_columns
 
 Floats = NDArray[np.float64]
 TEXTS = [

@@ -2,20 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Demitasse
-from finished_runs import BASE, baseline_scores, candidate_scores, finish
+from finished_runs import BASE, finish
 
+from compress.digests import digest_of
 from evaluation.gate import Limit
-from evaluation.measurement import Measurement
-from evaluation.quality import TokenScores, quality_measurements
-from evaluation.report import ReportError, read_report
-from recipes.comparing import CompareError, compare_runs
-from recipes.judging import ChangedError, JudgingError, judge_run
-from recipes.loader import load_gates
-from recipes.store import RECORD, IntegrityError, Store, digest_of
+from evaluation.report import ReportError
+from recipes.config.loader import load_gates
+from recipes.engine.compare import CompareError, compare_runs
+from recipes.engine.rejudge import ChangedError, JudgingError, judge_run
+from recipes.runs.store import RECORD, IntegrityError
 
 
 @pytest.fixture
@@ -92,43 +90,32 @@ def test_a_report_with_another_figure_is_told_of(run: Path) -> None:
 
 def test_missing_samples_and_missing_reports_are_refused(run: Path, tmp_path: Path) -> None:
     stored(run, "latency").rename(run / "elsewhere")
-    with pytest.raises(JudgingError, match="expected the raw latency samples of 'export', got 0"):
+    with pytest.raises(JudgingError, match="expected the raw latency samples of 'export', got nothing"):
         judge_run(run)
     with pytest.raises(ReportError, match="cannot be read"):
         judge_run(tmp_path)
 
 
-def test_a_figure_without_raw_samples_is_invalid(tmp_path: Path) -> None:
-    report = finish(tmp_path)
-    folder = stored(tmp_path, "latency")
-    record = json.loads((folder / RECORD).read_text())
-    record["files"] = {}
-    (folder / "files" / "latency.json").unlink()
-    (folder / RECORD).write_text(json.dumps(record))
-    assert report.verdict == "PASS"
-    with pytest.raises(ChangedError, match="says PASS, but its samples give INVALID"):
-        judge_run(tmp_path)
-    again = judge_run(tmp_path, {"decode_latency": Limit(max_ratio=1.0)})
+def test_a_figure_without_raw_samples_is_invalid(run: Path) -> None:
+    content = json.loads((run / "report.json").read_text())
+    added = {"metric": "gpu_memory", "value": 1.0, "samples": 1, "method": "said"}
+    content["rows"][-1]["measurements"].append(added)
+    (run / "report.json").write_text(json.dumps(content))
+    again = judge_run(run, {"gpu_memory": Limit(at_most=2)})
     assert again.report.verdict == "INVALID"
-    assert any(note.startswith("decode_latency: no raw samples") for note in again.notes)
+    assert again.notes == ("gpu_memory: no raw samples of it were kept",)
 
 
-def test_of_several_results_about_an_artifact_the_reported_one_is_taken(run: Path) -> None:
-    report = read_report(run)
-    for key, base in ((BASE, None), (report.final.key, BASE)):
-        scores = candidate_scores(baseline_scores(), 0.5, seed=3)
-        measured = quality_measurements(scores, None, method="another window", seed=5)
-        identity = {"artifact": key, "baseline": base, "evaluate": {"window": 8}, "test": "text 1", "seed": 5}
-
-        def make(
-            files: Path, scratch: Path, scores: TokenScores = scores, measured: list[Measurement] = measured
-        ) -> dict[str, Any]:
-            scores.save(files / "tokens.npz")
-            return {"measurements": [found.model_dump(mode="json") for found in measured]}
-
-        Store(run / "artifacts").obtain("quality", identity, make)
-    assert len(list((run / "artifacts").glob("quality-*"))) == 4
-    assert judge_run(run).differences == ()
+def test_a_report_that_names_no_samples_or_anothers_is_refused(run: Path) -> None:
+    whole = json.loads((run / "report.json").read_text())
+    del whole["rows"][-1]["samples"]["quality"]
+    (run / "report.json").write_text(json.dumps(whole))
+    with pytest.raises(JudgingError, match="expected the raw quality samples of 'export', got nothing"):
+        judge_run(run)
+    whole["rows"][-1]["samples"]["quality"] = whole["rows"][0]["samples"]["quality"]
+    (run / "report.json").write_text(json.dumps(whole))
+    with pytest.raises(IntegrityError, match="holds samples of another artifact than 'export'"):
+        judge_run(run)
 
 
 def test_the_command_ends_in_the_verdicts_exit_code(demitasse: Demitasse, run: Path, tmp_path: Path) -> None:
@@ -143,7 +130,7 @@ def test_the_command_ends_in_the_verdicts_exit_code(demitasse: Demitasse, run: P
     gates.write_text("gate: {perplexity: {ratio: 1.001}}\n")
     code, _, errors = demitasse("gate", run, "--recipe", gates)
     assert code == 2
-    assert "which is now `max_ratio`" in errors
+    assert "got the unknown key 'ratio'" in errors
     (stored(run, "latency") / "files" / "latency.json").write_text("{}")
     code, _, errors = demitasse("gate", run)
     assert code == 5

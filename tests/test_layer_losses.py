@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from compress.checkpoint import load_model
-from compress.distillation import layers
-from compress.distillation.layers import (
+from compress.checkpoints.loading import load_model
+from compress.distillation import layer_losses
+from compress.distillation.config import LAYER_LOSSES
+from compress.distillation.layer_losses import (
     FLOOR,
-    LAYER_LOSSES,
-    READS,
     Bridge,
     LayerLosses,
     attention_relations,
@@ -26,8 +25,9 @@ from compress.distillation.layers import (
     relation_divergence,
     relation_heads,
 )
-from compress.distillation.taps import PROJECTIONS, QKV, Seen, Taps, projection_widths
-from compress.linears import blocks
+from compress.models.activations import QKV, Seen, Taps, projection_widths
+from compress.models.block_linears import blocks
+from compress.models.families import PROJECTIONS
 from compress.stage import StageError
 
 Make = Callable[..., Path]
@@ -62,10 +62,9 @@ def run(losses: LayerLosses, student: PreTrainedModel, teacher: PreTrainedModel)
 # --- the losses themselves
 
 
-def test_every_loss_is_documented_in_a_line_and_says_what_it_reads() -> None:
+def test_every_loss_is_told_in_a_line_and_says_what_it_reads() -> None:
     assert len(LAYER_LOSSES) == 2
-    assert set(READS) == set(LAYER_LOSSES)
-    assert all((loss.__doc__ or "").strip().splitlines()[0].endswith(".") for loss in LAYER_LOSSES.values())
+    assert all(loss.summary and loss.parts for loss in LAYER_LOSSES.values())
 
 
 def test_hidden_error_by_hand() -> None:
@@ -157,7 +156,7 @@ def test_relations_in_pieces_equal_those_at_once(monkeypatch: pytest.MonkeyPatch
     teacher_BTC = torch.randn(3, 8, 24, dtype=torch.float64)
     answers: list[tuple[Tensor, ...]] = []
     for chunk in (2**22, 8 * 8 * 5, 1):
-        monkeypatch.setattr(layers, "CHUNK_RELATIONS", chunk)
+        monkeypatch.setattr(layer_losses, "CHUNK_RELATIONS", chunk)
         loss = relation_divergence(student_BTC, teacher_BTC, 4)
         answers.append((loss.detach(), *torch.autograd.grad(loss, student_BTC)))
     for answer in answers[1:]:

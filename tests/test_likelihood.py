@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from evaluation.quality.classification import ask_labeled
 from evaluation.quality.generation import ask_generation
-from evaluation.quality.labeled import ask_labeled
 from evaluation.quality.likelihood import continuations, encode_pair
 
 VOCABULARY, CONTEXT = 40, 12

@@ -8,19 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.checkpoint import load_model
+from compress.checkpoints.loading import load_model
 from compress.training import losses
-from compress.training.losses import (
-    LOSSES,
-    WITHOUT_TEACHER,
-    Chunk,
-    DenseTarget,
-    Head,
-    Mix,
-    SparseTarget,
-    Target,
-    chunked_loss,
-)
+from compress.training.config import LOSSES
+from compress.training.losses import WITHOUT_TEACHER, Chunk, DenseTarget, Head, Mix, SparseTarget, Target, chunked_loss
 from compress.training.objective import Objective, ends_in_linear_head
 
 N, V, D = 7, 19, 5
@@ -85,7 +76,9 @@ def grads(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_a_divergence_between_equal_distributions_is_zero_and_flat(name: str) -> None:
     log_p_NV = torch.randn(N, V, dtype=torch.float64).log_softmax(-1)
-    value_N, slope_NV = LOSSES[name](Chunk(log_p_NV, log_p_NV.clone(), None, torch.zeros(N, dtype=torch.long), 0.1))
+    value_N, slope_NV = LOSSES[name].function(
+        Chunk(log_p_NV, log_p_NV.clone(), None, torch.zeros(N, dtype=torch.long), 0.1)
+    )
     torch.testing.assert_close(value_N, torch.zeros(N, dtype=torch.float64), atol=1e-12, rtol=0)
     through_NV = slope_NV - log_p_NV.exp() * slope_NV.sum(-1, keepdim=True)
     torch.testing.assert_close(through_NV, torch.zeros_like(through_NV), atol=1e-12, rtol=0)
@@ -94,7 +87,7 @@ def test_a_divergence_between_equal_distributions_is_zero_and_flat(name: str) ->
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_a_divergence_is_positive_between_different_ones(name: str) -> None:
     log_q_NV, log_p_NV = (torch.randn(N, V, dtype=torch.float64).log_softmax(-1) for _ in range(2))
-    value_N, _ = LOSSES[name](Chunk(log_q_NV, log_p_NV, None, torch.zeros(N, dtype=torch.long), 0.1))
+    value_N, _ = LOSSES[name].function(Chunk(log_q_NV, log_p_NV, None, torch.zeros(N, dtype=torch.long), 0.1))
     assert (value_N > 0.05).all()
 
 

@@ -7,14 +7,14 @@ import pytest
 from named_run import RECIPE
 
 from evaluation.measurement import metric_of
-from evaluation.quality.items import Items
+from evaluation.quality.per_example import Items
 from evaluation.report import Report
-from recipes.comparing import compare_runs
-from recipes.errors import RecipeError
-from recipes.judging import judge_run
-from recipes.loader import load_gates, load_recipe
-from recipes.runner import run
-from recipes.store import IntegrityError
+from recipes.config.errors import RecipeError
+from recipes.config.loader import load_gates, load_recipe
+from recipes.engine.compare import compare_runs
+from recipes.engine.rejudge import judge_run
+from recipes.engine.runner import run
+from recipes.runs.store import IntegrityError
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
@@ -148,7 +148,7 @@ def test_what_is_wrong_in_the_files_is_refused_before_anything_runs(
 
 
 def test_without_the_extra_the_way_out_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import recipes.quality.evaluations as evaluations
+    import recipes.measure.labeled_files as evaluations
 
     monkeypatch.setattr(evaluations, "LIBRARIES", {"sacrebleu_that_is_not_there": "sacrebleu"})
     config = load_recipe(folder / "named.yaml").evaluate

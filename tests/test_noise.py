@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.quality import NOISES, TokenScores, describe_noise, noise_measurements, noised
-from evaluation.quality.noise import NEIGHBORS, NOISE_WORDS
+from evaluation.quality.robustness import NEIGHBORS, NOISE_WORDS
 
 TEXT = "Sing, O goddess, the anger of Achilles son of Peleus, that brought countless ills upon the Achaeans. " * 200
 LETTERS = sum(letter.isalpha() for letter in TEXT)

@@ -15,11 +15,12 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from compress import CheckpointError, StageError, StageInput, inspect_checkpoint
-from compress.checkpoint import count_nonzero, load_model
-from compress.float_model import load_float_model
-from compress.int8 import read_int8_matrices
-from compress.packed import WEIGHTS, packed_faults
-from compress.quantize import QuantizeConfig, run
+from compress.checkpoints.compressed_tensors import WEIGHTS, packed_faults
+from compress.checkpoints.folder import count_nonzero
+from compress.checkpoints.loading import load_float_model, load_model
+from compress.checkpoints.quantized_matrix import read_quantized_matrices
+from compress.quantization.config import QuantizeConfig
+from compress.quantization.stage import run
 from export import verify_bundle
 
 Make = Callable[..., Path]
@@ -96,7 +97,7 @@ def checkpoint(
 
 def test_every_matrix_is_read_and_multiplied_out(checkpoint: Any, dense: Path) -> None:
     folder, made = checkpoint
-    matrices = read_int8_matrices(folder)
+    matrices = read_quantized_matrices(folder)
     assert set(matrices) == set(made)
     assert len(made) == 7
     weights = {name: parameter.detach().numpy() for name, parameter in load_float_model(folder).named_parameters()}
@@ -104,7 +105,7 @@ def test_every_matrix_is_read_and_multiplied_out(checkpoint: Any, dense: Path) -
     assert set(weights) == set(original)
     for name, (codes, scales) in made.items():
         assert np.array_equal(matrices[name].codes_OI, codes)
-        assert np.array_equal(matrices[name].step_OG, scales)
+        assert np.array_equal(matrices[name].scale_OG, scales)
         columns = np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)
         assert np.array_equal(weights[f"{name}.weight"], codes * columns)
         assert np.abs(weights[f"{name}.weight"] - original[f"{name}.weight"].numpy()).max() <= columns.max() * 1.01
@@ -134,7 +135,7 @@ def test_what_it_holds_is_counted(checkpoint: Any, dense: Path) -> None:
     codes = sum(codes.size for codes, _ in made.values())
     scales = sum(scales.size for _, scales in made.values())
     zeros = sum(int((codes == 0).sum()) for codes, _ in made.values())
-    assert (held.form, held.parameters) == ("int8", float_one.parameters)
+    assert (held.format, held.parameters) == ("quantized", float_one.parameters)
     assert held.weight_bytes == codes + 4 * scales + 4 * (float_one.parameters - codes)
     assert count_nonzero(folder) == float_one.parameters - zeros
     assert zeros
@@ -156,7 +157,7 @@ def test_tensors_of_one_matrix_may_lie_in_several_files(dense: Path, tmp_path: P
         part = {name: tensors[name].contiguous() for name in places if places[name] == place}
         save_file(part, file.with_name(place), metadata={"format": "pt"})
     file.with_name("model.safetensors.index.json").write_text(json.dumps({"weight_map": places}), encoding="utf-8")
-    matrices = read_int8_matrices(tmp_path / "packed")
+    matrices = read_quantized_matrices(tmp_path / "packed")
     assert all(np.array_equal(matrices[name].codes_OI, codes) for name, (codes, _) in made.items())
 
 
@@ -164,7 +165,7 @@ def test_the_library_reads_the_same_values(checkpoint: Any) -> None:
     helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
     folder, _ = checkpoint
     tensors = load_file(folder / "model.safetensors")
-    for name, matrix in read_int8_matrices(folder).items():
+    for name, matrix in read_quantized_matrices(folder).items():
         shape = torch.Size(tensors[f"{name}.weight_shape"].tolist())
         codes = helpers.unpack_from_int32(tensors[f"{name}.weight_packed"], 8, shape)
         assert np.array_equal(codes.numpy(), matrix.codes_OI)

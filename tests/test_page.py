@@ -12,7 +12,7 @@ from reports import REPORTS, Page
 from rich_report import HOSTILE
 
 from evaluation.charts import CHARTS, INKS, latency_chart, size_chart
-from evaluation.named import evaluations, lost_most
+from evaluation.evaluation_view import evaluations, lost_most
 from evaluation.render import render_html, render_markdown
 from evaluation.report import Report, Source
 from evaluation.table import table_rows

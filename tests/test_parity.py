@@ -10,12 +10,12 @@ import pytest
 from conftest import CONTEXT
 from exported import exported, quantized, sharpened
 
-from compress.float_model import load_float_model
-from export.exact import rounds_activations, write_exact
+from compress.checkpoints.loading import load_float_model
 from export.external_data import read_graph
+from export.float_reference import rounds_activations, write_exact
 from export.parity import CHECKS, TOLERANCES, ParityError, Runs, check_independence, check_parity, compare, run_forced
-from export.reference import Reference, take_reference
-from export.runtime import OnnxCausalLM, log_softmax
+from export.runtime.model import OnnxCausalLM, log_softmax
+from export.torch_reference import Reference, take_reference
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ import torch
 from family_variants import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from compress.checkpoint import inspect_checkpoint
-from compress.parts import PARTS, part_of
-from recipes.parts import weights_by_part
+from compress.checkpoints.folder import inspect_checkpoint
+from compress.models.components import part_of
+from compress.models.families import PARTS
+from recipes.formats import FORMATS
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -35,7 +36,7 @@ def total(parts: dict[str, dict[str, int]], *numbers: str) -> int:
 
 
 def test_parts_of_a_checkpoint_add_up_to_its_weights(gpt2: Path, int8_bundle: Path) -> None:
-    dense, int8 = weights_by_part(gpt2, "dense"), weights_by_part(int8_bundle.parent / "int8", "int8")
+    dense, int8 = FORMATS["dense"].components(gpt2), FORMATS["quantized"].components(int8_bundle.parent / "int8")
     assert total(dense) == 4 * inspect_checkpoint(gpt2).parameters == inspect_checkpoint(gpt2).weight_bytes
     assert total(int8) == inspect_checkpoint(int8_bundle.parent / "int8").weight_bytes
     assert set(dense["mlp"]) == {"float"}
@@ -46,8 +47,8 @@ def test_parts_of_a_checkpoint_add_up_to_its_weights(gpt2: Path, int8_bundle: Pa
 
 
 def test_parts_of_a_bundle_add_up_to_what_its_graph_stores(int8_bundle: Path) -> None:
-    parts = weights_by_part(int8_bundle, "onnx")
-    checkpoint = weights_by_part(int8_bundle.parent / "int8", "int8")
+    parts = FORMATS["onnx"].components(int8_bundle)
+    checkpoint = FORMATS["quantized"].components(int8_bundle.parent / "int8")
     assert {part: sizes["int8"] for part, sizes in parts.items() if "int8" in sizes} == {
         part: sizes["int8"] for part, sizes in checkpoint.items() if "int8" in sizes
     }

@@ -14,16 +14,16 @@ import pytest
 from graphs import Example, applied, difference, graph, inputs_for, operators, run, session, written
 from pass_examples import ALONE, EXAMPLES, int8, normal
 
-from export.batch import LOGITS_FROM
 from export.passes import PASSES
-from export.weights import WeightError
+from export.row_tracking import WeightError
+from export.runtime.batch import LOGITS_FROM
 
 TESTS = Path(__file__).resolve().parent
 TESTED = [(name, example) for name, examples in EXAMPLES.items() for example in examples]
 LEFT = [(name, example) for name, examples in ALONE.items() for example in examples]
-ANY_GRAPH = {"tidy"}
+ANY_GRAPH = {"canonicalize"}
 """Passes that any graph is for; what they leave alone is what they made (`test_done_is_done`)."""
-ONCE = {"place_float_weights"}
+ONCE = {"load_floats"}
 """Passes that use up what they are given."""
 
 
@@ -102,9 +102,9 @@ def inputs_of(model: ir.Model, operator: str) -> list[list[str | None]]:
 
 
 def test_product_equals_numpys_with_the_checkpoints_numbers() -> None:
-    given = EXAMPLES["carry_int8_linears"]["packed, of several matrices, the last block padded"]
+    given = EXAMPLES["quantized_linears"]["packed, of several matrices, the last block padded"]
     weight_NK = np.concatenate([part.dequantize() for parts in given.int8.values() for part in parts])
-    model, _ = applied("carry_int8_linears", given)
+    model, _ = applied("quantized_linears", given)
     feeds = inputs_for(model)
     [found] = run(model, feeds)
     assert difference(found.astype(np.float64), feeds["x"].astype(np.float64) @ weight_NK.T) <= 1e-6
@@ -113,12 +113,12 @@ def test_product_equals_numpys_with_the_checkpoints_numbers() -> None:
 @pytest.mark.parametrize("columns", [32, 40])
 def test_embedding_rows_are_the_checkpoints_bit_for_bit(columns: int) -> None:
     example = {32: "whole blocks", 40: "the last block padded"}[columns]
-    given = EXAMPLES["carry_int8_embedding"][example]
-    model, _ = applied("carry_int8_embedding", given)
+    given = EXAMPLES["quantized_embedding"][example]
+    model, _ = applied("quantized_embedding", given)
     ids = np.arange(24).reshape(2, 12)
     [found] = run(model, {"ids": ids})
     [matrix] = given.int8["table"]
-    assert np.array_equal(found, matrix.codes_OI[ids].astype(np.float32) * matrix.step_OG[ids])
+    assert np.array_equal(found, matrix.codes_OI[ids].astype(np.float32) * matrix.scale_OG[ids])
 
 
 def test_embedding_and_tied_head_read_one_table() -> None:
@@ -126,7 +126,7 @@ def test_embedding_and_tied_head_read_one_table() -> None:
         x = Gather(table, ids)  table_t = Transpose(table)  y = MatMul(x, table_t) }"""
     given = Example(text=text, int8={"table": [int8(24, 32)]})
     model, context = given.model(), given.context()
-    for name in ("carry_int8_linears", "carry_int8_embedding", "place_float_weights"):
+    for name in ("quantized_linears", "quantized_embedding", "load_floats"):
         assert PASSES[name](context)(model).modified
     assert "table" not in model.graph.initializers
     [[_, codes, _]], [[looked_up, _], [scales, _]] = inputs_of(model, "MatMulNBits"), inputs_of(model, "Gather")
@@ -137,25 +137,25 @@ def test_embedding_and_tied_head_read_one_table() -> None:
 
 
 def test_embedding_with_several_scales_a_row_is_refused() -> None:
-    given = EXAMPLES["carry_int8_embedding"]["whole blocks"]
+    given = EXAMPLES["quantized_embedding"]["whole blocks"]
     grouped = Example(text=given.text, int8={"table": [int8(24, 32, groups=2)]})
     with pytest.raises(WeightError, match="one scale per row, got 2; leave the embedding in float"):
-        applied("carry_int8_embedding", grouped)
+        applied("quantized_embedding", grouped)
 
 
 # --- float weights
 
 
 def test_weights_without_a_place_and_places_without_a_weight_are_refused() -> None:
-    given = EXAMPLES["place_float_weights"]["what is computed from weights is folded"]
+    given = EXAMPLES["load_floats"]["what is computed from weights is folded"]
     model, context = given.model(), given.context()
     del context.weights.floats["bias"]
     with pytest.raises(WeightError, match="the checkpoint does not have: bias"):
-        PASSES["place_float_weights"](context)(model)
+        PASSES["load_floats"](context)(model)
     context = given.context()
     context.weights.floats["other"] = context.weights.floats["bias"].clone()
     with pytest.raises(WeightError, match="the graph has no place for: other"):
-        PASSES["place_float_weights"](context)(given.model())
+        PASSES["load_floats"](context)(given.model())
 
 
 # --- logits from a position on
@@ -209,7 +209,9 @@ def messy(names: str) -> ir.Model:
 def test_tidy_graph_has_nothing_of_its_maker() -> None:
     models = [messy(names) for names in ("abc", "pqr")]
     for model in models:
-        assert PASSES["tidy"](EXAMPLES["tidy"]["out of use, and named by chance"].context())(model).modified
+        assert PASSES["canonicalize"](EXAMPLES["canonicalize"]["out of use, and named by chance"].context())(
+            model
+        ).modified
     one, other = map(written, models)
     assert one == other
     proto = onnx.ModelProto.FromString(one)
@@ -223,13 +225,13 @@ def test_tidy_graph_has_nothing_of_its_maker() -> None:
 
 
 def test_outputs_that_nobody_reads_lose_their_names_but_a_splits_parts_keep_theirs() -> None:
-    norm, _ = applied("tidy", EXAMPLES["tidy"]["optional outputs that nobody reads"])
+    norm, _ = applied("canonicalize", EXAMPLES["canonicalize"]["optional outputs that nobody reads"])
     assert [value.name for value in norm.graph[0].outputs] == [
         "0000_SkipSimplifiedLayerNormalization:0",
         "",
         "",
         "0000_SkipSimplifiedLayerNormalization:3",
     ]
-    split, _ = applied("tidy", EXAMPLES["tidy"]["out of use, and named by chance"])
+    split, _ = applied("canonicalize", EXAMPLES["canonicalize"]["out of use, and named by chance"])
     assert [value.name for value in split.graph[0].outputs] == ["0000_Split:0", "0000_Split:1"]
     assert not split.graph[0].outputs[1].uses()

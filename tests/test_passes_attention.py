@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from graphs import SIZES, Array, Example, applied, difference, inputs_for, operators, run, written
 
-from export.layers import EMBEDDING_SCALE, LAYERS, Layer, Rotation
+from export.attention_facts import EMBEDDING_SCALE, LAYERS, Layer, Rotation
 
 ROWS, TOKENS = SIZES["B"], SIZES["T"]
 HEADS, KEYS, WIDTH = 4, 2, 16

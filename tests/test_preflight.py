@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from recipes.errors import RecipeError, raise_problems
-from recipes.loader import load_recipe
-from recipes.planning import chain, plan
-from recipes.preflight import available_memory, check_model, check_texts, existing, overlap
-from recipes.source import digest_folder, resolve
+from recipes.config.errors import RecipeError, raise_problems
+from recipes.config.loader import load_recipe
+from recipes.engine.model_source import digest_folder, resolve
+from recipes.engine.plan import chain, plan
+from recipes.engine.preflight import available_memory, check_model, check_texts, existing, overlap
 
 RECIPE = """\
 model: {model}
@@ -98,10 +98,10 @@ def test_more_than_the_model_can_read(write: Callable[..., Path], gpt2: Path) ->
 def test_an_int8_model_cannot_be_pruned(write: Callable[..., Path], gpt2: Path) -> None:
     recipe = load_recipe(write(gpt2))
     source = resolve(recipe)
-    int8 = type(source)(folder=source.folder, form="int8", key=source.key, checkpoint=source.checkpoint)
+    int8 = type(source)(folder=source.folder, format="quantized", key=source.key, checkpoint=source.checkpoint)
     with pytest.raises(RecipeError) as caught:
         raise_problems(check_model(recipe, int8, tuple(chain(recipe, int8))))
-    assert str(caught.value) == "r.yaml:4: prune: stage 1 'prune' takes dense, but the model is int8"
+    assert str(caught.value) == "r.yaml:4: prune: stage 1 'prune' takes dense, but the model is quantized"
 
 
 def test_a_readme_beside_the_weights_does_not_change_the_key(gpt2: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_readme_beside_the_weights_does_not_change_the_key(gpt2: Path, tmp_pat
 
 def test_a_plan_writes_nothing(write: Callable[..., Path], gpt2: Path, tmp_path: Path) -> None:
     planned = plan(load_recipe(write(gpt2)), tmp_path / "out")
-    assert [(step.number, step.kind, step.form, step.cached) for step in planned.steps] == [
+    assert [(step.number, step.kind, step.format, step.cached) for step in planned.steps] == [
         (1, "prune", "dense", False)
     ]
     assert planned.memory > 500_000_000

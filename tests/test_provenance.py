@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.loader import load_recipe
-from recipes.provenance import license_of, recipe_text, sources_of
-from recipes.source import NOTHING, resolve
+from recipes.config.loader import load_recipe
+from recipes.engine.model_source import NOTHING, resolve
+from recipes.engine.provenance import license_of, recipe_text, sources_of
 
 
 def test_the_recipe_is_told_with_its_overrides() -> None:

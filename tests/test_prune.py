@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from compress import PruneConfig, StageError, StageInput, TextError, TextSource
-from compress.calibration import calibration_rows, inputs_of
-from compress.checkpoint import load_model, load_tokenizer
-from compress.distillation.distill import DistillConfig
-from compress.distillation.distill import run as distill
-from compress.linears import block_linears, blocks, sparsity
-from compress.pruning.masks import keep_largest
-from compress.pruning.prune import PRUNE
-from compress.pruning.prune import run as prune
-from compress.pruning.sparsify import CRITERIA, Amount, choose
+from compress.checkpoints.folder import load_tokenizer
+from compress.checkpoints.loading import load_model
+from compress.distillation.config import DistillConfig
+from compress.distillation.stage import run as distill
+from compress.models.block_linears import block_linears, blocks, sparsity
+from compress.models.calibration import calibration_rows, inputs_of
+from compress.pruning import criteria
+from compress.pruning.config import CRITERIA, PRUNE
+from compress.pruning.masks import choose, keep_largest
+from compress.pruning.sparsity import Amount
+from compress.pruning.stage import run as prune
 
 MakeCheckpoint = Callable[..., Path]
 TEACHER = Path(__file__).resolve().parent.parent / "recipes" / "models" / "novels-gpt2"
@@ -90,7 +92,7 @@ def sequentially(source: Path, ids_NT: Tensor, criterion: str, amount: Amount) -
         hook.remove()
         inputs = inputs_of(fed[0].flatten(0, -2).clone(), "gram")
         weight_OI = linear.weight_OI()
-        weight_OI.copy_(CRITERIA[criterion].prune(weight_OI.clone(), inputs, choose(amount)))
+        weight_OI.copy_(criteria.pruned(CRITERIA[criterion], weight_OI.clone(), inputs, choose(amount)))
     return model
 
 
@@ -246,7 +248,7 @@ def test_lots_depend_on_the_seed_and_the_name_alone(gpt2: Path, tmp_path: Path) 
 def test_a_checkpoint_keeps_its_own_precision(dtype: str, llama: Path, text_file: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from compress.checkpoint import save_checkpoint
+    from compress.checkpoints.folder import save_checkpoint
 
     source = tmp_path / "source"
     save_checkpoint(load_model(llama), load_tokenizer(llama), source, dtype=dtype)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from evaluation.quality import (
     score,
     windows_of,
 )
-from evaluation.quality.tokens import OF_TEXT
+from evaluation.quality.token_metrics import OF_TEXT
 
 V = 11
 

@@ -9,11 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress import CheckpointError, QuantizeConfig, StageInput, inspect_checkpoint
-from compress.checkpoint import load_model
-from compress.float_model import load_float_model
-from compress.int8 import EMBEDDINGS_FILE, Int8Matrix, quantize_rows, read_int8_matrices
-from compress.linears import block_linears
-from compress.quantize import run
+from compress.checkpoints.loading import load_float_model, load_model
+from compress.checkpoints.quantized_matrix import (
+    EMBEDDINGS_FILE,
+    QuantizedMatrix,
+    quantize_rows,
+    read_quantized_matrices,
+)
+from compress.models.block_linears import block_linears
+from compress.quantization.stage import run
 
 
 def quantized(source: Path, tmp_path: Path, **knobs: object) -> Path:
@@ -26,14 +30,14 @@ def quantized(source: Path, tmp_path: Path, **knobs: object) -> Path:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_every_block_linear_is_int8_by_the_formula(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     source = request.getfixturevalue(family)
-    matrices = read_int8_matrices(quantized(source, tmp_path))
+    matrices = read_quantized_matrices(quantized(source, tmp_path))
     linears = list(block_linears(load_model(source)))
     assert set(matrices) == {linear.name for linear in linears}
     for linear in linears:
         half_OI = linear.weight_OI().half().float().numpy()
         scale_O = np.abs(half_OI).max(axis=1)
         codes_OI = np.rint(half_OI * 127 / scale_O[:, None])
-        assert np.array_equal(matrices[linear.name].step_OG, (scale_O / np.float32(127))[:, None])
+        assert np.array_equal(matrices[linear.name].scale_OG, (scale_O / np.float32(127))[:, None])
         assert np.abs(matrices[linear.name].codes_OI - codes_OI).max() <= 1, "codes differ by more than a tie"
         assert (matrices[linear.name].codes_OI != codes_OI).mean() < 1e-3
 
@@ -42,7 +46,7 @@ def test_rounding_error_is_at_most_half_a_step() -> None:
     weight_OI = np.random.default_rng(0).normal(size=(9, 33)).astype(np.float32)
     weight_OI[4] = 0
     codes_OI, scale_O = quantize_rows(weight_OI)
-    rounded_OI = Int8Matrix.from_rows(codes_OI, scale_O).dequantize()
+    rounded_OI = QuantizedMatrix.from_rows(codes_OI, scale_O).dequantize()
     error_O = np.abs(rounded_OI - weight_OI).max(axis=1)
     assert (error_O <= scale_O / 254 * (1 + 1e-5)).all()
     assert not rounded_OI[4].any()
@@ -54,7 +58,7 @@ def test_multiplied_out_model_has_the_weights_of_the_codes(
     family: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = quantized(request.getfixturevalue(family), tmp_path, embeddings=True)
-    model, matrices = load_float_model(folder), read_int8_matrices(folder)
+    model, matrices = load_float_model(folder), read_quantized_matrices(folder)
     for linear in block_linears(model):
         assert np.array_equal(linear.weight_OI().numpy(), matrices[linear.name].dequantize()), linear.name
     table = model.get_input_embeddings().weight
@@ -78,7 +82,7 @@ def test_embedding_codes_are_written_beside_and_counted(gpt2: Path, tmp_path: Pa
     folder = quantized(gpt2, tmp_path, embeddings=True)
     dense, int8 = inspect_checkpoint(gpt2), inspect_checkpoint(folder)
     assert load_file(folder / EMBEDDINGS_FILE)["transformer.wte.weight"].dtype == torch.int8
-    assert int8.form == "int8"
+    assert int8.format == "quantized"
     assert int8.parameters == dense.parameters
     linears = list(block_linears(load_model(gpt2)))
     codes = sum(linear.parameter.numel() for linear in linears) + 320 * 64
@@ -93,7 +97,7 @@ def test_a_zero_row_stays_zero(make_checkpoint: Callable[..., Path], tmp_path: P
     tensors = load_file(file)
     tensors["transformer.h.0.mlp.c_fc.weight"][:, 3] = 0
     save_file(tensors, file, metadata={"format": "pt"})
-    matrix = read_int8_matrices(quantized(source, tmp_path))["transformer.h.0.mlp.c_fc"]
+    matrix = read_quantized_matrices(quantized(source, tmp_path))["transformer.h.0.mlp.c_fc"]
     assert not matrix.dequantize()[3].any()
     assert np.isfinite(matrix.dequantize()).all()
 

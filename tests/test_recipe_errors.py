@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from compress import DistillConfig
-from recipes.errors import RecipeError, raise_problems
-from recipes.loader import load_recipe
-from recipes.planning import Estimate, chain
-from recipes.preflight import check_room, check_texts
-from recipes.source import NOTHING
+from recipes.config.errors import RecipeError, raise_problems
+from recipes.config.loader import load_recipe
+from recipes.engine.model_source import NOTHING
+from recipes.engine.plan import Estimate, chain
+from recipes.engine.preflight import check_room, check_texts
 
 GOOD = """\
 model: model
@@ -74,7 +74,7 @@ def test_unknown_knob(write: Write) -> None:
 
 def test_unknown_section(write: Write) -> None:
     assert errors_of(write(("gate:", "gates:"))) == (
-        "recipe.yaml:12: gates: expected benchmark, data, evaluate, gate, model, seed or stages, "
+        "recipe.yaml:12: gates: expected benchmark, data, evaluate, gate, launcher, model, seed or stages, "
         "got the unknown key 'gates'; did you mean 'gate'?"
     )
 
@@ -108,7 +108,7 @@ def test_unknown_stage(write: Write) -> None:
 def test_wrong_order(write: Write) -> None:
     file = write(("  - distill: {layers: 2}\n  - quantize\n", "  - quantize\n  - distill: {layers: 2}\n"))
     assert errors_of(file) == (
-        "recipe.yaml:9: distill: stage 3 'distill' takes dense, but stage 2 'quantize' leaves int8"
+        "recipe.yaml:9: distill: stage 3 'distill' takes dense, but stage 2 'quantize' leaves quantized"
     )
 
 
@@ -147,8 +147,8 @@ def test_gates_that_nothing_could_judge(write: Write) -> None:
     assert errors_of(file).splitlines() == [
         "recipe.yaml:12: gate.perplexity: expected exactly one of max_ratio, min_ratio, max_increase, at_most, "
         "at_least, got max_ratio and at_most",
-        "recipe.yaml:13: gate.weight_bytes: expected one of max_ratio, min_ratio, max_increase, at_most, at_least, "
-        "got `ratio`, which is now `max_ratio` (or `min_ratio`, where higher is better)",
+        "recipe.yaml:13: gate.weight_bytes.ratio: expected at_least, at_most, max_increase, max_ratio or min_ratio, "
+        "got the unknown key 'ratio'; did you mean 'min_ratio'?",
         "recipe.yaml:14: gate.agreement: agreement compares with the baseline by itself and has no `max_ratio`; "
         "expected `at_least`",
         "recipe.yaml:15: gate.decode_latency: expected a `benchmark` section that measures it, got none",
@@ -190,8 +190,8 @@ def test_too_little_room(write: Write, tmp_path: Path) -> None:
 def test_overrides_have_no_line(write: Write) -> None:
     overrides = ("data.test=none.txt", "distill.layers=two", "prnue.sparsity=1", "stages.9.layers=2", "seed")
     assert errors_of(write(), *overrides).splitlines() == [
-        "--set prnue.sparsity=1: expected benchmark, data, distill, evaluate, export, gate, model, prune, quantize, "
-        "seed or stages, got the unknown key 'prnue'; did you mean 'prune'?",
+        "--set prnue.sparsity=1: expected benchmark, data, distill, evaluate, export, gate, launcher, model, prune, "
+        "quantize, seed or stages, got the unknown key 'prnue'; did you mean 'prune'?",
         "--set stages.9.layers=2: expected a stage's number from 1 to 4, got '9'",
         "--set seed: expected key=value, such as data.test=my.txt",
         "--set distill.layers=two: expected an integer, got 'two'",
@@ -219,7 +219,8 @@ def test_no_yaml(write: Write, tmp_path: Path) -> None:
     assert errors_of(file) == "recipe.yaml: expected a YAML text in UTF-8, got binary data at byte 0"
     file.write_text("- prune\n", encoding="utf-8")
     assert errors_of(file) == (
-        "recipe.yaml:1: expected a mapping with model, data, stages, evaluate, benchmark, gate, seed, got a list of 1"
+        "recipe.yaml:1: expected a mapping with model, data, stages, evaluate, benchmark, gate, seed, launcher, "
+        "got a list of 1"
     )
 
 

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from compress import DistillConfig, PruneConfig
 from evaluation.measurement import METRICS
-from recipes.errors import RecipeError
-from recipes.loader import load_recipe, shipped_recipes
-from recipes.schema import BenchmarkConfig, EvaluateConfig, json_schema
-from recipes.stages import STAGES
+from recipes.config.errors import RecipeError
+from recipes.config.loader import load_recipe, shipped_recipes
+from recipes.config.recipe import BenchmarkConfig, EvaluateConfig, json_schema
+from recipes.config.stages import STAGES
 
 
 @pytest.fixture

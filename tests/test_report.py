@@ -79,7 +79,7 @@ def test_what_it_bought_names_gain_and_loss() -> None:
     assert [figure[:-1] for figure, _ in figures[:3]] == ["4.3", "4.2", "3.3"]
     assert figures[3] == ("+7.0 %", "perplexity")
     slower = sampled("decode_latency", 0.0076, 2.0)
-    rows = [REPORTS["PASS"].rows[0], Row(name="export", kind="export", form="onnx", measurements=[slower])]
+    rows = [REPORTS["PASS"].rows[0], Row(name="export", kind="export", format="onnx", measurements=[slower])]
     (item,) = what_it_bought(REPORTS["PASS"].model_copy(update={"rows": rows}))
     assert item.meaning == "slower decoding"
 

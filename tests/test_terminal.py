@@ -11,10 +11,10 @@ from compress.stage import Progress
 from evaluation.gate import GateResult, Limit, judge
 from evaluation.measurement import Change, Interval, Measurement, Ratio, metric_of
 from evaluation.units import TIMES
-from recipes.commands.compare_command import show_side_by_side
-from recipes.commands.terminal import Bars, Lines
-from recipes.comparing import Pair, SideBySide
-from recipes.outcome import show_gates
+from recipes.cli.compare import show_side_by_side
+from recipes.cli.console import show_gates
+from recipes.cli.terminal import Bars, Lines
+from recipes.engine.compare import Pair, SideBySide
 
 SECONDS = {"baseline": 10.8, "prune": 12.3, "distill": 10.1, "quantize": 18.5, "export": 1.7}
 """What a turn of each arm takes."""

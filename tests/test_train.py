@@ -10,10 +10,11 @@ import torch
 from killing import KillAt, KilledError
 
 from compress import StageError, StageInput, TextSource, TrainConfig
-from compress.checkpoint import load_model
+from compress.checkpoints.loading import load_model
 from compress.stage import Silent
-from compress.training.fit import data_order, last_checkpoint
-from compress.training.train import run, train_tokenizer
+from compress.training.loop import data_order, last_checkpoint
+from compress.training.stage import run
+from compress.training.tokenizer import train_tokenizer
 
 SHAPE = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
 KNOBS: dict[str, Any] = {
@@ -83,7 +84,7 @@ def test_fine_tuning_starts_from_the_source(gpt2: Path, text_file: Path, tmp_pat
 def test_bf16_is_what_the_loss_is_computed_in(gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a loss calls parts of the model rather than the model itself."""
     from compress.training import losses
-    from compress.training.fit import fit
+    from compress.training.loop import Schedule, fit
     from compress.training.objective import Objective
 
     seen: list[torch.dtype] = []
@@ -94,7 +95,7 @@ def test_bf16_is_what_the_loss_is_computed_in(gpt2: Path, tmp_path: Path, monkey
         return logits(head, hidden_ND)
 
     monkeypatch.setattr(losses.Head, "logits", watched)
-    schedule = TrainConfig(tokens=64, length=32, batch=1, precision="bf16", checkpoints=0).schedule()
+    schedule = Schedule.of(TrainConfig(tokens=64, length=32, batch=1, precision="bf16", checkpoints=0))
     rows_NT = np.arange(64, dtype=np.int64).reshape(2, 32)
     fit(Objective(load_model(gpt2)), rows_NT, schedule, scratch=tmp_path, seed=0, progress=Silent(), label="train")
     assert seen == [torch.bfloat16] * 4

@@ -14,7 +14,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from compress.stage import StageError
 from export import OnnxCausalLM, verify_bundle
 from export.external_data import BundleError
-from export.triton import TYPES, bundle_folder, bundle_place, config_text, write_config
+from export.manifest import bundle_folder
+from export.triton import TYPES, bundle_place, config_text, write_config
 
 Make = Callable[..., Path]
 NUMPY = {"TYPE_FP32": np.float32, "TYPE_FP16": np.float16, "TYPE_INT64": np.int64}
@@ -214,8 +215,8 @@ def test_config_needs_a_bundle(tmp_path: Path) -> None:
 
 
 def test_export_lays_the_bundle_out_for_triton(llama: Path, text_file: Path, tmp_path: Path) -> None:
-    from recipes.measure import measure_footprint
-    from recipes.verbs import form_of
+    from recipes.formats import format_of
+    from recipes.measure.footprint import measure_footprint
 
     repository = exported(llama, tmp_path / "repository", text_file, layout="triton")
     assert sorted(str(file.relative_to(repository)) for file in repository.rglob("*.*") if file.is_file()) == [
@@ -230,6 +231,6 @@ def test_export_lays_the_bundle_out_for_triton(llama: Path, text_file: Path, tmp
     ]
     assert parsed((repository / "model" / "config.pbtxt").read_text()).max_batch_size == 0
     assert verify_bundle(repository).provider == "cpu"
-    assert form_of(repository) == "onnx"
+    assert format_of(repository) == "onnx"
     assert OnnxCausalLM.open(repository).generate([[5, 6, 7]], max_new_tokens=4, stop_ids=[])[0]
     assert measure_footprint(repository, "onnx", prompt=4)[2].value > 10_000

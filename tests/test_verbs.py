@@ -9,11 +9,12 @@ from conftest import Demitasse
 
 from compress import StageConfig, StageError, StageInput
 from compress.stage import Facts, Stage
-from recipes.appraise import Appraisal, appraise
-from recipes.commands.options import OptionError, build
-from recipes.commands.verb_commands import text_source
-from recipes.schema import EvaluateConfig
-from recipes.verbs import Order, VerbError, carry_out
+from recipes.cli.options import OptionError, build
+from recipes.cli.stage import text_source
+from recipes.config.recipe import EvaluateConfig
+from recipes.engine.evaluation import EvaluationRequest, evaluate
+from recipes.engine.output import RequestError
+from recipes.engine.single import StageRequest, run_stage
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -114,8 +115,8 @@ def failing() -> tuple[Stage[Knobs], list[str]]:
     return stage, found
 
 
-def order_of(stage: Stage[Any], out: Path, **knobs: Any) -> Order:
-    return Order(stage=stage, config=Knobs(**knobs), source=None, out=out)
+def request_of(stage: Stage[Any], out: Path, **knobs: Any) -> StageRequest:
+    return StageRequest(stage=stage, config=Knobs(**knobs), source=None, out=out)
 
 
 @pytest.mark.parametrize(("tokens", "found_again"), [(5, "step-10"), (6, "")])
@@ -126,9 +127,9 @@ def test_failed_verb_leaves_no_result_and_goes_on_only_with_the_same_order(
     from compress import Silent
 
     with pytest.raises(StageError):
-        carry_out(order_of(stage, tmp_path / "new", tokens=5), Silent())
+        run_stage(request_of(stage, tmp_path / "new", tokens=5), Silent())
     assert not (tmp_path / "new").exists()
-    carry_out(order_of(stage, tmp_path / "new", tokens=tokens), Silent())
+    run_stage(request_of(stage, tmp_path / "new", tokens=tokens), Silent())
     assert found == ["", found_again]
     assert [item.name for item in tmp_path.iterdir()] == ["new"]
 
@@ -137,13 +138,13 @@ def test_two_verbs_cannot_write_one_folder(tmp_path: Path) -> None:
     from compress import Silent
 
     def run(config: Knobs, given: StageInput) -> Facts:
-        with pytest.raises(VerbError, match="another process is writing here"):
-            carry_out(order, Silent())
+        with pytest.raises(RequestError, match="another process is writing here"):
+            run_stage(request, Silent())
         return {}
 
     stage = Stage(kind="x", summary="", version=1, config=Knobs, takes=frozenset({"nothing"}), leaves="dense", run=run)
-    order = order_of(stage, tmp_path / "new")
-    carry_out(order, Silent())
+    request = request_of(stage, tmp_path / "new")
+    run_stage(request, Silent())
 
 
 def test_evaluate_measures_a_model_against_a_baseline(
@@ -151,8 +152,8 @@ def test_evaluate_measures_a_model_against_a_baseline(
 ) -> None:
     from compress import Silent, TextSource
 
-    monkeypatch.setattr("recipes.measure.probe", lambda *_, **__: 5)  # two more processes, tested elsewhere
-    wanted = Appraisal(
+    monkeypatch.setattr("recipes.measure.footprint.probe", lambda *_, **__: 5)  # two more processes, tested elsewhere
+    wanted = EvaluationRequest(
         model=gpt2,
         baseline=gpt2,
         out=tmp_path / "figures",
@@ -160,7 +161,7 @@ def test_evaluate_measures_a_model_against_a_baseline(
         quality=EvaluateConfig(window=32, windows=8),
         benchmark=None,
     )
-    report = appraise(wanted, Silent())
+    report = evaluate(wanted, Silent())
     perplexity = report.measurement("model", "perplexity")
     assert perplexity is not None
     assert perplexity.ratio is not None

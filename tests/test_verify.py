@@ -10,7 +10,7 @@ import pytest
 from conftest import Demitasse
 from onnx import numpy_helper
 
-from export.bundle import write_manifest
+from export.manifest import write_manifest
 
 
 @pytest.fixture

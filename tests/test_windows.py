@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compress.checkpoint import load_tokenizer
+from compress.checkpoints.folder import load_tokenizer
 from evaluation.quality import Windows, amounts_of, windows_of
 
 MODELS = Path(__file__).parents[1] / "recipes" / "models"

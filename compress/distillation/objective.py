@@ -7,7 +7,6 @@
 Weights may change along the steps. The teacher is no part of the module: it is neither trained nor saved.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -16,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compress.checkpoint import weight_files
-from compress.distillation.layers import LAYER_LOSSES, LayerLosses, layer_pairs
-from compress.distillation.shards import file_digest
+from compress.checkpoints.folder import weight_files
+from compress.digests import digest_file, digest_of
+from compress.distillation.config import LAYER_LOSSES, DistillConfig, Fade
+from compress.distillation.layer_losses import LayerLosses, layer_pairs
+from compress.distillation.teacher_cache import StoredTeacher
 from compress.stage import Facts, StageError, StageInput
 from compress.training.distributed import barrier, together
 from compress.training.launch import launch
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from compress.distillation.distill import DistillConfig, Fade
-    from compress.distillation.stored import StoredTeacher
 
 CACHE = Path("~/.cache/demitasse/teachers")
 
@@ -61,7 +60,7 @@ class Live:
 class Stored:
     """A teacher that ran once, over these very rows."""
 
-    def __init__(self, store: "StoredTeacher") -> None:
+    def __init__(self, store: StoredTeacher) -> None:
         self.store = store
 
     def target(self, ids_BT: Tensor, row_B: Tensor | None) -> Target:
@@ -70,11 +69,9 @@ class Stored:
 
 
 def cached(
-    config: "DistillConfig", given: StageInput, teacher: PreTrainedModel, rows_NT: "NDArray[np.int64]"
+    config: DistillConfig, given: StageInput, teacher: PreTrainedModel, rows_NT: "NDArray[np.int64]"
 ) -> tuple[Stored, Facts]:
     """The teacher as it was written down, by this run if by no other."""
-    from compress.distillation.stored import StoredTeacher
-
     assert config.stored is not None
     assert given.teacher is not None
     if not ends_in_linear_head(teacher):
@@ -107,7 +104,7 @@ class Distillation(Objective):
         self,
         student: PreTrainedModel,
         teacher: Teacher,
-        config: "DistillConfig",
+        config: DistillConfig,
         *,
         origins: list[int] | None,
         probe_BT: Tensor,
@@ -184,7 +181,7 @@ class Distillation(Objective):
             self.layers.remove()
 
 
-def weight_at(weight: "float | Fade", progress: float) -> float:
+def weight_at(weight: float | Fade, progress: float) -> float:
     """What a weight is when `progress` of the steps are done."""
     if isinstance(weight, float | int):
         return float(weight)
@@ -193,7 +190,7 @@ def weight_at(weight: "float | Fade", progress: float) -> float:
 
 def _digest(folder: Path) -> str:
     files = [folder / "config.json", *weight_files(folder)]
-    return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
+    return digest_of([digest_file(file) for file in files])
 
 
 def _no_linear_head(model: PreTrainedModel) -> StageError:

@@ -1,12 +1,12 @@
 """Where a student comes from: some of its teacher's layers, or a config of its own.
 
     spread         the layers that stay, evenly spaced, first and last among them (DistilBERT, arXiv 1910.01108)
-    by_influence   the layers that stay, by how much each does on text (`compress/slimming/depth.py`)
+    by_influence   the layers that stay, by how much each does on text (`compress/structured/depth.py`)
     listed         the layers that stay, as they are told
     with_layers    a student that is its teacher without the other layers: every weight is one of the teacher's
     fresh          a student of another shape, which takes over from its teacher what fits by name and shape
 
-The configs are those of `architecture.py`: no student has dropout.
+The configs are those of `student_config.py`: no student has dropout.
 
 Not covered: narrower students cut out of the teacher (that is the `slim` stage); a teacher with another tokenizer,
 which `same_tokenizer` tells.
@@ -16,9 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compress.distillation.architecture import is_dropout, of_layers, student_config, without_dropout
-from compress.distillation.architecture import spread as spread  # the third way to choose layers
-from compress.stage import Facts, Progress, Silent, StageError
+from compress.distillation.student_config import is_dropout, of_layers, student_config, without_dropout
+from compress.distillation.student_config import spread as spread  # the third way to choose layers
+from compress.models.block_linears import block_list, blocks
+from compress.models.families import family_of
+from compress.models.layerwise import BlockWalk
+from compress.stage import Facts, Progress, Silent, StageError, first_line
+from compress.structured.depth import Stack, block_influence, least_missed, most_influential
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,9 +68,6 @@ def by_influence(
     Raises:
         StageError: `perplexity` is asked of a family that slimming has no table of.
     """
-    from compress.blockwise import BlockWalk
-    from compress.slimming.axes import family_of
-    from compress.slimming.depth import Stack, block_influence, least_missed, most_influential
 
     progress = progress or Silent()
     walk = BlockWalk(folder, rows_NT)
@@ -92,8 +93,6 @@ def with_layers(source: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedMo
         StageError: a block of this family depends on its place in a way that is not covered.
     """
     from transformers import AutoModelForCausalLM
-
-    from compress.linears import block_list
 
     name, _ = block_list(source)
     config = of_layers(source.config, kept)
@@ -136,8 +135,8 @@ def _keep_scores(student: "PreTrainedModel", kept: Sequence[int]) -> None:
     if getattr(student.config, "scale_attn_by_inverse_layer_idx", False):
         import torch
 
-        from compress.slimming.axes import FAMILIES
-        from compress.slimming.slicing import renumber
+        from compress.models.families import FAMILIES
+        from compress.structured.extraction import renumber
 
         with torch.no_grad():
             renumber(student, FAMILIES["gpt2"].blocks, kept)
@@ -145,7 +144,6 @@ def _keep_scores(student: "PreTrainedModel", kept: Sequence[int]) -> None:
 
 def _check_places(source: "PreTrainedModel", student: "PreTrainedModel", kept: Sequence[int]) -> None:
     """Refuse a block that does in the student what it did not do in the source."""
-    from compress.linears import blocks
 
     old, new = blocks(source), blocks(student)
     carried = getattr(source.config, "scale_attn_by_inverse_layer_idx", False)
@@ -207,7 +205,7 @@ def fresh(
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, AssertionError) as error:
         raise StageError(
             f"distill: architecture: a {config.model_type} of {dict(architecture)} does not run "
-            f"({_first_line(error)}); expected sizes that fit each other: heads a multiple of key-value heads, the "
+            f"({first_line(error)}); expected sizes that fit each other: heads a multiple of key-value heads, the "
             "width a multiple of heads"
         ) from error
     return student, {"config": dict(architecture), "from_teacher": take_over(student, teacher)}
@@ -220,8 +218,6 @@ def take_over(student: "PreTrainedModel", teacher: "PreTrainedModel") -> Facts:
         How many tensors and weights were copied, of how many; a tied one counts once.
     """
     import torch
-
-    from compress.linears import block_list
 
     (name, blocks), (_, layers) = block_list(student), block_list(teacher)
     origins = spread(len(layers), len(blocks))
@@ -293,7 +289,3 @@ def _probe_difference(student: "PreTrainedTokenizerBase", teacher: "PreTrainedTo
         for tokenizer, ids in ((student, mine), (teacher, theirs))
     ]
     return f"token {place} of a probe text is {said[0]} to the student and {said[1]} to the teacher"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

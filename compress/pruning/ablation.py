@@ -12,7 +12,9 @@ tensor that is fed to a linear.
     N rows    T tokens    D hidden width    V vocabulary
 """
 
-from collections.abc import Iterable, Iterator
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,22 +25,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compress.calibration import Arriving, Inputs, Reads, seed_of
-from compress.checkpoint import load_model
-from compress.linears import BlockLinear, block_linears, blocks, linears_of
-from compress.pruning.amount import Amount
+from compress.checkpoints.loading import load_model
+from compress.digests import seed_of
+from compress.models.block_linears import BlockLinear, block_linears, blocks, linears_of
+from compress.models.calibration import Arriving, Inputs, Reads
+from compress.pruning.config import CRITERIA, Level, SensitivityConfig
+from compress.pruning.criteria import pruned
 from compress.pruning.masks import choose
-from compress.pruning.sparsify import CRITERIA
-from compress.stage import StageError, Task
+from compress.pruning.sensitivity import Curve, Point, Sensitivity
+from compress.pruning.sparsity import Amount
+from compress.stage import Progress, Silent, StageError, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from compress.pruning.sensitivity import Level, SensitivityConfig, Take
 
+Take = Callable[[str, str, Callable[[], list[float]]], list[float]]
+"""(part, level, measure) -> the loss of each held-out row, measured now or noted earlier."""
 AT_ONCE = 2048
 """Tokens whose logits are held at once."""
-Found = tuple[str, int, dict["Level", list[float]]]
+Found = tuple[str, int, dict[Level, list[float]]]
 """(name, weights, level -> loss_N) of one part."""
 
 
@@ -50,7 +56,7 @@ class Ablation:
         StageError: a linear is never run, so nothing can be said of it.
     """
 
-    def __init__(self, folder: Path, ids_NT: NDArray[np.int64], config: "SensitivityConfig") -> None:
+    def __init__(self, folder: Path, ids_NT: NDArray[np.int64], config: SensitivityConfig) -> None:
         self.model = load_model(folder)
         self.criterion = CRITERIA[config.criterion]
         self.amounts = config.amounts()
@@ -68,7 +74,7 @@ class Ablation:
         """loss_N of the model as it is."""
         return Prefix(self.model, self.held_out).loss_N().tolist()
 
-    def blocks(self, take: "Take", task: Task) -> Iterator[Found]:
+    def blocks(self, take: Take, task: Task) -> Iterator[Found]:
         """Every block, first to last."""
         prefix = Prefix(self.model, self.held_out)
         for index, (name, module) in enumerate(blocks(self.model)):
@@ -77,15 +83,15 @@ class Ablation:
             if index + 1 < len(blocks(self.model)):
                 prefix.advance()
 
-    def kinds(self, take: "Take", task: Task) -> Iterator[Found]:
+    def kinds(self, take: Take, task: Task) -> Iterator[Found]:
         """Every kind of linear, in the order in which a block has them; none where they are not wanted."""
         prefix = Prefix(self.model, self.held_out)
         for kind, linears in self._by_kind().items() if self.wants_kinds else ():
             yield kind, _size(linears), self._levels(kind, linears, prefix, take, task)
 
     def _levels(
-        self, part: str, linears: list[BlockLinear], prefix: "Prefix", take: "Take", task: Task
-    ) -> dict["Level", list[float]]:
+        self, part: str, linears: list[BlockLinear], prefix: "Prefix", take: Take, task: Task
+    ) -> dict[Level, list[float]]:
         found = {}
         for level, amount in self.amounts.items():
             found[level] = take(part, str(level), partial(self._loss_N, linears, amount, prefix))
@@ -112,7 +118,7 @@ class Ablation:
     @torch.no_grad()
     def _prune(self, linear: BlockLinear, amount: Amount) -> Tensor:
         try:
-            return self.criterion.prune(linear.weight_OI(), self.inputs[linear.name], choose(amount))
+            return pruned(self.criterion, linear.weight_OI(), self.inputs[linear.name], choose(amount))
         except ValueError as error:
             raise StageError(f"{linear.name}: cannot be pruned: {error}") from error
 
@@ -224,3 +230,82 @@ def linear_inputs(model: "PreTrainedModel", ids_NT: Tensor, reads: Reads) -> dic
 
 def _size(linears: Iterable[BlockLinear]) -> int:
     return sum(linear.parameter.numel() for linear in linears)
+
+
+def measure_sensitivity(
+    folder: Path,
+    ids_NT: NDArray[np.int64],
+    config: SensitivityConfig | None = None,
+    *,
+    notes: Path | None = None,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Prune every part of the dense checkpoint in `folder` at every level, one at a time, and take the loss.
+
+    The whole model is held in memory in float32. For L blocks this runs (L / 2 + number of kinds) * number of levels
+    times the model on the held-out rows.
+
+    Args:
+        ids_NT: rows of token ids: the last `config.held_out` of them are held out, the others calibrate.
+        notes: a JSON file of these arguments' own, in which each loss is noted as it is taken, and looked up when it is
+            asked for again.
+
+    Raises:
+        CheckpointError: the folder holds no dense checkpoint.
+        StageError: there are too few rows, or a pattern does not fit a linear.
+    """
+    config = config or SensitivityConfig()
+    if len(ids_NT) <= config.held_out:
+        raise StageError(
+            f"sensitivity: expected more than the {config.held_out} rows that are held out, got {len(ids_NT)}; "
+            "give more rows"
+        )
+    ablation = Ablation(folder, ids_NT, config)
+    taken = _Notes(notes)
+    dense = taken("dense", "dense", ablation.dense)
+    with (progress or Silent()).task("sensitivity", ablation.work()) as task:
+        blocks = [_curve(name, size, found, dense) for name, size, found in ablation.blocks(taken, task)]
+        kinds = [_curve(name, size, found, dense) for name, size, found in ablation.kinds(taken, task)]
+    return Sensitivity(
+        criterion=config.criterion,
+        scope=config.scope,
+        calibration_tokens=ids_NT[: -config.held_out].size,
+        held_out_tokens=config.held_out * (ids_NT.shape[1] - 1),
+        dense=float(np.mean(dense)),
+        blocks=tuple(blocks),
+        kinds=tuple(kinds),
+    )
+
+
+def _curve(name: str, parameters: int, found: dict[Level, list[float]], dense_N: list[float]) -> Curve:
+    points = []
+    for level, loss_N in found.items():
+        increase_N = np.subtract(loss_N, dense_N)
+        error = float(increase_N.std(ddof=1)) / len(increase_N) ** 0.5
+        increase = float(increase_N.mean())
+        points.append(Point(level=level, loss=float(np.mean(loss_N)), increase=increase, error=error))
+    return Curve(name=name, parameters=parameters, points=tuple(points))
+
+
+class _Notes:
+    """Losses that were taken already, in a file that is replaced as a whole."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.losses: dict[str, list[float]] = {}
+        if file is not None and file.is_file():
+            self.losses = json.loads(file.read_text(encoding="utf-8"))
+
+    def __call__(self, part: str, level: str, measure: Callable[[], list[float]]) -> list[float]:
+        key = f"{part} {level}"
+        if key not in self.losses:
+            self.losses[key] = measure()
+            self._write()
+        return self.losses[key]
+
+    def _write(self) -> None:
+        if self.file is None:
+            return
+        unfinished = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(self.losses), encoding="utf-8")
+        unfinished.replace(self.file)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.pruning.amount import Amount
+from compress.pruning.sparsity import Amount
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ Legend: O outputs, I inputs, B columns of a block.
 import torch
 from torch import Tensor
 
-from compress.calibration import Inputs
+from compress.models.calibration import Inputs
 from compress.pruning.masks import Choose
 
 BLOCK = 128

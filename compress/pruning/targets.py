@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from compress.pruning.amount import Amount
+from compress.models.block_linears import block_linears
+from compress.pruning.config import PruneConfig
+from compress.pruning.sparsity import Amount
 from compress.stage import StageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from compress.pruning.prune import PruneConfig
 
 SHOWN = 4
 
@@ -39,7 +40,7 @@ class Target:
         return self.name.removesuffix(".weight")
 
 
-def block_targets(config: "PruneConfig", model: "PreTrainedModel", share: Mapping[str, float]) -> dict[str, Target]:
+def block_targets(config: PruneConfig, model: "PreTrainedModel", share: Mapping[str, float]) -> dict[str, Target]:
     """The block linears to prune, by the linear's name, in the model's order.
 
     Args:
@@ -48,7 +49,6 @@ def block_targets(config: "PruneConfig", model: "PreTrainedModel", share: Mappin
     Raises:
         StageError: there is none, or a knob does not fit the model.
     """
-    from compress.linears import block_linears
 
     linears = {linear.name: linear for linear in block_linears(model)}
     if not linears:
@@ -69,13 +69,12 @@ def block_targets(config: "PruneConfig", model: "PreTrainedModel", share: Mappin
     return targets
 
 
-def extra_targets(config: "PruneConfig", model: "PreTrainedModel") -> list[Target]:
+def extra_targets(config: PruneConfig, model: "PreTrainedModel") -> list[Target]:
     """The further matrices that `include` names, each counted on its own.
 
     Raises:
         StageError: a glob names none, or the pattern does not fit.
     """
-    from compress.linears import block_linears
 
     inside = {f"{linear.name}.weight" for linear in block_linears(model)}
     others = {

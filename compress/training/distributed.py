@@ -7,7 +7,7 @@
 A step sees the same `batch` rows on any number of processes: each takes batch / world of them, the loss and the
 gradient are means over all, so the loss curves are those of one process but for the order in which floats are added.
 
-A checkpoint has one form, that of one process: whole tensors under their own names, moments by the parameter's number.
+A checkpoint is written as one process would: whole tensors under their own names, moments by the parameter's number.
 The first process writes it and nobody else writes anything; every process reads its own part. So a run may go on with
 another number of processes, or the other way of spreading.
 
@@ -37,7 +37,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
-from compress.linears import blocks
+from compress.models.block_linears import blocks
 from compress.stage import StageError
 from compress.training.launch import Launch, launch
 
@@ -55,7 +55,7 @@ class FollowedError(Exception):
 def together(device: Literal["cpu", "cuda"]) -> Iterator[Launch]:
     """All processes of a launch as one group, for as long as this lasts; a process on its own is no group."""
     here = launch()
-    if here.world == 1:
+    if here.world == 1 or distributed.is_initialized():  # Ray Train opens the group itself
         yield here
         return
     if device == "cuda":

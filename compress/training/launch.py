@@ -4,11 +4,21 @@
     MASTER_ADDR, MASTER_PORT    where the store is that they meet at
     TORCHELASTIC_RESTART_COUNT  which attempt this is, where torchrun starts them again; the store outlives an attempt
 
+srun and mpirun have names of their own for the first four (`adopt`). They also stand in the environment of a process
+that was started beside the workers, such as a batch script, so only a worker may take them for its own.
+
 Nothing is imported here that takes time: a process on its own is the common case, and it looks here too.
 """
 
 import os
 from dataclasses import dataclass
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+NAMES_ELSEWHERE = (
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +50,17 @@ def launch() -> Launch:
         local_world=int(os.environ.get("LOCAL_WORLD_SIZE", world)),
         attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
     )
+
+
+def adopt() -> None:
+    """Take what srun or mpirun tells this worker for what torchrun would."""
+    if NAMES[0] in os.environ:
+        return
+    for names in NAMES_ELSEWHERE:
+        if names[0] in os.environ and names[1] in os.environ:
+            told = {name: os.environ[theirs] for name, theirs in zip(NAMES, names, strict=True) if theirs in os.environ}
+            os.environ.update(told)
+            return
 
 
 def unfit(batch: int, accumulate: int, world: int) -> str | None:

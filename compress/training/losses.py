@@ -20,7 +20,7 @@ so that every loss is one function of log q and log p, and they are mixed by add
 
     N positions    V vocabulary    D hidden width    K tokens of which something is stored
 
-Not covered: losses between layers (`compress/distillation/layers.py`), soft caps between the head and the logits.
+Not covered: losses between layers (`compress/distillation/layer_losses.py`), soft caps between the head and the logits.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compress.training.rounding import effective_weight
+from compress.quantization.fake_quantize import effective_weight
+from compress.training.config import LOSSES
 
 CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 2**28}
 """Bytes of a chunk's logits: on a CPU what is this small is used again and again, and costs no page faults."""
@@ -56,10 +57,6 @@ class Chunk:
         """The teacher's log-probabilities; whoever mixes the losses has seen to it that they are there."""
         assert self.log_p_NV is not None
         return self.log_p_NV
-
-
-Loss = Callable[[Chunk], tuple[Tensor, Tensor]]
-"""chunk -> (value_N in nats, its slope_NV with respect to log_q_NV); nothing of the chunk is changed."""
 
 
 def forward_kl(at: Chunk) -> tuple[Tensor, Tensor]:
@@ -99,16 +96,9 @@ def cross_entropy(at: Chunk) -> tuple[Tensor, Tensor]:
     return -at.log_q_NV.gather(1, here_N1)[:, 0], torch.zeros_like(at.log_q_NV).scatter_(1, here_N1, -1)
 
 
-LOSSES: dict[str, Loss] = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "jensen_shannon": jensen_shannon,
-    "skewed_kl": skewed_kl,
-    "cross_entropy": cross_entropy,
-}
-WITHOUT_TEACHER = frozenset({"cross_entropy"})
+WITHOUT_TEACHER = frozenset(name for name, loss in LOSSES.items() if not loss.teacher)
 """Losses that see the text alone; they are taken at T = 1."""
-WITH_STORED_TEACHER = frozenset({"forward_kl", "cross_entropy"})
+WITH_STORED_TEACHER = frozenset(name for name, loss in LOSSES.items() if loss.stored)
 """Losses that a few tokens of the teacher's distribution suffice for."""
 
 
@@ -305,7 +295,7 @@ def _values_and_gradient(logits_NV: Tensor, target: Target | None, next_N: Tenso
         at = _chunk(logits_NV, target, next_N, temperature, mix.skew, with_teacher=bool(set(names) - WITHOUT_TEACHER))
         slope_NV: Tensor | None = None
         for name in names:
-            value_N, more_NV = LOSSES[name](at)
+            value_N, more_NV = LOSSES[name].function(at)
             values[name], weight = value_N.sum(), mix.weights[name] * temperature**2
             slope_NV = more_NV.mul_(weight) if slope_NV is None else slope_NV.add_(more_NV, alpha=weight)
         assert slope_NV is not None

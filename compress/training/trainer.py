@@ -27,11 +27,11 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from compress.pruning.amount import Amount
+from compress.pruning.sparsity import Amount
 from compress.stage import StageError, Task
-from compress.training.gradual import GradualConfig, Ramp
 from compress.training.objective import Objective
-from compress.training.zeros import Zeros
+from compress.training.pruning_schedule import GradualConfig, Ramp
+from compress.training.sparsity_masks import Zeros
 
 
 class Rows(Dataset[dict[str, Tensor]]):

@@ -58,7 +58,7 @@ def _model(report: Report, texts: list[Json]) -> Json:
         "bom-ref": f"model:{final.key or report.name}",
         "name": report.name,
         "version": final.key[:16] or "unkeyed",
-        "description": f"{final.form} model made by {report.recipe}; verdict: {report.verdict or 'not gated'}",
+        "description": f"{final.format} model made by {report.recipe}; verdict: {report.verdict or 'not gated'}",
         "modelCard": _card(report, texts),
     }
     if final.hashes:

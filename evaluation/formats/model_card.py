@@ -32,7 +32,7 @@ def _metadata(report: Report) -> dict[str, Any]:
     model, test = _source(report, "model"), _source(report, "test")
     found: dict[str, Any] = {"pipeline_tag": "text-generation", "library_name": "onnxruntime"}
     found["tags"] = ["onnx", "demitasse", *dict.fromkeys(row.kind for row in report.rows[1:])]
-    if report.final.form != "onnx":
+    if report.final.format != "onnx":
         found |= {"library_name": "transformers", "tags": found["tags"][1:]}
     if model is not None and model.license:
         found["license"] = model.license.lower()

@@ -4,10 +4,10 @@ from it (`paired`, `figures`).
 Nothing here knows of models: an arm is two callables.
 """
 
-from evaluation.latency.disturbance import Counters, Reading, disturbed
 from evaluation.latency.figures import cell_measurements, latency_measurements, measured, process_measurements
+from evaluation.latency.machine_load import Counters, Reading, disturbed
 from evaluation.latency.paired import SAMPLES_FOR_PERCENTILE, blocks_to_decide, paired_ratio, percentiles
-from evaluation.latency.samples import Cell, CellTimes, Protocol, Session, Turn
+from evaluation.latency.record import Cell, CellTimes, Protocol, Session, Turn
 from evaluation.latency.timing import Arm, CellTimer, pieces_of, steady_step, warm_up
 
 __all__ = [

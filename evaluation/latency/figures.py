@@ -4,9 +4,9 @@
     arm's figure      the median over blocks, its interval by bootstrap of blocks
     ratio, change     paired within blocks: `paired.py`
 
-A block in which either arm was disturbed (`disturbance.py`) is left out for both, and counted; an arm whose blocks were
-left out for more than `MOST_LEFT_OUT`, or that has fewer than `FEWEST` left, is INVALID: the machine was too busy to
-say anything. So is an arm that crashed, with its last words, or was left out, with the reason; the others still have
+A block in which either arm was disturbed (`machine_load.py`) is left out for both, and counted; an arm whose blocks
+were left out for more than `MOST_LEFT_OUT`, or that has fewer than `FEWEST` left, is INVALID: the machine was too busy
+to say anything. So is an arm that crashed, with its last words, or was left out, with the reason; the others still have
 their figures. An arm that took part in the first blocks only is held against the baseline in those.
 
 A turn whose warm-up did not settle counts, and is told of: a machine that is never steady is what users may have.
@@ -27,7 +27,7 @@ from evaluation.latency.paired import (
     paired_ratio,
     percentiles,
 )
-from evaluation.latency.samples import Cell, Part, Session, Turn
+from evaluation.latency.record import Cell, Part, Session, Turn
 from evaluation.measurement import JUDGED, SHOWN, Measurement
 from evaluation.statistics import median_interval
 

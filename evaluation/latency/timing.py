@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from evaluation.latency.samples import Cell, CellTimes
+from evaluation.latency.record import Cell, CellTimes
 
 AGREEING, SPREAD, MOST_RUNS = 3, 0.05, 12
 SLICE, WAKE = 5, 0.1

@@ -6,12 +6,12 @@ noise        the same under typos, case, cuts      hardest       which tokens an
 likelihood   of continuations                      items         tasks, labels, generation: one sample an item
 """
 
-from evaluation.quality.amounts import amounts_of
-from evaluation.quality.hardest import hardest
-from evaluation.quality.noise import NOISES, describe_noise, noise_measurements, noised
+from evaluation.quality.robustness import NOISES, describe_noise, noise_measurements, noised
 from evaluation.quality.scoring import Scorer, TokenScores, score
-from evaluation.quality.tokens import BASELINE_NLL, NLL, RATIOS, STATISTICS, TOKENS, quality_measurements
+from evaluation.quality.text_amounts import amounts_of
+from evaluation.quality.token_metrics import BASELINE_NLL, NLL, RATIOS, STATISTICS, TOKENS, quality_measurements
 from evaluation.quality.windows import Select, Windows, windows_of
+from evaluation.quality.worst_tokens import hardest
 
 __all__ = [
     "BASELINE_NLL",

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from evaluation.quality.items import Items
 from evaluation.quality.likelihood import Encode, Ids
-from evaluation.quality.overlap import overlap_columns
+from evaluation.quality.per_example import Items
+from evaluation.quality.text_metrics import overlap_columns
 
 Generator = Callable[[Sequence[Ids], int], list[Ids]]
 """From the token ids of prompts and a number of new tokens to the new tokens' ids, greedy; they end before a token that

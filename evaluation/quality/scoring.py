@@ -19,7 +19,6 @@ each model is held. The last token of a window is never fed: nothing is asked af
 Legend: B windows of a batch, T positions, V vocabulary, N scored tokens, R rows at a time, S lanes of a sum.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.machine import available_cores
 from evaluation.quality.arrays import ArrayFile
 from evaluation.quality.windows import Ids, Windows
 from evaluation.statistics import Floats
@@ -82,7 +82,7 @@ def score(
     columns = _Columns.empty(windows.tokens)
     window = np.repeat(np.arange(len(windows)), windows.scored_W)
     before_W = np.cumsum(windows.scored_W) - windows.scored_W
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         for start in range(0, len(windows), batch):
             length_B, first_B = windows.length_W[start : start + batch], windows.first_W[start : start + batch]
             ids_BT = np.ascontiguousarray(windows.ids_WT[start : start + batch, : length_B.max()])
@@ -115,10 +115,6 @@ def score(
         window=window,
         digest=windows.digest(),
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pieces(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

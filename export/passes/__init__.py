@@ -5,105 +5,40 @@ head.
 in.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import onnx_ir as ir
 
-from export.passes.context import PassContext
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from export.passes.canonicalize import Canonicalize
+from export.passes.context import GraphPass, PassContext
+from export.passes.fix_attention import FixAttention
+from export.passes.fix_embedding_scale import FixEmbeddingScale
+from export.passes.fix_narrow_rotation import FixNarrowRotation
+from export.passes.fix_rotation import FixRotation
+from export.passes.fold_bias import FoldBias
+from export.passes.fuse_silu import FuseSilu
+from export.passes.load_floats import LoadFloats
+from export.passes.quantized_embedding import QuantizedEmbedding
+from export.passes.quantized_linears import QuantizedLinears
+from export.passes.share_float_head import ShareFloatHead
+from export.passes.slice_logits import SliceLogits
 
 __all__ = ["PASSES", "PassContext", "apply_passes"]
 
-
-def _fix_attention(context: PassContext) -> "ir.passes.InPlacePass":
-    from export.passes.fix_attention import FixAttention
-
-    return FixAttention()
-
-
-def _fix_rotation(context: PassContext) -> "ir.passes.InPlacePass":
-    from export.passes.fix_rotation import FixRotation
-
-    return FixRotation()
-
-
-def _fix_narrow_rotation(context: PassContext) -> "ir.passes.InPlacePass":
-    from export.passes.fix_narrow_rotation import FixNarrowRotation
-
-    return FixNarrowRotation()
-
-
-def _fix_embedding_scale(context: PassContext) -> "ir.passes.InPlacePass":
-    from export.passes.fix_embedding_scale import FixEmbeddingScale
-
-    return FixEmbeddingScale()
-
-
-def _carry_int8_linears(context: PassContext) -> "ir.passes.InPlacePass":
-    from export.passes.carry_int8_linears import CarryInt8Linears
-
-    return CarryInt8Linears(context)
-
-
-def _carry_int8_embedding(context: PassContext) -> "ir.passes.InPlacePass":
-    from export.passes.carry_int8_embedding import CarryInt8Embedding
-
-    return CarryInt8Embedding(context)
-
-
-def _place_float_weights(context: PassContext) -> "ir.passes.InPlacePass":
-    from export.passes.place_float_weights import PlaceFloatWeights
-
-    return PlaceFloatWeights(context)
-
-
-def _share_float_head(context: PassContext) -> "ir.passes.InPlacePass":
-    from export.passes.share_float_head import ShareFloatHead
-
-    return ShareFloatHead()
-
-
-def _fold_bias(context: PassContext) -> "ir.passes.InPlacePass":
-    from export.passes.fold_bias import FoldBias
-
-    return FoldBias(context)
-
-
-def _fuse_silu(context: PassContext) -> "ir.passes.InPlacePass":
-    from export.passes.fuse_silu import FuseSilu
-
-    return FuseSilu()
-
-
-def _slice_logits(context: PassContext) -> "ir.passes.InPlacePass":
-    from export.passes.slice_logits import SliceLogits
-
-    return SliceLogits()
-
-
-def _tidy(context: PassContext) -> "ir.passes.InPlacePass":
-    from export.passes.tidy import Tidy
-
-    return Tidy()
-
-
-PASSES: dict[str, Callable[[PassContext], "ir.passes.InPlacePass"]] = {
-    "fix_attention": _fix_attention,
-    "fix_rotation": _fix_rotation,
-    "fix_narrow_rotation": _fix_narrow_rotation,
-    "fix_embedding_scale": _fix_embedding_scale,
-    "carry_int8_linears": _carry_int8_linears,
-    "carry_int8_embedding": _carry_int8_embedding,
-    "place_float_weights": _place_float_weights,
-    "share_float_head": _share_float_head,
-    "fold_bias": _fold_bias,
-    "fuse_silu": _fuse_silu,
-    "slice_logits": _slice_logits,
-    "tidy": _tidy,
+PASSES: dict[str, type[GraphPass]] = {
+    "fix_attention": FixAttention,
+    "fix_rotation": FixRotation,
+    "fix_narrow_rotation": FixNarrowRotation,
+    "fix_embedding_scale": FixEmbeddingScale,
+    "quantized_linears": QuantizedLinears,
+    "quantized_embedding": QuantizedEmbedding,
+    "load_floats": LoadFloats,
+    "share_float_head": ShareFloatHead,
+    "fold_bias": FoldBias,
+    "fuse_silu": FuseSilu,
+    "slice_logits": SliceLogits,
+    "canonicalize": Canonicalize,
 }
 
 
-def apply_passes(model: "ir.Model", context: PassContext) -> list[str]:
+def apply_passes(model: ir.Model, context: PassContext) -> list[str]:
     """Run every pass over `model`, in place; the names of those that changed something."""
-    return [name for name, make in PASSES.items() if make(context)(model).modified]
+    return [name for name, graph_pass in PASSES.items() if graph_pass(context)(model).modified]

@@ -1,12 +1,11 @@
 """What the passes know besides the graph: the weights, and how int8 products are to be laid out."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from export.weights import GraphWeights, Rows, WeightError
+import onnx_ir as ir
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from export.row_tracking import GraphWeights, Rows, WeightError
 
 SMALLEST_BLOCK = 16
 """MatMulNBits takes blocks of 16, 32, 64, 128 or 256 columns."""
@@ -16,8 +15,8 @@ SMALLEST_BLOCK = 16
 class Packed:
     """One int8 matrix as it stands in the graph: codes [N, blocks, block] uint8 and scales [N, groups]."""
 
-    codes: "ir.Value"
-    scales: "ir.Value"
+    codes: ir.Value
+    scales: ir.Value
     rows: Rows
     modules: tuple[str, ...]
     columns: int
@@ -39,6 +38,14 @@ class PassContext:
     accuracy_level: int
     packed: dict[bytes, Packed] = field(default_factory=dict)
     """Filled as the passes place int8 matrices, by their row numbers: a matrix used twice is stored once."""
+
+
+class GraphPass(ir.passes.InPlacePass):
+    """A pass over the graph that knows the context."""
+
+    def __init__(self, context: PassContext) -> None:
+        super().__init__()
+        self.context = context
 
 
 def block_in(group: int, wanted: int) -> int:

@@ -9,12 +9,13 @@ apart. `local_window_size` counts the query itself, as transformers does.
 
 import onnx_ir as ir
 
-from export.layers import LAYERS, Layer, layer_of
+from export.attention_facts import LAYERS, Layer, layer_of
+from export.passes.context import GraphPass
 
 WINDOW = "local_window_size"
 
 
-class FixAttention(ir.passes.InPlacePass):
+class FixAttention(GraphPass):
     """Set `scale` and `local_window_size` of every GroupQueryAttention."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

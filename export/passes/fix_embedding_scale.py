@@ -9,10 +9,11 @@ number: at widths 640, 2048, 3072 and 3584 among others.
 import numpy as np
 import onnx_ir as ir
 
-from export.layers import EMBEDDING_SCALE
+from export.attention_facts import EMBEDDING_SCALE
+from export.passes.context import GraphPass
 
 
-class FixEmbeddingScale(ir.passes.InPlacePass):
+class FixEmbeddingScale(GraphPass):
     """The constant factor of the token embeddings -> the exact one."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

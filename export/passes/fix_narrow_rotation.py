@@ -12,14 +12,15 @@ row, by which GroupQueryAttention counts too.
 import numpy as np
 import onnx_ir as ir
 
-from export.layers import PAST_KEY
+from export.attention_facts import PAST_KEY
+from export.passes.context import GraphPass
 from export.passes.fix_rotation import COSINES, SINES, stop_rotating
 
 MULTIPLE = 8
 POSITIONS = "position_ids"
 
 
-class FixNarrowRotation(ir.passes.InPlacePass):
+class FixNarrowRotation(GraphPass):
     """GroupQueryAttention that would rotate by a table it does not take -> RotaryEmbedding, then attention."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

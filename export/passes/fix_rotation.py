@@ -14,14 +14,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.layers import LAYERS, Rotation, layer_of
+from export.attention_facts import LAYERS, Rotation, layer_of
+from export.passes.context import GraphPass
 
 COSINES, SINES = 7, 8
 """Inputs of GroupQueryAttention."""
 Table = NDArray[np.floating[Any]]
 
 
-class FixRotation(ir.passes.InPlacePass):
+class FixRotation(GraphPass):
     """Give each GroupQueryAttention that rotates the tables of its own layer."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

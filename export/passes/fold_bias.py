@@ -7,15 +7,11 @@ On the CPU only: the CUDA kernel's fast paths for one token do not take a bias.
 
 import onnx_ir as ir
 
-from export.passes.context import PassContext
+from export.passes.context import GraphPass
 
 
-class FoldBias(ir.passes.InPlacePass):
+class FoldBias(GraphPass):
     """Add after MatMulNBits -> its bias input."""
-
-    def __init__(self, context: PassContext) -> None:
-        super().__init__()
-        self.context = context
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if self.context.provider != "cpu":

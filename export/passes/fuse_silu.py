@@ -5,8 +5,10 @@ Mul(x, Sigmoid(x))  ->  QuickGelu(x, alpha = 1), which is x * sigmoid(alpha * x)
 
 import onnx_ir as ir
 
+from export.passes.context import GraphPass
 
-class FuseSilu(ir.passes.InPlacePass):
+
+class FuseSilu(GraphPass):
     """Sigmoid and Mul -> QuickGelu."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

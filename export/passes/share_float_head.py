@@ -8,8 +8,10 @@ copy in memory.
 
 import onnx_ir as ir
 
+from export.passes.context import GraphPass
 
-class ShareFloatHead(ir.passes.InPlacePass):
+
+class ShareFloatHead(GraphPass):
     """MatMul by a transposed initializer -> FusedMatMul by the initializer."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -15,8 +15,9 @@ slower, and right.
 import numpy as np
 import onnx_ir as ir
 
-from export.batch import LOGITS_FROM
-from export.passes.carry_int8_linears import constant
+from export.passes.context import GraphPass
+from export.passes.quantized_linears import constant
+from export.runtime.batch import LOGITS_FROM
 
 LAST = np.iinfo(np.int64).max
 LOGITS = "logits"
@@ -27,7 +28,7 @@ PRODUCTS = {"MatMul", "FusedMatMul", "MatMulNBits"}
 ELEMENTWISE = {"Add", "Cast", "Div", "Mul", "Tanh"}
 
 
-class SliceLogits(ir.passes.InPlacePass):
+class SliceLogits(GraphPass):
     """The head's input is cut before its product."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

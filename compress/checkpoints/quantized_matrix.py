@@ -1,0 +1,133 @@
+"""What a quantized matrix is, and the checkpoints that hold them: bitsandbytes' 8-bit format, read and written without
+bitsandbytes, and compressed-tensors' (`compressed_tensors.py`).
+
+A matrix W [out, in] is codes int8 [out, in] and scales float32 [out, groups]: the columns of a row fall into equal
+groups, and W = code * scale of its group. One group is a scale for the whole row.
+
+In bitsandbytes' format a matrix is stored as codes CB int8 [out, in] and one scale SCB float32 [out], so that W = CB *
+SCB / 127: one group, its scale SCB / 127. SCB is the largest absolute value of the row (of the row cast to float16,
+where bitsandbytes itself quantizes); a row of zeros has SCB 0. In a Hugging Face folder the codes stand under
+`<module>.weight` and the scales under `<module>.SCB`, always [out, in], also where the float checkpoint held the matrix
+as [in, out] (GPT-2's Conv1D).
+
+The format has no int8 embedding, so an embedding that was quantized too is stored twice over: rounded to the grid as
+a float table, which plain transformers loads, and as codes and scales in `EMBEDDINGS_FILE`, which transformers
+ignores and the ONNX export carries.
+Source: bitsandbytes 0.50 (Linear8bitLt) and "LLM.int8()" (arXiv 2208.07339), section 2.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from compress.checkpoints.compressed_tensors import CODES, SCALES, SHAPE, unpack
+
+EMBEDDINGS_FILE = "int8_embeddings.safetensors"
+LEVELS = 127.0
+ENTRIES = (".SCB", ".weight_format", CODES, SCALES, SHAPE)
+"""Ends of the names of tensors that are no weight of a module, but belong to the storage of one."""
+
+
+class CheckpointError(Exception):
+    """A folder is not a checkpoint that can be used; the message names the file, what was expected and the way out."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedMatrix:
+    """W = (code - zero point) * scale of its group: whatever a scheme leaves of a matrix [out, in].
+
+    For an embedding, out is the vocabulary.
+    """
+
+    codes_OI: NDArray[np.int8]
+    scale_OG: NDArray[np.float32]
+    """One scale for each of the equal groups that the columns of a row fall into."""
+    zero_OG: NDArray[np.int8] | None = None
+    """The code that stands for zero in each group; None: 0 in all."""
+    bits: int = 8
+    """Of a code, as it is stored."""
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return int(self.codes_OI.shape[1]) // int(self.scale_OG.shape[1])
+
+    @classmethod
+    def from_rows(cls, codes_OI: NDArray[np.int8], scale_O: NDArray[np.float32]) -> "QuantizedMatrix":
+        """From bitsandbytes' scales, which are what code 127 stands for."""
+        return cls(codes_OI, scale_O[:, None] / np.float32(LEVELS))
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The matrix that the codes stand for, float32 [out, in]."""
+        rows, columns = self.codes_OI.shape
+        weight_OGI = self.codes_OI.astype(np.float32).reshape(rows, self.scale_OG.shape[1], -1)
+        if self.zero_OG is not None:
+            weight_OGI -= self.zero_OG[:, :, None]
+        weight_OGI *= self.scale_OG[:, :, None]
+        return weight_OGI.reshape(rows, columns)
+
+
+def quantize_rows(weight_OI: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """(codes_OI, scale_O) by rounding to nearest, one scale per row: the largest error is half a step, scale / 254."""
+    scale_O = np.abs(weight_OI).max(axis=1).astype(np.float32)
+    step_O = np.where(scale_O > 0, scale_O, 1.0) / np.float32(LEVELS)
+    codes_OI = np.rint(weight_OI / step_O[:, None]).clip(-LEVELS, LEVELS).astype(np.int8)
+    return codes_OI, scale_O
+
+
+def quantize_groups(weight_OI: NDArray[np.float32], group: int) -> QuantizedMatrix:
+    """Rounded to nearest, one scale for each `group` columns of a row.
+
+    Raises:
+        ValueError: the columns are no multiple of `group`.
+    """
+    rows, columns = weight_OI.shape
+    if columns % group:
+        raise ValueError(f"expected a multiple of {group} columns, got {columns}")
+    codes, scales = quantize_rows(weight_OI.reshape(-1, group))
+    scale_OG = scales.reshape(rows, -1) / np.float32(LEVELS)
+    return QuantizedMatrix(codes.reshape(rows, columns), np.where(scale_OG > 0, scale_OG, 1.0).astype(np.float32))
+
+
+def read_quantized_matrices(folder: Path) -> dict[str, QuantizedMatrix]:
+    """Every int8 matrix of an int8 checkpoint, embeddings too, by its module's name ("transformer.h.0.attn.c_attn").
+
+    Raises:
+        CheckpointError: a matrix's tensors do not fit each other, or one is missing.
+    """
+    shards = [file for file in sorted(folder.glob("*.safetensors")) if file.name != EMBEDDINGS_FILE]
+    matrices: dict[str, QuantizedMatrix] = {}
+    for files in (shards, [*folder.glob(EMBEDDINGS_FILE)]):  # which holds tensors of the same names
+        with ExitStack() as stack:
+            opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+            held = {name: tensors for tensors in opened for name in tensors.keys()}  # noqa: SIM118 (not iterable)
+            try:
+                matrices.update(_matrices(held))
+            except (KeyError, ValueError) as error:
+                raise CheckpointError(
+                    f"{folder}: an int8 matrix cannot be read ({error}); download or quantize the checkpoint again"
+                ) from error
+    return matrices
+
+
+def _matrices(held: dict[str, Any]) -> Iterator[tuple[str, QuantizedMatrix]]:
+    """(module, matrix) for each of the matrices in open safetensors files; `held` says where a tensor lies."""
+
+    def read(name: str) -> Any:
+        return held[name].get_tensor(name)
+
+    for name in held:
+        if name.endswith(".SCB"):
+            module = name.removesuffix(".SCB")
+            yield module, QuantizedMatrix.from_rows(read(f"{module}.weight").numpy(), read(name).numpy())
+        elif name.endswith(CODES):
+            module = name.removesuffix(CODES)
+            rows, columns = read(module + SHAPE).tolist()
+            scale_OG = read(module + SCALES).float().numpy()  # numpy has no bfloat16
+            yield module, QuantizedMatrix(unpack(read(name).numpy(), scale_OG, (rows, columns)), scale_OG)

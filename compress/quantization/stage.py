@@ -1,0 +1,83 @@
+"""Quantization to 8 bits: the block linears become int8 with one scale per output row (`quantized_matrix.py`).
+
+    W [out, in]  ->  codes int8 [out, in], scale float32 [out],   W' = codes * scale / 127
+
+The result is a Hugging Face folder that plain transformers loads through bitsandbytes. `embeddings` rounds the token
+embedding in the same way, row by row, which a tied head shares; the folder then also holds its codes, for the export
+to carry.
+
+Not covered: activations (they are rounded by the runtime, block by block), 4 bits, calibration.
+"""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.numpy import save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from compress.checkpoints.folder import CheckpointError, load_pretrained, load_tokenizer, no_bars, read_config
+from compress.checkpoints.quantized_matrix import (
+    EMBEDDINGS_FILE,
+    QuantizedMatrix,
+    quantize_rows,
+    read_quantized_matrices,
+)
+from compress.models.block_linears import block_linears
+from compress.quantization.config import SCHEMES, QuantizeConfig
+from compress.stage import Facts, StageError, StageInput
+
+
+def run(config: QuantizeConfig, given: StageInput) -> Facts:
+    """Leaves a quantized checkpoint, by the scheme that is asked for."""
+    facts: Facts = SCHEMES[config.scheme].run(config, given)
+    return facts
+
+
+def int8_rows(config: QuantizeConfig, given: StageInput) -> Facts:
+    """Leaves an int8 checkpoint.
+
+    Raises:
+        StageError: a block linear was left in float.
+    """
+    assert given.source is not None
+    with no_bars(), given.progress.task("quantize", total=3) as task:
+        expected = _block_linear_names(given.source)
+        task.advance(note="int8")
+        model = _load_in_8bit(given.source, config)
+        task.advance(note="save")
+        embeddings = round_embeddings(model, given.out) if config.embeddings else None
+        model.save_pretrained(given.out, safe_serialization=True)
+        load_tokenizer(given.source).save_pretrained(given.out)
+        task.advance()
+    quantized = set(read_quantized_matrices(given.out))
+    skipped = sorted(set(expected) - quantized)
+    if skipped:
+        raise StageError(f"quantize: {len(skipped)} block linears were left in float: {', '.join(skipped[:5])}")
+    return {"scheme": config.scheme, "int8_linears": len(expected), "int8_embeddings": embeddings}
+
+
+def _block_linear_names(folder: Path) -> list[str]:
+    """Names of the block linears, from an empty model: no weight is read."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    return [linear.name for linear in block_linears(model)]
+
+
+def _load_in_8bit(folder: Path, config: QuantizeConfig) -> PreTrainedModel:
+    if "quantization_config" in read_config(folder):
+        raise CheckpointError(f"{folder}: expected a float checkpoint, got one that is quantized already")
+    settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.threshold)
+    return load_pretrained(folder, dtype="float32", quantization_config=settings)
+
+
+def round_embeddings(model: PreTrainedModel, out: Path) -> str:
+    """Round the token embedding in place and write its codes beside the checkpoint; returns its name."""
+    table = cast(nn.Embedding, model.get_input_embeddings()).weight
+    name = str(next(name for name, parameter in model.named_parameters() if parameter is table).removesuffix(".weight"))
+    codes_OI, scale_O = quantize_rows(table.detach().float().numpy())
+    with torch.no_grad():
+        table.copy_(torch.from_numpy(QuantizedMatrix.from_rows(codes_OI, scale_O).dequantize()))
+    save_file({f"{name}.weight": codes_OI, f"{name}.SCB": scale_O}, out / EMBEDDINGS_FILE)
+    return name

@@ -1,0 +1,62 @@
+"""docs/api.md: `api_head.txt`, and then the public functions and classes as their docstrings tell them (griffe2md).
+
+python docs/make_api.py > docs/api.md
+"""
+
+import re
+from pathlib import Path
+
+import griffe
+from griffe2md import default_config, render_object_docs
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACES = (
+    "recipes.config.loader.load_recipe",
+    "recipes.engine.runner.run",
+    "recipes.engine.plan.plan",
+    "recipes.engine.single.run_stage",
+    "recipes.engine.single.StageRequest",
+    "recipes.engine.evaluation.evaluate",
+    "recipes.engine.evaluation.EvaluationRequest",
+    "recipes.engine.benchmark.benchmark",
+    "recipes.engine.benchmark.BenchmarkRequest",
+    "recipes.engine.rejudge.judge_run",
+    "recipes.engine.compare.compare_runs",
+    "evaluation.report.Report",
+    "evaluation.report.Row",
+    "evaluation.report.read_report",
+    "evaluation.gate.Limit",
+    "export.bundle.verify_bundle",
+    "export.runtime.model.OnnxCausalLM",
+    "compress.checkpoints.folder.inspect_checkpoint",
+    "compress.stage.StageInput",
+)
+"""What a pipeline may rely on."""
+
+SIGNATURE = "```py"
+"""What fences a signature, which is not code to run."""
+
+
+def main() -> None:
+    """Print the page."""
+    loader = griffe.GriffeLoader(docstring_parser=griffe.Parser.google, search_paths=[ROOT])
+    for package in dict.fromkeys(place.partition(".")[0] for place in PLACES):
+        loader.load(package)
+    short = {"show_root_members_full_path": False, "show_object_full_path": False, "summary": False}
+    config = {
+        **default_config,
+        **short,
+        "members_order": "source",
+        "line_length": 100,
+        "filters": ["!^_", "!^model_config$"],
+    }
+    parts = [(ROOT / "docs" / "api_head.txt").read_text(encoding="utf-8").rstrip()]
+    for place in PLACES:
+        told = render_object_docs(loader.modules_collection[place], config=config)
+        told = re.sub(r"\[([^\]]+)\]\(#[^)]*\)", r"\1", re.sub(r"</?code>", "`", told))
+        parts.append(told.replace("```python", SIGNATURE).strip())
+    print(re.sub(r"\n{3,}", "\n\n", "\n\n".join(parts)))
+
+
+if __name__ == "__main__":
+    main()

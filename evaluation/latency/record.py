@@ -1,0 +1,178 @@
+"""What a latency session leaves: every raw time, with what is needed to judge it again and to doubt it.
+
+    Session   the protocol, the arms, and the turns
+    Turn      one arm's turn in one block: a fresh process that opened the model, warmed up and ran every cell
+    Cell      one question put to all arms: so many rows of so long a prompt, and so many new tokens of each
+
+All times are seconds by the process's monotonic clock; `started` is wall-clock time in UTC. A session reads and writes
+as JSON, and every figure follows from it (`figures.py`), so a verdict can be given again from the file alone.
+
+Not covered: what ran beside the arms, by name; only how much of the processor it took is known.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from evaluation.latency.machine_load import Reading, disturbed
+from evaluation.measurement import Value
+
+SCHEMA_VERSION = 1
+Part = Literal["opening", "timed"]
+"""Of a turn: from the start to the first prompt's next token, or the cells."""
+
+
+class Cell(Value):
+    """One point of the grid."""
+
+    prompt: int = Field(ge=1)
+    """Tokens of each row's prompt."""
+    tokens: int = Field(ge=1)
+    """New tokens of each row; the prompt's own next token is the first of them."""
+    batch: int = Field(default=1, ge=1)
+    """Rows."""
+
+    def __str__(self) -> str:
+        return f"prompt of {self.prompt} tokens, {self.tokens} new tokens, batch {self.batch}"
+
+
+class CellTimes(Value):
+    """What the clock said about one cell in one turn."""
+
+    cell: Cell
+    prefill: tuple[float, ...]
+    """From a prompt to its next token, several times."""
+    steps: tuple[float, ...]
+    """Further tokens after the last of these, each slice's first left out; empty where there is a single new token."""
+    warmups: int
+    """Untimed runs before."""
+    settled: bool
+    """Whether the last of those agreed; False where their number ran out."""
+
+    @property
+    def end_to_end(self) -> float:
+        """From the last prompt to its last new token; the tokens that were not timed at the mean of the others."""
+        if not self.steps:
+            return self.prefill[-1]
+        return self.prefill[-1] + (self.cell.tokens - 1) * sum(self.steps) / len(self.steps)
+
+
+class Turn(Value):
+    """One arm in one block, in a process of its own."""
+
+    arm: str
+    block: int
+    place: int
+    """Its place in the random order of the block, from 0."""
+    started: datetime
+    process: int
+    """The process's id; 0 where it never told."""
+    wall_seconds: float | None = None
+    """For which the others waited, its start and its libraries included: what the turn cost."""
+    sliced: bool = False
+    """Whether its slices alternated with those of the block's other arms; False where each was done at once."""
+    error: str = ""
+    """The process's last words where it did not finish; everything below is then empty."""
+    runtime: str = ""
+    """What ran it, such as "ONNX Runtime 1.31.1 on the CPU; cache, inputs and logits bound once (IO binding)"."""
+    open_seconds: float | None = None
+    first_run: float | None = None
+    """The first prompt of the process, on the first cell."""
+    cells: tuple[CellTimes, ...] = ()
+    opening: Reading | None = None
+    """What the machine told about the seconds from the start to the end of the first run."""
+    timed: Reading | None = None
+    """What it told about the seconds of the cells."""
+    peak_memory: int | None = None
+    gpu_memory: int | None = None
+    """None where it runs on no GPU."""
+
+    def reading(self, part: Part) -> Reading | None:
+        return self.opening if part == "opening" else self.timed
+
+    def disturbances(self, part: Part = "timed", usual_megahertz: float | None = None) -> tuple[str, ...]:
+        """Why this part of the turn is left out; empty where nothing speaks against it."""
+        reading = self.reading(part)
+        return () if reading is None else disturbed(reading, usual_megahertz)
+
+    def times(self, cell: Cell) -> CellTimes | None:
+        return next((times for times in self.cells if times.cell == cell), None)
+
+
+class Protocol(Value):
+    """What all turns of a session share."""
+
+    cells: tuple[Cell, ...] = Field(min_length=1)
+    threads: int = Field(ge=1)
+    cpus: tuple[int, ...] = ()
+    """The logical processors that every arm is pinned to; empty where the system cannot pin."""
+    seed: int = 0
+    """Of the order of arms and cells, and of prompts that are drawn."""
+    settle: float = 0.05
+    """Seconds of idleness before each turn."""
+    prefills: int = 12
+    """Timed prompts of each cell and turn; fewer of long ones (`timing.py`)."""
+    prompt: str = "random token ids"
+    """Where the prompts come from."""
+
+    def describe(self, cell: Cell | None = None) -> str:
+        """In one sentence, for `Measurement.method`."""
+        pinned = f"pinned to logical processors {_listed(self.cpus)}" if self.cpus else "not pinned"
+        about = f"{cell}, greedy; " if cell is not None else ""
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{about}{threads}, {pinned}; {self.prompt}"
+
+
+class Session(Value):
+    """Everything that was taken."""
+
+    schema_version: int = SCHEMA_VERSION
+    protocol: Protocol
+    arms: tuple[str, ...]
+    """Their names; the first is the baseline."""
+    turns: tuple[Turn, ...] = ()
+    """Some arms may have been asked for in the first blocks only."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Why others take no turns, by name."""
+    planned: int | None = None
+    """The most blocks that there may be."""
+    stopped: str = ""
+    """Why there are no more."""
+
+    @property
+    def baseline(self) -> str:
+        return self.arms[0]
+
+    def of(self, arm: str) -> dict[int, Turn]:
+        """An arm's turns that finished, by block."""
+        return {turn.block: turn for turn in self.turns if turn.arm == arm and not turn.error}
+
+    @property
+    def taken(self) -> int:
+        """How many blocks were begun."""
+        return 1 + max((turn.block for turn in self.turns), default=-1)
+
+    def before(self, block: int) -> "Session":
+        """What had been taken when a block began."""
+        return self.model_copy(update={"turns": tuple(turn for turn in self.turns if turn.block < block)})
+
+    def describe(self) -> str:
+        """How many blocks were planned and taken, and why, in a sentence; empty where that is not known."""
+        if self.planned is None or not self.stopped:
+            return ""
+        return f"{self.taken} of at most {self.planned} blocks were timed: {self.stopped}"
+
+    def error(self, arm: str) -> str:
+        """The last words of an arm that died, or empty."""
+        return next((turn.error for turn in self.turns if turn.arm == arm and turn.error), "")
+
+    def seconds_of_a_turn(self, arm: str) -> float:
+        """What a turn of an arm costs on average, its process's start included; 0 where that is unknown."""
+        told = [turn.wall_seconds for turn in self.turns if turn.arm == arm and turn.wall_seconds is not None]
+        return sum(told) / len(told) if told else 0.0
+
+
+def _listed(cpus: tuple[int, ...]) -> str:
+    """Such as "0, 1" or, of many, "0 to 31 (16 of them)"."""
+    return ", ".join(map(str, cpus)) if len(cpus) <= 8 else f"{cpus[0]} to {cpus[-1]} ({len(cpus)} of them)"

@@ -1,0 +1,52 @@
+"""What `export` lets one choose."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from compress.registry import lazy
+from compress.stage import Stage, StageConfig
+
+LIBRARIES = ("mobius-onnx", "onnx-ir", "onnx", "onnxruntime-gpu", "onnxruntime", "transformers", "torch")
+
+
+class ExportConfig(StageConfig):
+    """The knobs of `export`."""
+
+    layout: Literal["bundle", "triton"] = "bundle"
+    """bundle: the folder itself; triton: a model repository of NVIDIA Triton with the bundle inside."""
+    provider: Literal["cpu", "cuda"] = "cpu"
+    """Where the bundle will run: cpu (float32 activations) or cuda (float16)."""
+    block_size: Literal[16, 32, 64, 128, 256] = 64
+    """Columns per block of an int8 matrix, which is also the grain of activation rounding: larger is faster, smaller
+    is closer.
+    """
+    accuracy_level: Literal[0, 4] | None = None
+    """4: activations are rounded to 8 bits per block, for speed; 0: they are not, which is far slower on the cpu.
+    Without it: 4 on the cpu, 0 on cuda.
+    """
+    parity_tokens: int = Field(default=192, ge=8, le=4096)
+    """Tokens in each of the rows of calibration text on which parity is checked; the model's context if that is
+    shorter.
+    """
+    parity_context: int = Field(default=4096, ge=8)
+    """Tokens to which one row is filled for the same; the model's context if that is shorter. A longer context is
+    checked up to here only, and the manifest says so.
+    """
+
+    @property
+    def level(self) -> int:
+        return (4 if self.provider == "cpu" else 0) if self.accuracy_level is None else self.accuracy_level
+
+
+EXPORT: Stage[ExportConfig] = Stage(
+    kind="export",
+    summary="write an ONNX bundle for ONNX Runtime, its int8 weights bit for bit the checkpoint's, parity proven",
+    version=2,
+    config=ExportConfig,
+    takes=frozenset({"dense", "quantized"}),
+    leaves="onnx",
+    run=lazy("export.stage:run"),
+    materials=lambda config: frozenset({"calibration_text"}),
+    libraries=LIBRARIES,
+)

@@ -1,0 +1,104 @@
+"""A bundle without rounding of activations: each MatMulNBits written out as what it stands for.
+
+    MatMulNBits(x, codes, scales, , , bias)  ->  x @ W^T + bias        W_NK = (codes - 128) * scales
+
+Float products, as fast as a float model's. (MatMulNBits itself at accuracy_level 0 multiplies its weights out at every
+step, which is 80 times slower.) The weights are multiplied out one at a time, from the bundle's own file into another
+one that is four times as large, and ONNX Runtime maps them from there.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.external_data import GRAPH, read_graph
+from export.genai import CONFIG
+from export.initializers import StoredValues
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
+
+ROUNDED = 4
+ZERO = 128
+DATA = "exact.data"
+ALIGNMENT = 4096
+
+
+def rounds_activations(graph: "ModelProto") -> bool:
+    """Whether a product of the graph rounds its activations to 8 bits."""
+    return any(_attributes(node).get("accuracy_level") == ROUNDED for node in graph.graph.node)
+
+
+def write_exact(bundle: Path, folder: Path) -> None:
+    """Write into `folder` what a session needs to run the bundle's graph with float products."""
+    from onnx import ModelProto
+
+    graph, exact = read_graph(bundle), ModelProto()
+    exact.CopyFrom(graph)
+    for field in (exact.graph.node, exact.graph.initializer):
+        del field[:]
+    for node in graph.graph.node:
+        exact.graph.node.extend(_product(node) if node.op_type == "MatMulNBits" else [node])
+    used = {name for node in exact.graph.node for name in node.input}
+    stored = StoredValues(graph, bundle)
+    with (folder / DATA).open("wb") as data:
+        for tensor in graph.graph.initializer:
+            if tensor.name in used:
+                exact.graph.initializer.append(
+                    _append(data, tensor.name, stored[tensor.name]) if tensor.external_data else tensor
+                )
+        for name, weight_NK in _weights(graph, stored):
+            exact.graph.initializer.append(_append(data, name, weight_NK))
+    (folder / GRAPH).write_bytes(exact.SerializeToString())
+    shutil.copyfile(bundle / CONFIG, folder / CONFIG)
+
+
+def _weights(graph: "ModelProto", stored: StoredValues) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """W (N, K) of each product by its name, one at a time."""
+    products = {_name(node): node for node in graph.graph.node if node.op_type == "MatMulNBits"}
+    for name, node in products.items():
+        weight_NBK = stored[node.input[1]].astype(np.float32)
+        weight_NBK -= ZERO
+        weight_NBK *= stored[node.input[2]][..., None]
+        yield name, weight_NBK.reshape(len(weight_NBK), -1)[:, : _attributes(node)["K"]]
+
+
+def _append(data: IO[bytes], name: str, array: NDArray[Any]) -> "TensorProto":
+    """Write a tensor's values at the end of the file; an initializer that points there."""
+    from onnx import TensorProto
+    from onnx.helper import np_dtype_to_tensor_dtype
+
+    data.write(bytes(-data.tell() % ALIGNMENT))
+    place = {"location": DATA, "offset": str(data.tell()), "length": str(array.nbytes)}
+    data.write(np.ascontiguousarray(array).data)
+    tensor = TensorProto(
+        name=name,
+        data_type=np_dtype_to_tensor_dtype(array.dtype),
+        dims=array.shape,
+        data_location=TensorProto.EXTERNAL,
+    )
+    for key, value in place.items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def _name(node: "NodeProto") -> str:
+    return f"{node.input[1]}.exact"
+
+
+def _product(node: "NodeProto") -> "Iterator[NodeProto]":
+    from onnx.helper import make_node
+
+    bias = node.input[5] if len(node.input) > 5 else ""
+    result = f"{node.output[0]}.product" if bias else node.output[0]
+    yield make_node("FusedMatMul", [node.input[0], _name(node)], [result], domain="com.microsoft", transB=1)
+    if bias:
+        yield make_node("Add", [result, bias], [node.output[0]])
+
+
+def _attributes(node: "NodeProto") -> dict[str, int]:
+    return {attribute.name: attribute.i for attribute in node.attribute}

@@ -1,0 +1,80 @@
+"""What a bundle says of itself: manifest.json, written last, and the one place where it is read.
+
+sha256 and size of every other file, the provider it was exported for, how it was made, coverage, parity. A bundle may
+lie in a folder of its own, or in a model repository of Triton's.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from compress.digests import digest_file
+from export.external_data import GRAPH, BundleError, BundleIntegrityError
+from export.genai import write_json
+
+MANIFEST = "manifest.json"
+FORMAT = 2
+OUTSIDE = {MANIFEST, "artifact.json", "README.md"}
+"""Files that no manifest lists: itself, the run store's own, and the model card, whose verdict comes later."""
+STATED = {"provider", "coverage", "parity", "libraries"}
+
+
+def bundle_folder(folder: Path) -> Path:
+    """The bundle that `folder` is or holds: a bundle itself, or a model repository, model or version of Triton's.
+
+    A folder that holds none comes back as it is: whatever opens it says what is missing.
+
+    Raises:
+        BundleError: it holds several.
+    """
+    if (folder / GRAPH).is_file():
+        return folder
+    places = (GRAPH, f"[1-9]*/{GRAPH}", f"*/[1-9]*/{GRAPH}")
+    found = sorted(place for pattern in places for place in folder.glob(pattern) if (place / GRAPH).is_file())
+    if len(found) > 1:
+        raise BundleError(
+            f"{folder}: expected one bundle, found {len(found)}; give one of {', '.join(map(str, found))}"
+        )
+    return found[0] if found else folder
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is or holds a bundle."""
+    return (bundle_folder(folder) / MANIFEST).is_file()
+
+
+def write_manifest(folder: Path, about: dict[str, Any]) -> None:
+    """Write manifest.json over the files that are in `folder` now."""
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": digest_file(folder / name)} for name in listed(folder)
+    }
+    write_json(folder / MANIFEST, {"format": FORMAT, "files": files} | about)
+
+
+def listed(folder: Path) -> list[str]:
+    """Names of the files in a bundle's folder that its manifest is to list."""
+    return sorted(name for name in os.listdir(folder) if name not in OUTSIDE)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of the bundle that a folder is or holds; whether it is true is another question.
+
+    Raises:
+        BundleError: the folder is no bundle.
+        BundleIntegrityError: it is one, and its manifest is not what was written.
+    """
+    file = bundle_folder(folder) / MANIFEST
+    if not file.is_file():
+        raise BundleError(f"{folder}: expected a bundle with {MANIFEST}; give a folder that `demitasse export` wrote")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        entries = all({"bytes", "sha256"} <= set(entry) for entry in manifest["files"].values())
+        missing = STATED - set(manifest) | {"replay"} - set(manifest.get("parity", ()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleIntegrityError(f"{file}: expected a bundle's manifest ({error!r}); export it again") from error
+    if manifest.get("format") != FORMAT or missing or not entries:
+        raise BundleIntegrityError(
+            f"{file}: expected a bundle's manifest of format {FORMAT}; export it again with this version"
+        )
+    return dict(manifest)

@@ -1,0 +1,215 @@
+"""The checkpoint's weights under the graph's names, with every int8 row followed to where it goes.
+
+mobius-onnx renames a checkpoint's tensors to its graph's (it transposes, splits and reorders them on the way). Int8
+codes must make the same journey as their scales, and bit for bit. So the codes do not travel: each int8 matrix sends
+its *row numbers* in their stead, a view without memory of its own, numbered through all int8 matrices of the
+checkpoint. What arrives under a graph name says which rows of which matrix stand there, in which order; codes and
+scales are then read from the checkpoint by those numbers. Column numbers travel too, to prove that no column moved.
+Weights on which mobius does arithmetic cannot be followed, and are refused.
+
+    O, I    rows (outputs) and columns (inputs) of a matrix
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.checkpoints.quantized_matrix import ENTRIES, QuantizedMatrix, read_quantized_matrices
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rows = NDArray[np.int32]
+BUFFERS = (
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".rotary_emb.inv_freq",
+    *ENTRIES,
+)
+"""Ends of names that hold no weight: constants that old checkpoints stored along, and the storage of int8 matrices."""
+
+
+HEAD = "lm_head.weight"
+
+
+class WeightError(Exception):
+    """The checkpoint's weights do not fit the graph; the message names the tensors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Table:
+    """Every int8 matrix of a checkpoint, its rows numbered one after the other."""
+
+    matrices: dict[str, QuantizedMatrix]
+    first: dict[str, int] = field(default_factory=dict)
+    """Number of each matrix's first row."""
+    rows: dict[str, Rows] = field(default_factory=dict)
+    """Graph name -> the rows that stand there, in order."""
+
+    @classmethod
+    def of(cls, matrices: dict[str, QuantizedMatrix]) -> "Int8Table":
+        ends = np.cumsum([0, *(len(matrix.codes_OI) for matrix in matrices.values())])
+        return cls(matrices, {name: int(end) for name, end in zip(matrices, ends, strict=False)})
+
+    def modules(self, rows: Rows) -> list[str]:
+        """The checkpoint modules that rows come from, in the order in which they begin."""
+        names, starts = list(self.first), np.asarray(list(self.first.values()))
+        owners = np.searchsorted(starts, rows, side="right") - 1
+        return [names[owner] for owner in dict.fromkeys(owners.tolist())]
+
+    def shape(self, rows: Rows) -> tuple[int, int]:
+        """(columns, groups of columns) of the rows.
+
+        Raises:
+            WeightError: the rows come from matrices that differ in them.
+        """
+        names = self.modules(rows)
+        shapes = {(self.matrices[name].codes_OI.shape[1], self.matrices[name].scale_OG.shape[1]) for name in names}
+        if len(shapes) > 1:
+            raise WeightError(
+                f"{', '.join(names)}: expected int8 matrices of one width and group size, "
+                f"got (columns, groups) of {', '.join(map(str, sorted(shapes)))}"
+            )
+        return shapes.pop()
+
+    def matrix(self, rows: Rows) -> QuantizedMatrix:
+        """The rows' codes and steps; a view where they lie together in one matrix.
+
+        Raises:
+            WeightError: as `shape`.
+        """
+        self.shape(rows)
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        parts = [part for run in runs for part in self._parts(run)]
+        if len(parts) == 1:
+            return parts[0]
+        return QuantizedMatrix(
+            np.concatenate([part.codes_OI for part in parts]), np.concatenate([part.scale_OG for part in parts])
+        )
+
+    def _parts(self, run: Rows) -> list[QuantizedMatrix]:
+        """A run of consecutive row numbers, cut where one matrix ends and the next begins."""
+        pieces = []
+        for name in self.modules(run):
+            matrix, first = self.matrices[name], self.first[name]
+            low, high = max(int(run[0]) - first, 0), min(int(run[-1]) + 1 - first, len(matrix.codes_OI))
+            pieces.append(QuantizedMatrix(matrix.codes_OI[low:high], matrix.scale_OG[low:high]))
+        return pieces
+
+
+@dataclass(frozen=True, eq=False)
+class GraphWeights:
+    """A checkpoint under the graph's names."""
+
+    floats: dict[str, "Tensor"]
+    int8: Int8Table
+
+
+def read_weights(
+    folder: Path, files: Iterable[Path], module: Any, conv1d: frozenset[str], *, tied: bool
+) -> GraphWeights:
+    """Open a checkpoint (its tensors stay on disk until they are used) and rename it by `module.preprocess_weights`.
+
+    `conv1d` names the modules that hold their matrix as [in, out] (GPT-2's Conv1D). A `tied` head is the embedding: a
+    copy of it that a checkpoint may hold all the same is not read.
+
+    Raises:
+        WeightError: an int8 matrix cannot be followed to its place.
+    """
+    table = Int8Table.of(read_quantized_matrices(folder))
+    floats = _read_floats(files, table.matrices)
+    if tied:
+        floats.pop(HEAD, None)
+    rows = _rename(module, floats, {name: _row_numbers(table, name) for name in table.matrices}, conv1d)
+    columns = _rename(module, floats, {name: _column_numbers(table, name) for name in table.matrices}, conv1d)
+    places = {name for name, tensor in rows.items() if _is_number(tensor)}
+    for name in places:
+        table.rows[name] = _followed(name, rows[name], columns[name])
+    _check_all_arrived(table)
+    return GraphWeights({name: tensor for name, tensor in rows.items() if name not in places}, table)
+
+
+def _read_floats(files: Iterable[Path], matrices: dict[str, QuantizedMatrix]) -> dict[str, "Tensor"]:
+    from safetensors import safe_open
+
+    skip = {f"{name}.weight" for name in matrices}
+    floats: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
+                if name not in skip and not name.endswith(BUFFERS):
+                    floats[name] = tensors.get_tensor(name)
+    return floats
+
+
+def _row_numbers(table: Int8Table, name: str) -> "Tensor":
+    import torch
+
+    codes_OI, first = table.matrices[name].codes_OI, table.first[name]
+    return torch.arange(first, first + codes_OI.shape[0], dtype=torch.int32)[:, None].expand(codes_OI.shape)
+
+
+def _column_numbers(table: Int8Table, name: str) -> "Tensor":
+    import torch
+
+    codes_OI = table.matrices[name].codes_OI
+    return torch.arange(codes_OI.shape[1], dtype=torch.int32)[None, :].expand(codes_OI.shape)
+
+
+def _rename(
+    module: Any, floats: dict[str, "Tensor"], numbers: dict[str, "Tensor"], conv1d: frozenset[str]
+) -> dict[str, "Tensor"]:
+    state = dict(floats)
+    for name, number_OI in numbers.items():
+        state[f"{name}.weight"] = number_OI.t() if name in conv1d else number_OI
+    renamed: dict[str, Tensor] = module.preprocess_weights(_conv1d_mlp_as_linear(state, conv1d))
+    return renamed
+
+
+def _conv1d_mlp_as_linear(state: dict[str, "Tensor"], conv1d: frozenset[str]) -> dict[str, "Tensor"]:
+    """GPT-2's MLP under its graph names, as [out, in].
+
+    mobius-onnx guesses from the shape whether to transpose these, and guesses wrong where a pruned `n_inner` is not
+    above `n_embd`.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        module, _, kind = name.rpartition(".")
+        if module in conv1d and ".mlp." in name:
+            tensor = tensor.t() if kind == "weight" else tensor
+            name = name.replace(".mlp.c_fc.", ".mlp.up_proj.").replace(".mlp.c_proj.", ".mlp.down_proj.")
+        renamed[name] = tensor
+    return renamed
+
+
+def _is_number(tensor: "Tensor") -> bool:
+    return not tensor.dtype.is_floating_point
+
+
+def _followed(name: str, row_OI: "Tensor", column_OI: "Tensor") -> Rows:
+    """The rows behind a graph name. A view that was only split or transposed has stride 0 and needs no look at its
+    numbers.
+    """
+    rows_whole = row_OI.stride(1) == 0 or bool((row_OI == row_OI[:, :1]).all())
+    columns_whole = column_OI.stride(0) == 0 or bool((column_OI == column_OI[:1]).all())
+    in_order = bool((column_OI[0].numpy() == np.arange(column_OI.shape[1])).all())
+    if not (rows_whole and columns_whole and in_order):
+        raise WeightError(
+            f"{name}: the graph moves the columns of an int8 matrix, which cannot be followed; "
+            "export the dense checkpoint"
+        )
+    rows: Rows = row_OI[:, 0].numpy()
+    return rows
+
+
+def _check_all_arrived(table: Int8Table) -> None:
+    arrived = set[str]().union(*(table.modules(rows) for rows in table.rows.values()))
+    lost = sorted(set(table.matrices) - arrived)
+    if lost:
+        raise WeightError(f"int8 weights that the graph has no place for, or computes with: {', '.join(lost)}")

@@ -1,0 +1,1 @@
+"""A bundle running: numpy and ONNX Runtime only."""

@@ -1,0 +1,95 @@
+"""Opening an ONNX Runtime session that runs where it was asked to, or not at all.
+
+ONNX Runtime falls back to the CPU when a provider does not load, with a line on stderr. Here that is an error.
+Threads stop spinning when a run ends: a session that idles must not take the processor from the one that is being
+measured beside it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from export.external_data import read_graph
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Provider = Literal["cpu", "cuda"]
+PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"enable_cuda_graph": "1"}}
+"""Steps have fixed shapes and addresses (`export.runtime.batch`), so that CUDA can capture one and replay it."""
+ERRORS_ONLY = 3
+
+
+class ProviderError(Exception):
+    """The provider that was asked for is not there, did not load, or did not run everything."""
+
+
+def open_session(
+    folder: Path,
+    *,
+    provider: Provider = "cpu",
+    threads: int | None = None,
+    graph: "ModelProto | None" = None,
+    prepack: bool = True,
+    profile: Path | None = None,
+) -> Any:
+    """A session of the bundle in `folder`; of `graph` in its stead where one is given, with the bundle's weights.
+
+    Args:
+        threads: of one product; None: as many as there are cores.
+        prepack: keep the weights in the order in which the kernels like to read them, in a copy if they are float.
+        profile: where ONNX Runtime writes its profile, as the beginning of a file's name.
+
+    Raises:
+        ProviderError: the provider is not available or did not load.
+        BundleError: the graph or its data is not what a bundle may hold.
+    """
+    import onnxruntime
+
+    name = PROVIDERS[provider]
+    if name not in onnxruntime.get_available_providers():
+        raise ProviderError(
+            f"{provider}: expected ONNX Runtime with {name}, got one with "
+            f"{', '.join(onnxruntime.get_available_providers())}; `demitasse doctor` says what is missing"
+        )
+    model = graph if graph is not None else read_graph(folder)
+    options = _options(onnxruntime, folder, threads, profile)
+    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[(name, SETTINGS[provider])])
+    if session.get_providers()[0] != name:
+        raise ProviderError(
+            f"{provider}: {name} did not load, and ONNX Runtime fell back to the CPU; run `demitasse doctor`"
+        )
+    session.disable_fallback()
+    return session
+
+
+def check_provider(provider: Provider) -> None:
+    """Open a session of one node on `provider`, so that a missing one is found before any long work.
+
+    Raises:
+        ProviderError: it is not available or did not load.
+    """
+    from onnx import TensorProto, helper
+
+    shape = (
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, [1]),
+    )
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "probe", [shape[0]], [shape[1]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    open_session(Path(), provider=provider, graph=model)
+
+
+def _options(onnxruntime: Any, folder: Path, threads: int | None, profile: Path | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return options

@@ -1,0 +1,1 @@
+"""What people type and see; nothing is computed here."""

@@ -1,0 +1,103 @@
+"""The benchmark as tables: one for each cell, one of cold start and memory, and the verdict where one was asked for."""
+
+from itertools import groupby
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evaluation.latency.figures import kept_blocks
+from evaluation.latency.paired import describe_percentile
+from evaluation.latency.record import Cell
+from evaluation.measurement import Measurement
+from evaluation.units import format_interval, format_ratio, format_ratio_interval, format_value
+from recipes.cli.console import COLORS, show_gates
+from recipes.engine.benchmark import Result, Steps
+
+CELL_COLUMNS = {
+    "prefill_latency": "Time to first token",
+    "decode_latency": "Time per token",
+    "end_to_end_latency": "End to end",
+    "throughput": "Throughput",
+}
+PROCESS_COLUMNS = {
+    "open_latency": "Opening",
+    "first_run_latency": "First run",
+    "peak_memory": "Peak memory",
+    "gpu_memory": "GPU memory",
+    "weight_bytes": "Weights",
+    "macs": "MACs per token",
+}
+TAILS = ("p50", "p90", "p95", "p99")
+
+
+def show_benchmark(console: Console, result: Result) -> None:
+    """All tables, what was left out, and the verdict."""
+    session = result.session
+    for cell, measured, steps in zip(session.protocol.cells, result.cells, result.steps, strict=True):
+        console.print(f"\n[bold]{escape(str(cell))}[/]", soft_wrap=True)
+        console.print(_cell_table(cell, measured, steps))
+    console.print("\n[bold]cold start, memory, counts[/]", soft_wrap=True)
+    console.print(_table(PROCESS_COLUMNS, result.processes))
+    _show_protocol(console, result)
+    for arm, reason in result.invalid.items():
+        console.print(f"[{COLORS['INVALID']}]INVALID[/]  {escape(arm)}: {escape(reason)}", soft_wrap=True)
+    for cell, of_cell in groupby(result.gates, key=lambda judged: judged.cell):
+        several = len(session.protocol.cells) > 1
+        console.print(f"\n[bold]{escape(str(cell))}[/]" if several else "", soft_wrap=True)
+        gates = [(f"{judged.arm}: {gate.metric}", gate) for judged in of_cell for gate in judged.gates]
+        show_gates(console, gates, told=result.invalid.values())
+
+
+def _cell_table(cell: Cell, measured: dict[str, list[Measurement]], steps: dict[str, Steps]) -> Table:
+    tails = {arm: _tails(of_arm) for arm, of_arm in steps.items()}
+    return _table(CELL_COLUMNS, measured, {"Single steps": tails} if tails else {})
+
+
+def _tails(steps: Steps) -> str:
+    return "\n".join(f"{name} {describe_percentile(steps.percentiles[name], steps.needs[name])}" for name in TAILS)
+
+
+def _table(
+    columns: dict[str, str], measured: dict[str, list[Measurement]], further: dict[str, dict[str, str]] | None = None
+) -> Table:
+    """A row per arm; the figure with its interval, and below it the ratio to the baseline with its own."""
+    by_arm = {arm: {one.metric: one for one in measurements} for arm, measurements in measured.items()}
+    shown = {metric: heading for metric, heading in columns.items() if any(metric in of for of in by_arm.values())}
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("Arm", no_wrap=True)
+    further = further or {}
+    for heading in (*shown.values(), *further):
+        table.add_column(heading)
+    for arm, of in by_arm.items():
+        table.add_row(
+            escape(arm), *(_figure(of.get(metric)) for metric in shown), *(text[arm] for text in further.values())
+        )
+    return table
+
+
+def _figure(measurement: Measurement | None) -> str:
+    if measurement is None:
+        return ""
+    if measurement.invalid:
+        return "[magenta]invalid[/]"
+    text = escape(format_value(measurement.metric, measurement.value))
+    if measurement.interval is not None:
+        between = format_interval(measurement.metric, measurement.interval, measurement.value)
+        text += f" [dim]({escape(between)})[/]"
+    ratio = measurement.ratio
+    if ratio is None:
+        return text
+    text += f"\n{format_ratio(ratio.value)}"
+    return text if ratio.interval is None else f"{text} [dim]({format_ratio_interval(ratio.interval)})[/]"
+
+
+def _show_protocol(console: Console, result: Result) -> None:
+    session = result.session
+    for arm in session.arms:
+        turn = next(iter(session.of(arm).values()), None)
+        if turn is not None:
+            kept = kept_blocks(session, arm).describe()
+            console.print(f"{escape(arm)}: {escape(turn.runtime)}; {escape(kept)}", soft_wrap=True)
+    about = f"{session.protocol.describe()}; seed {session.protocol.seed}; 95 % intervals"
+    console.print(f"[dim]{escape(about)}[/]", soft_wrap=True)

@@ -1,0 +1,263 @@
+"""What a command ends with: the table of a report, the gates and the verdict; and facts as lines.
+
+The figures come as finished text from evaluation's table; here they only get their places and colors.
+"""
+
+import json
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evaluation.evaluation_view import Evaluation, evaluations
+from evaluation.gate import LIMITS, GateResult, Verdict, format_compared
+from evaluation.report import Report, Row, headline
+from evaluation.table import Cell, cell_of, describe_gate, table_columns, table_rows
+from evaluation.units import format_duration, format_value
+
+if TYPE_CHECKING:
+    from export.bundle import BundleSummary
+    from recipes.cli.doctor import Finding
+    from recipes.engine.plan import Plan, PlannedStep
+
+COLORS: dict[Verdict | None, str] = {
+    "PASS": "bold green",
+    "FAIL": "bold red",
+    "INCONCLUSIVE": "bold yellow",
+    "INVALID": "bold magenta",
+    None: "bold",
+}
+ESTIMATES = ("Memory", "Disk", "Time")
+SHORT = ("weight_bytes", "perplexity")
+"""What the line about a finished stage tells."""
+
+
+def show_row(console: Console, row: Row) -> None:
+    """One line about an artifact that is finished and measured."""
+    figures = [_short(cell_of(row.measurement(metric)), metric) for metric in SHORT]
+    spent = "reused" if row.reused else "" if row.seconds is None else format_duration(row.seconds)
+    parts = [
+        f"[green]done[/] {escape(row.name):<12}",
+        *(escape(figure) for figure in figures if figure),
+        f"[dim]{spent}[/]",
+    ]
+    console.print("  ".join(parts), soft_wrap=True)
+
+
+def _short(cell: Cell, metric: str) -> str:
+    name = {"weight_bytes": "", "perplexity": "perplexity "}[metric]
+    ratio = f" ({cell.ratio})" if cell.ratio else ""
+    return f"{name}{cell.value}{ratio}" if cell.value else ""
+
+
+def show_report(console: Console, report: Report) -> None:
+    """The table with a row per artifact, every gate, the verdict and where to read more."""
+    console.print()
+    _show_tables(console, report)
+    if report.gates:
+        console.print()
+        show_gates(console, [(gate.metric, gate) for gate in report.gates])
+    name = report.verdict or "NOT GATED"
+    console.print()
+    told = headline(report.verdict, len(report.suspicions))
+    console.print(f"[{COLORS[report.verdict]}]{name}[/]  {escape(told)}", soft_wrap=True)
+    for metric, reason in report.suspicions.items():
+        console.print(f"[bold yellow]too good[/]  {metric}: {escape(reason)}", soft_wrap=True)
+    show_place(console, report)
+
+
+def show_figures(console: Console, report: Report) -> None:
+    """The table of a report that judges nothing."""
+    _show_tables(console, report)
+    show_place(console, report)
+
+
+def _show_tables(console: Console, report: Report) -> None:
+    console.print(report_table(report))
+    found = evaluations(report)
+    if found:
+        console.print()
+        console.print(_named_table(found))
+
+
+def _named_table(found: Sequence[Evaluation]) -> Table:
+    """A row per figure of the named evaluations and noises: the baseline's and that of what ships."""
+    table = _table("Evaluation")
+    table.add_column("", no_wrap=True)
+    for heading in ("Baseline", "Last", "Against it", "95 % interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for evaluation in found:
+        for index, line in enumerate(evaluation.lines):
+            cells = (line.name, _figure(line.baseline), _figure(line.final), escape(line.against), escape(line.between))
+            table.add_row(escape("" if index else evaluation.name), *cells)
+    return table
+
+
+def show_place(console: Console, report: Report) -> None:
+    """Where a report is to be read in full."""
+    if report.folder is not None:
+        console.print(f"report: {escape(shown_path(report.folder / 'report.html'))}", soft_wrap=True)
+
+
+def report_table(report: Report) -> Table:
+    """A row per artifact: each figure with its ratio to the baseline."""
+    table = _table("Stage")
+    for heading in table_columns(report).values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in table_rows(report):
+        table.add_row(escape(row.name), *(_figure(cell) for cell in row.cells))
+    return table
+
+
+def _figure(cell: Cell) -> str:
+    if cell.invalid:
+        return "[magenta]invalid[/]"
+    return f"{escape(cell.value)}  [dim]{escape(cell.ratio)}[/]" if cell.ratio else escape(cell.value)
+
+
+def show_gates(console: Console, gates: Sequence[tuple[str, GateResult]], *, told: Container[str] = ()) -> None:
+    """A row per gate, under its name: what was asked, what came, the verdict. Below, why some are not decided.
+
+    Args:
+        told: reasons that were shown already.
+    """
+    table = _table("Gate")
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # users name evaluations at any length
+    for heading in ("Limit", "Measured", "95 % interval", "Verdict"):
+        table.add_column(heading, no_wrap=True)
+    reasons: dict[str, list[str]] = {}
+    for name, gate in gates:
+        cell = describe_gate(gate)
+        verdict = f"[{COLORS[gate.verdict]}]{gate.verdict}[/]"
+        table.add_row(escape(name), escape(_limit(gate)), escape(cell.value), escape(cell.interval), verdict)
+        if gate.verdict in {"INCONCLUSIVE", "INVALID"} and gate.detail not in told:
+            reasons.setdefault(gate.detail, []).append(name)
+    console.print(table)
+    for reason, names in reasons.items():
+        console.print(escape(f"{', '.join(names)}: {reason}"), soft_wrap=True)
+
+
+def _limit(gate: GateResult) -> str:
+    """The limit as what was measured is written: "at most 1.100x", "at most +0.500", "at least 93.0 %"."""
+    return f"{LIMITS[gate.limit.kind]} {format_compared(gate.metric, gate.limit, gate.limit.bound)}"
+
+
+def show_plan(console: Console, plan: "Plan") -> None:
+    """A row per stage, and what all of it takes."""
+    head = f"{plan.recipe}: from {plan.model} into {shown_path(plan.out)}"
+    console.print(escape(head), soft_wrap=True)
+    table = _table("Stage")
+    for heading in ("Leaves", "State", "Memory", "Disk", "Time", "Knobs"):
+        table.add_column(heading, no_wrap=heading != "Knobs", justify="right" if heading in ESTIMATES else "left")
+    for step in plan.steps:
+        state = "[green]cached[/]" if step.cached else "to do"
+        knobs = ", ".join(f"{name}: {_flow(value)}" for name, value in step.knobs.items()) or "defaults"
+        table.add_row(escape(f"{step.number} {step.name}"), step.format, state, *_estimate(step), escape(knobs))
+    console.print(table)
+    left = sum(not step.cached for step in plan.steps)
+    memory, disk = format_value("peak_memory", plan.memory), format_value("disk_bytes", plan.disk)
+    todo = f"to do: about {format_duration(plan.seconds)}, {disk} of disk, {memory} of memory; measurements come on top"
+    console.print(todo if left else "everything is cached", soft_wrap=True)
+
+
+def _flow(value: Any) -> str:
+    """A knob's value as a recipe has it, on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_flow(inner)}" for name, inner in value.items()) + "}"
+    return str(value) if isinstance(value, str | float) else json.dumps(value)
+
+
+def _estimate(step: "PlannedStep") -> tuple[str, str, str]:
+    if step.cached:
+        return "", "", ""
+    estimate = step.estimate
+    memory, disk = format_value("peak_memory", estimate.memory), format_value("disk_bytes", estimate.disk)
+    return memory, disk, format_duration(estimate.seconds)
+
+
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    """What a stage says about its work; long lists and nested values are only counted."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), escape(_fact(value)))
+    return table
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, Mapping) and value and not any(isinstance(inner, list | Mapping) for inner in value.values()):
+        return ", ".join(f"{name.replace('_', ' ')} {_fact(inner)}" for name, inner in value.items())
+    if isinstance(value, list | Mapping):
+        return f"{len(value)} entries"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def show_bundle(console: Console, summary: "BundleSummary") -> None:
+    """What a verified bundle is."""
+    versions = ", ".join(f"{name} {version}" for name, version in summary.libraries.items())
+    size = format_value("disk_bytes", summary.size)
+    console.print(f"[bold green]whole[/]  {escape(shown_path(summary.folder))}", soft_wrap=True)
+    lines = {"files": f"{summary.files}, {size}", "provider": summary.provider, "made with": versions}
+    console.print(facts_table({**lines, **_coverage_lines(summary.coverage), **_parity_lines(summary.parity)}))
+
+
+def _coverage_lines(coverage: Mapping[str, Any]) -> dict[str, str]:
+    """How much is int8, and which matrices are not."""
+    held = {name: format_value("weight_bytes", coverage[f"{name}_bytes"]) for name in ("int8", "scale", "float")}
+    int8 = f"{len(coverage['int8'])} matrices, {held['int8']} and {held['scale']} of scales"
+    rest = ", ".join(coverage["float"]) if coverage["float"] else "only norms, biases and positions"
+    return {"int8": int8, "float": f"{held['float']}: {rest}"}
+
+
+def _parity_lines(parity: Mapping[str, Any]) -> dict[str, str]:
+    """The worst figure of each arithmetic beside its tolerance."""
+    lines = {}
+    for arithmetic, checks in parity.items():
+        if isinstance(checks, dict) and arithmetic != "replay":
+            allowed = checks["tolerance"]
+            worst = {
+                figure: max(check[figure] for name, check in checks.items() if name != "tolerance")
+                for figure in allowed
+            }
+            figures = (f"{name.replace('_', ' ')} within {worst[name]:g} (at most {allowed[name]:g})" for name in worst)
+            lines[f"parity, {arithmetic}"] = ", ".join(figures)
+    return lines
+
+
+def show_replay(console: Console, figures: Mapping[str, float]) -> None:
+    """What the bundle said on this machine about the rows that it carries."""
+    told = f"a KL of {figures['kl']:g} nats over {figures['positions']:,} positions (at most {figures['tolerance']:g})"
+    console.print(f"[bold green]parity holds here[/]  {told}", soft_wrap=True)
+
+
+def show_list(console: Console, heading: str, entries: Sequence[tuple[str, str]]) -> None:
+    """A heading and its names, with one line each."""
+    console.print(f"[bold]{escape(heading)}[/]")
+    width = max((len(name) for name, _ in entries), default=0)
+    for name, line in entries:
+        console.print(f"  {escape(name):<{width}}  {escape(line)}", soft_wrap=True)
+
+
+def show_finding(console: Console, finding: "Finding") -> None:
+    """One line of the doctor's, and what to do below it."""
+    color = {"ok": "green", "note": "yellow", "missing": "red"}[finding.status]
+    head = f"[{color}]{finding.status:<7}[/]  {escape(finding.subject):<22}"
+    console.print(f"{head}  {escape(finding.found)}", soft_wrap=True)
+    if finding.advice:
+        console.print(f"{'':33}[dim]->[/] {escape(finding.advice)}", soft_wrap=True)
+
+
+def shown_path(path: Path) -> str:
+    """A path as short as it can be: from the working directory where it lies below that."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+
+def _table(first: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column(first, no_wrap=True)
+    return table

@@ -1,0 +1,70 @@
+"""The frame of every command: the terminal is opened, what goes wrong becomes one message and an exit code."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compress.registry import lazy
+from compress.training.launch import launch
+from recipes.cli.console import shown_path
+from recipes.cli.terminal import Terminal, open_terminal
+from recipes.runs.failures import Terminated, exit_code, message, terminable
+
+
+@contextmanager
+def session(*, debug: bool, goes_on: bool = False) -> Iterator[Terminal]:
+    """A terminal for one command; `goes_on` where running it again takes up its work.
+
+    Raises:
+        SystemExit: with the exit code of what went wrong, once its message is shown.
+    """
+    here = launch()
+    if not here.first:
+        raise SystemExit(0)
+    with terminable(), open_terminal() as terminal:
+        try:
+            _check_alone(here.world)
+            yield terminal
+        except BrokenPipeError:  # the reader has gone (`demitasse schema | head`)
+            raise SystemExit(0) from None
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            _tell(terminal, error, debug=debug, goes_on=goes_on)
+            raise SystemExit(exit_code(error)) from None
+
+
+def carry(place: str, *, debug: bool, goes_on: bool = False, **given: Any) -> None:
+    """Do a command's work: call what stands at "module:function" with a terminal and what was given.
+
+    Raises:
+        SystemExit: as `session`; or with the exit code that the function gives.
+    """
+    with session(debug=debug, goes_on=goes_on) as terminal:
+        code: int | None = lazy(place)(terminal, **given)
+        raise SystemExit(code or 0)
+
+
+class LaunchedError(Exception):
+    """A command was started several times over."""
+
+    exit_code = 2
+
+
+def _check_alone(world: int) -> None:
+    if world > 1:
+        raise LaunchedError(
+            f"expected one process, got one of {world}; start the command once and name what starts its training: "
+            '--launcher "torchrun --nproc-per-node 4"'
+        )
+
+
+def _tell(terminal: Terminal, error: BaseException, *, debug: bool, goes_on: bool) -> None:
+    if debug:
+        terminal.errors.print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
+    log = terminal.chatter.file
+    text = message(error, goes_on=goes_on, log=Path(shown_path(log)) if log else None)
+    if isinstance(error, KeyboardInterrupt | Terminated):
+        terminal.errors.print(text, markup=False, soft_wrap=True)
+    else:
+        terminal.complain(text)

@@ -1,0 +1,302 @@
+"""A recipe file becomes a Recipe, or one error that lists everything that is wrong with it.
+
+    YAML 1.2  --read-->  plain values + line of every key  --overrides-->  --check each section-->  Recipe
+
+Checked here is what the file and a look at the disk can tell: spelling, types, bounds, repeated keys, the order of the
+stages, the materials they need, gates that nothing would measure, files that are not there. What needs the contents of
+model and texts is in `preflight.py`. Relative paths count from the recipe's folder, those of an override from the
+working directory.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from evaluation.gate import Limit, limit_problem
+from evaluation.measurement import METRICS, SEPARATOR, is_metric, metric_of
+from recipes.config.errors import KeyPath, RecipeError, describe, did_you_mean, got, one_of, raise_problems, unknown_key
+from recipes.config.paths import resolve_evaluations, resolve_folders, resolve_model, resolve_texts, texts_exist
+from recipes.config.recipe import (
+    BenchmarkConfig,
+    DataConfig,
+    EvaluateConfig,
+    ModelSource,
+    PlannedStage,
+    Recipe,
+    Stages,
+)
+from recipes.config.yaml_document import SECTIONS, Draft, override, read
+
+SHIPPED = Path(__file__).parent.parent
+TEXTS = {"train_text": "train", "calibration_text": "calibration"}
+"""Material -> the key of `data` that gives it."""
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with demitasse, by name."""
+    return {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, stages: Stages | None = None) -> Recipe:
+    """Load and check a recipe: a path, or the name of a shipped one.
+
+    `overrides` are `key=value` pairs such as "data.test=a.txt", "prune.sparsity=0.5" or "stages.2.layers=4" (counted
+    from 1); a value is YAML, and null takes a key away. `stages` are the kinds that it may name (default: all).
+
+    Raises:
+        RecipeError: everything that is wrong, one line each.
+    """
+    if stages is None:
+        from recipes.config.stages import STAGES
+
+        stages = STAGES
+    file = _find(path)
+    draft = read(file)
+    for text in overrides:
+        override(draft, text)
+    return _check(draft, file, stages)
+
+
+def load_gates(path: str | Path) -> dict[str, Limit]:
+    """The gates of a recipe, or of a file with nothing but `gate`; whatever else it holds is not looked at.
+
+    Raises:
+        RecipeError: everything that is wrong with the gates, or there are none.
+    """
+    draft = read(_find(path))
+    gates = _gate(draft, timed=True, named=None)
+    if not gates and not draft.problems:
+        draft.refuse(("gate",), "expected at least one gate, such as {perplexity: {max_ratio: 1.1}}, got none")
+    raise_problems(draft.problems)
+    return gates
+
+
+def _find(path: str | Path) -> Path:
+    file = Path(path)
+    if file.is_file():
+        return file
+    shipped = shipped_recipes()
+    if str(path) in shipped:
+        return shipped[str(path)]
+    names = ", ".join(shipped) or "none"
+    raise RecipeError(
+        [f"{path}: expected a recipe file or the name of a shipped recipe ({names}){did_you_mean(path, shipped)}"]
+    )
+
+
+def _check(draft: Draft, file: Path, stages: Stages) -> Recipe:
+    for key in draft.content:
+        if key not in SECTIONS:
+            draft.refuse((key,), unknown_key(key, SECTIONS))
+    content = draft.content
+    model = _section(draft, "model", ModelSource) if content.get("model") is not None else None
+    data = _section(draft, "data", DataConfig)
+    planned = resolve_folders(draft, _stages(draft, stages), stages, file.parent)
+    evaluate = _section(draft, "evaluate", EvaluateConfig) if content.get("evaluate") is not None else EvaluateConfig()
+    benchmark = _section(draft, "benchmark", BenchmarkConfig) if content.get("benchmark") is not None else None
+    evaluate = resolve_evaluations(draft, evaluate, file.parent)
+    gate = _gate(draft, timed=content.get("benchmark") is not None, named=prefixes(evaluate) if evaluate else None)
+    seed, launcher = _seed(draft), _launcher(draft)
+    _chain(draft, planned, stages)
+    texts_exist(draft, file.parent)
+    model = resolve_model(draft, model, file.parent)
+    data = resolve_texts(draft, data, file.parent)
+    raise_problems(draft.problems)
+    assert data is not None  # what is missing is a problem, raised above
+    assert evaluate is not None
+    return Recipe(
+        name=file.stem,
+        model=model,
+        data=data,
+        stages=tuple(stage for stage in planned if stage),
+        evaluate=evaluate,
+        benchmark=benchmark,
+        gate=gate,
+        seed=seed,
+        launcher=launcher,
+        path=file.absolute(),
+        where=draft.where,
+    )
+
+
+def _section(draft: Draft, key: str, model: type[_Model]) -> _Model | None:
+    if draft.content.get(key) is None:
+        draft.refuse((key,), f"expected a mapping with {', '.join(model.model_fields)}, got nothing")
+        return None
+    return _parse(draft, (key,), draft.content[key], model)
+
+
+def _parse(draft: Draft, path: KeyPath, value: Any, model: type[_Model]) -> _Model | None:
+    """A value as a config; strict: "5" is no number, and 1 is not true."""
+    try:
+        return model.model_validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        texts: dict[KeyPath, list[str]] = {}
+        for found in error.errors(include_url=False):
+            inner, holder = _place(value, found["loc"])
+            texts.setdefault((*path, *inner), []).append(describe(found, _known(model, holder)))
+        for place, options in texts.items():
+            draft.refuse(place, options[0] if len(options) == 1 else _either(options))
+        return None
+
+
+def _either(options: list[str]) -> str:
+    """What a union of types says, each of its members in turn, in one sentence."""
+    expected = [option.removeprefix("expected ").partition(", got ") for option in options]
+    return f"expected {' or '.join(dict.fromkeys(words for words, _, _ in expected))}, got {expected[0][2]}"
+
+
+def _place(value: Any, location: Sequence[str | int]) -> tuple[KeyPath, KeyPath]:
+    """pydantic's location without the names of union members; and the path of the mapping that holds it."""
+    path: list[str | int] = []
+    for index, key in enumerate(location):
+        inside = (isinstance(value, dict) and key in value) or (
+            isinstance(value, list) and isinstance(key, int) and key < len(value)
+        )
+        if inside:
+            value = value[key]
+            path.append(key)
+        elif index == len(location) - 1 and isinstance(value, dict):
+            path.append(key)
+    return tuple(path), tuple(path[:-1])
+
+
+def _known(model: type[BaseModel], holder: KeyPath) -> list[str]:
+    """The keys of the config at `holder` inside of `model`."""
+    for key in holder:
+        annotation = model.model_fields[key].annotation if isinstance(key, str) and key in model.model_fields else None
+        members = [annotation, *getattr(annotation, "__args__", ())]
+        inner = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
+        if inner:
+            model = inner[0]
+    return list(model.model_fields)
+
+
+def _stages(draft: Draft, stages: Stages) -> list[PlannedStage | None]:
+    if draft.content.get("stages") is None:
+        draft.refuse(("stages",), f"expected a list of stages ({', '.join(stages)}), got nothing")
+        return []
+    planned: list[PlannedStage | None] = []
+    for index, (kind, knobs) in enumerate(draft.items):
+        config = None
+        if kind in stages:
+            config = _parse(draft, ("stages", index, kind), knobs, stages[kind].config)
+        elif kind != "?":
+            problem = f"expected a stage ({', '.join(stages)}), got {kind!r}{did_you_mean(kind, stages)}"
+            draft.problems.append(draft.where.problem(("stages", index, kind), problem))
+        planned.append(PlannedStage(kind=kind, config=config) if config is not None else None)
+    return planned
+
+
+def _gate(draft: Draft, *, timed: bool, named: Sequence[str] | None) -> dict[str, Limit]:
+    """The limits of every gate.
+
+    Args:
+        timed: whether something measures latency.
+        named: what may stand before a metric; None: that is not known.
+    """
+    gates = draft.content.get("gate") or {}
+    if not isinstance(gates, Mapping):
+        draft.refuse(("gate",), f"expected a mapping such as {{perplexity: {{max_ratio: 1.1}}}}, got {got(gates)}")
+        return {}
+    limits: dict[str, Limit] = {}
+    for metric, value in gates.items():
+        problem = _metric_problem(metric, named)
+        if problem:
+            draft.refuse(("gate", metric), problem)
+            continue
+        limit = _parse(draft, ("gate", metric), value, Limit)
+        if limit is not None:
+            limits[metric] = limit
+            problem = limit_problem(metric, limit)
+            if problem:
+                draft.refuse(("gate", metric), problem)
+        if metric_of(metric).more == "blocks" and not timed:
+            draft.refuse(("gate", metric), "expected a `benchmark` section that measures it, got none")
+    return limits
+
+
+def _metric_problem(metric: str, named: Sequence[str] | None) -> str:
+    """Why nothing would measure this metric, or empty."""
+    of, _, last = metric.rpartition(SEPARATOR)
+    if not of:
+        if metric in METRICS and METRICS[metric].named:
+            way = f"such as {named[0]}{SEPARATOR}{metric}" if named else "such as hellaswag/accuracy"
+            return f"expected the name of an evaluation before it, {way}, got {metric!r}"
+        return "" if is_metric(metric) else unknown_key(metric, [name for name in METRICS if not METRICS[name].named])
+    if not is_metric(metric):
+        return unknown_key(last, [name for name in METRICS if is_metric(f"{of}{SEPARATOR}{name}")])
+    if named is not None and of not in named:
+        there = one_of(named) if named else "none, since `evaluate` names none"
+        return f"expected a noise or an evaluation that `evaluate` names ({there}), got {of!r}{did_you_mean(of, named)}"
+    return ""
+
+
+def prefixes(evaluate: EvaluateConfig) -> list[str]:
+    """What may stand before a metric: the noises and the names of evaluations that are asked for."""
+    return [*evaluate.noises, *(config.name for config in evaluate.named)]
+
+
+def _seed(draft: Draft) -> int:
+    seed = draft.content.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        draft.refuse(("seed",), f"expected an integer from 0 to 4294967295, got {got(seed)}")
+        return 0
+    return seed
+
+
+def _launcher(draft: Draft) -> str | None:
+    launcher = draft.content.get("launcher")
+    if launcher is not None and (not isinstance(launcher, str) or not launcher.strip()):
+        draft.refuse(("launcher",), f'expected a command such as "torchrun --nproc-per-node 4", got {got(launcher)}')
+        return None
+    return launcher
+
+
+def _chain(draft: Draft, planned: Sequence[PlannedStage | None], stages: Stages) -> None:
+    """Every stage takes what the one before it leaves, and finds the materials that it reads."""
+    texts = draft.content.get("data")
+    left, by = (None, "the model") if draft.content.get("model") is not None else ("nothing", "")
+    for index, (kind, _) in enumerate(draft.items):
+        owner, stage = stages.get(kind), planned[index]
+        if owner is None:
+            left = None  # unknown: say nothing about the next stage's place
+            continue
+        path = ("stages", index, kind)
+        if left not in {None, "nothing"} and left not in owner.takes:
+            draft.refuse(path, order_problem(index, kind, owner.takes, str(left), by))
+        left, by = owner.leaves, f"stage {index + 1} {kind!r}"
+        for material in sorted(owner.materials(stage.config) & TEXTS.keys()) if stage else ():
+            if not isinstance(texts, dict) or texts.get(TEXTS[material]) is None:
+                draft.refuse(path, f"reads data.{TEXTS[material]}: expected a text there, got nothing")
+    _beginning(draft, planned, stages)
+
+
+def _beginning(draft: Draft, planned: Sequence[PlannedStage | None], stages: Stages) -> None:
+    """Either there is a model, or the first stage makes one."""
+    has_model = draft.content.get("model") is not None
+    first = planned[0] if planned else None
+    if planned and first is None:
+        return  # it is refused already
+    starts = first is not None and getattr(first.config, "architecture", None) is not None
+    starts = starts and first is not None and "nothing" in stages[first.kind].takes
+    if not has_model and not starts:
+        way = "only a recipe whose first stage is `train` with `architecture` needs none"
+        draft.refuse(("model",), f"expected a folder or a model of the hub, got nothing; {way}")
+    for index, stage in enumerate(planned[1:], start=1):
+        if stage is not None and getattr(stage.config, "architecture", None) is not None:
+            problem = "a new model can only be made by the first stage: it would replace what came before"
+            draft.refuse(("stages", index, draft.where.kinds[index], "architecture"), problem)
+    if has_model and starts:
+        problem = "expected either `model` or `architecture`, got both: the new model would replace the other"
+        draft.refuse(("stages", 0, draft.where.kinds[0]), problem)
+
+
+def order_problem(index: int, kind: str, takes: frozenset[str], left: str, by: str) -> str:
+    """The text of the error about a stage in a place where it cannot work."""
+    source = f"{by} {'is' if by == 'the model' else 'leaves'} {left}" if by else "there is no model before it"
+    return f"stage {index + 1} {kind!r} takes {' or '.join(sorted(takes - {'nothing'}))}, but {source}"

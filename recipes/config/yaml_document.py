@@ -1,0 +1,181 @@
+"""A recipe file as plain values, with the line of every key, and with the overrides of the command line put in.
+
+Nothing is known here of what a recipe may hold, except that stages come as a list and that a model or a text may be
+written as one word. Repeated keys are collected, not raised, so that they come in one message with everything else.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from compress.stage import first_line
+from recipes.config.errors import KeyPath, Locations, Problem, RecipeError, got, unknown_key
+
+SECTIONS = ("model", "data", "stages", "evaluate", "benchmark", "gate", "seed", "launcher")
+
+
+@dataclass
+class Draft:
+    """A recipe while it is being checked: what was read, where it stood, what is wrong with it."""
+
+    content: dict[str, Any]
+    where: Locations
+    problems: list[Problem] = field(default_factory=list)
+
+    def refuse(self, path: KeyPath, text: str) -> None:
+        self.problems.append(self.where.problem(path, text))
+
+    @property
+    def items(self) -> list[tuple[str, Any]]:
+        """(kind, knobs) of every stage."""
+        return [next(iter(item.items())) for item in self.content.get("stages", [])]
+
+
+def _shown(file: Path) -> str:
+    """The path as an error shows it: from the working directory where it lies below that."""
+    absolute = file.absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+
+
+def read(file: Path) -> Draft:
+    """Read a recipe file.
+
+    Raises:
+        RecipeError: it is no YAML mapping.
+    """
+    shown = _shown(file)
+    try:
+        text = file.read_text(encoding="utf-8")
+        tree = YAML(typ="rt", pure=True).compose(text)
+        loader = YAML(typ="safe", pure=True)
+        loader.allow_duplicate_keys = True  # they are reported with all the other errors, below
+        content = json.loads(json.dumps(loader.load(text), default=str))
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"{shown}: expected a YAML text in UTF-8, got binary data at byte {error.start}"]) from error
+    except MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError([f"{shown}{line}: no valid YAML: {error.problem or error.context}"]) from error
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise RecipeError([f"{shown}: no valid YAML: {error}"]) from error
+    except OSError as error:
+        raise RecipeError([f"{shown}: cannot be read ({error.strerror or error})"]) from error
+    if not isinstance(content, dict):
+        raise RecipeError([f"{shown}:1: expected a mapping with {', '.join(SECTIONS)}, got {got(content)}"])
+    lines: dict[KeyPath, int] = {}
+    repeated = list(_walk(tree, (), lines))
+    draft = Draft(content, Locations(file=shown, lines=lines))
+    _normalize_stages(draft)
+    for key, number, first in repeated:
+        text = f"{draft.where.show(key)}: expected each key once, got it again (first in line {first})"
+        draft.problems.append(Problem(number, f"{shown}:{number}: {text}"))
+    return draft
+
+
+def _walk(node: Node, path: KeyPath, lines: dict[KeyPath, int]) -> Iterator[tuple[KeyPath, int, int]]:
+    """Note the line of every key and item; gives (path, line, first line) of each key that is repeated."""
+    if isinstance(node, SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*path, index)] = item.start_mark.line + 1
+            yield from _walk(item, (*path, index), lines)
+    elif isinstance(node, MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            inner, line = (*path, key.value), key.start_mark.line + 1
+            if key.value in seen:
+                yield inner, line, seen[key.value]
+            seen.setdefault(key.value, line)
+            lines.setdefault(inner, line)
+            yield from _walk(value, inner, lines)
+
+
+def _normalize_stages(draft: Draft) -> None:
+    """`- export` and `- export:` become `- export: {}`; an item that is no stage at all is refused and left out."""
+    items = draft.content.get("stages")
+    if items is None:
+        return
+    if not isinstance(items, list):
+        draft.refuse(("stages",), f"expected a list of stages, got {got(items)}")
+        items = []
+    normal: list[dict[str, Any]] = []
+    for index, item in enumerate(items):
+        if isinstance(item, str):
+            normal.append({item: {}})
+        elif isinstance(item, dict) and len(item) == 1:
+            normal.append({kind: {} if knobs is None else knobs for kind, knobs in item.items()})
+        else:
+            normal.append({"?": {}})
+            draft.refuse(
+                ("stages", index),
+                f"expected one stage with its knobs, such as `prune: {{sparsity: 0.3}}`, got {got(item)}",
+            )
+    draft.content["stages"] = normal
+    draft.where = replace(draft.where, kinds=tuple(kind for kind, _ in draft.items))
+
+
+def override(draft: Draft, given: str) -> None:
+    """Set one key from the command line."""
+    name, equals, text = given.partition("=")
+    if not equals or not name:
+        draft.problems.append(Problem(0, f"--set {given}: expected key=value, such as data.test=my.txt"))
+        return
+    try:
+        value = json.loads(json.dumps(YAML(typ="safe", pure=True).load(text), default=str))
+    except (YAMLError, ValueError) as error:
+        draft.problems.append(Problem(0, f"--set {given}: expected a YAML value, got: {first_line(error)}"))
+        return
+    path = _address(draft, name.split("."), given)
+    if path is not None:
+        _set(draft, path, value, given)
+
+
+def _address(draft: Draft, parts: list[str], given: str) -> KeyPath | None:
+    """The key path that an override names."""
+    kinds = draft.where.kinds
+    head = parts[0]
+
+    def refuse(text: str) -> None:
+        draft.problems.append(Problem(0, f"--set {given}: {text}"))
+
+    if head in kinds and kinds.count(head) == 1:
+        index = kinds.index(head)
+        return ("stages", index, head, *parts[1:])
+    if head in kinds:
+        numbers = [f"stages.{index + 1}" for index, kind in enumerate(kinds) if kind == head]
+        refuse(f"expected one of {', '.join(numbers)}, got {head!r}, of which there are several")
+        return None
+    if head == "stages" and len(parts) > 1:
+        if parts[1].isdecimal() and 1 <= int(parts[1]) <= len(kinds):
+            index = int(parts[1]) - 1
+            return ("stages", index, kinds[index], *parts[2:])
+        refuse(f"expected a stage's number from 1 to {len(kinds)}, got {parts[1]!r}")
+        return None
+    if head not in SECTIONS:
+        refuse(unknown_key(head, [*SECTIONS, *kinds]))
+        return None
+    return tuple(parts)
+
+
+def _set(draft: Draft, path: KeyPath, value: Any, given: str) -> None:
+    target: Any = draft.content
+    for depth, key in enumerate(path[:-1]):
+        inner = target[key] if isinstance(key, int) else target.setdefault(key, {})
+        if isinstance(inner, str) and path[:depth] in {(), ("data",)}:  # the short form of a model or a text
+            inner = target[key] = {"folder" if key == "model" else "file": inner}
+        if not isinstance(inner, dict | list):
+            shown = draft.where.show(path[: depth + 1])
+            draft.problems.append(Problem(0, f"--set {given}: expected {shown} to be a mapping, got {got(inner)}"))
+            return
+        target = inner
+    if value is None and not isinstance(path[-1], int):
+        target.pop(path[-1], None)
+    else:
+        target[path[-1]] = value
+    draft.where = replace(draft.where, overrides={**draft.where.overrides, path: given})
+    if path == ("stages",):
+        _normalize_stages(draft)

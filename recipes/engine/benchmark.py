@@ -1,0 +1,373 @@
+"""Artifacts of any form timed side by side, outside of a recipe: what `demitasse benchmark A [B ...]` does.
+
+    folders --check--> entrants --take turns (`interleaving.py`)--> session --figures--> FILE.json
+
+The first folder is the baseline. The file holds every raw time. They are noted after every turn, so the same command
+goes on where it was stopped, and with more blocks it adds to a file those that are missing; on another machine or with
+other libraries it does not. Prompts are random token ids below the smallest vocabulary: a dense decoder takes as long
+for one token as for another.
+
+With a margin, every other arm is judged like a gate of a recipe: time to first token and time per token at most so many
+times the baseline's.
+
+Not covered: PyTorch on a GPU; checkpoints are timed on the CPU, bundles where they were exported for.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from compress.stage import Progress
+from evaluation.gate import GateResult, Limit, Verdict, judge, overall
+from evaluation.latency import (
+    SAMPLES_FOR_PERCENTILE,
+    Cell,
+    Protocol,
+    Session,
+    cell_measurements,
+    percentiles,
+    process_measurements,
+)
+from evaluation.latency.figures import single_steps
+from evaluation.machine import available_cores
+from evaluation.measurement import Measurement, Ratio, Value
+from export.manifest import is_bundle
+from recipes.engine.output import engine_for
+from recipes.engine.steps import Step
+from recipes.formats import FORMATS, LIBRARIES, format_of
+from recipes.formats.text_generation import FINAL
+from recipes.measure.interleaving import Entrant, new_session, pinned_cpus, resumed, take_turns
+from recipes.measure.latency import entrant_of
+from recipes.runs.environment import environment
+
+RESULT = "latency.json"
+JUDGED_METRICS = ("prefill_latency", "decode_latency")
+
+
+class BenchmarkError(Exception):
+    """It cannot be timed as asked; one line per reason."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRequest:
+    """What was asked for."""
+
+    folders: tuple[Path, ...]
+    """Checkpoints, bundles, or the folders of runs, whose last artifact is meant; the first is the baseline."""
+    cells: tuple[Cell, ...]
+    blocks: int
+    threads: int
+    seed: int = 0
+    out: Path | None = None
+    margin: float | None = None
+    """At most so many times the baseline's latency; None: nothing is judged."""
+
+
+class ArmGates(Value):
+    """What an arm was judged by, on one cell."""
+
+    arm: str
+    cell: Cell
+    gates: list[GateResult]
+
+
+class Steps(Value):
+    """An arm's single decode steps on one cell: how many count, and their percentiles."""
+
+    samples: int
+    percentiles: dict[str, float | None]
+    """Such as "p99": seconds; null where there are too few samples for it."""
+    needs: dict[str, int]
+    """How many samples each percentile needs."""
+
+
+class Result(Value):
+    """What the file holds."""
+
+    entrants: dict[str, Any]
+    """Of every arm its folder, format, and the name, size and time of change of its files."""
+    session: Session
+    cells: tuple[dict[str, list[Measurement]], ...] = ()
+    """For each cell of the protocol, by arm: latencies and throughput."""
+    steps: tuple[dict[str, Steps], ...] = ()
+    """For each cell of the protocol, by arm; empty where a single new token needs no step."""
+    processes: dict[str, list[Measurement]] = Field(default_factory=dict)
+    """By arm: cold start, memory, bytes and multiply-accumulates."""
+    gates: tuple[ArmGates, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def invalid(self) -> dict[str, str]:
+        """Why an arm has no figures, by arm."""
+        found: dict[str, str] = {}
+        for measured in (*self.cells, self.processes):
+            for arm, measurements in measured.items():
+                reasons = [one.invalid for one in measurements if one.invalid]
+                if reasons:
+                    found.setdefault(arm, reasons[0])
+        return found
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The worst of the gates; INVALID without any where an arm has no figures; else None."""
+        judged = overall([gate for of_arm in self.gates for gate in of_arm.gates])
+        return "INVALID" if self.invalid else judged
+
+
+def benchmark(request: BenchmarkRequest, progress: Progress) -> Result:
+    """Time the arms, and keep everything in `request.out`.
+
+    Raises:
+        BenchmarkError: it cannot be done as asked, one line per reason.
+        CheckpointError, BundleError: a folder holds no artifact.
+    """
+    if request.out is not None:
+        return _benchmark(request, request.out, progress)
+    with TemporaryDirectory(prefix="demitasse-") as place:
+        return _benchmark(request, Path(place) / RESULT, progress)
+
+
+def _benchmark(request: BenchmarkRequest, out: Path, progress: Progress) -> Result:
+    entrants = entrants_of(request.folders)
+    protocol = Protocol(
+        cells=request.cells, threads=request.threads, cpus=pinned_cpus(request.threads), seed=request.seed
+    )
+    ids = _ids(_check(request, entrants), protocol)
+    counted = _counts(request, entrants)  # reads every graph, so that a broken one is found before anything is timed
+    empty = Result(
+        entrants=_looks(entrants),
+        session=new_session(entrants, protocol),
+        environment=environment(LIBRARIES, request.threads),
+    )
+    begun = _begin(out, empty)
+
+    def make(files: Path, scratch: Path) -> dict[str, Any]:
+        left = scratch / RESULT
+        session = resumed(_read(left).session if left.is_file() else begun.session, entrants)
+        total = request.blocks * len(entrants)
+        done = min(len(session.turns), total)
+        with progress.task("benchmark", total=total, done=done, steady=len(entrants)) as task:
+
+            def keep(session: Session) -> None:
+                task.advance(1, note=session.turns[-1].arm)
+                _write(left, empty.model_copy(update={"session": session}))
+
+            session = take_turns(session, entrants, ids, blocks=request.blocks, on_turn=keep)
+        _write(files / RESULT, _result(request, entrants, session, counted))
+        return {}
+
+    identity = {"blocks": request.blocks, "margin": request.margin, **begun.model_dump(mode="json")}
+    with engine_for(out, progress) as (engine, _):
+        result = _read(engine.obtain(Step(kind="benchmark", identity=identity, make=make)).files / RESULT)
+        _write(out, result)
+    return result
+
+
+def entrants_of(folders: tuple[Path, ...]) -> list[Entrant]:
+    """The arms, each with a name of its own.
+
+    Raises:
+        BenchmarkError: with every folder that holds nothing to time, one line each.
+        CheckpointError, MeasureError: what a folder holds is broken.
+    """
+
+    problems = [f"{folder}: {problem}" for folder in dict.fromkeys(folders) if (problem := _nothing_in(folder))]
+    if problems:
+        raise BenchmarkError("\n".join(problems))
+    artifacts = [_artifact(folder).absolute() for folder in folders]
+    return [
+        entrant_of(name, artifact, format_of(artifact))
+        for name, artifact in zip(_names(folders), artifacts, strict=True)
+    ]
+
+
+def _names(folders: tuple[Path, ...]) -> list[str]:
+    """As much of each folder's path, from its end, as tells it from the others; numbered where it comes again."""
+    paths = [folder.resolve().parts for folder in folders]
+    names: list[str] = []
+    for index, path in enumerate(paths):
+        others = [other for other in paths if other != path]
+        parts = next(n for n in range(1, len(path) + 1) if all(other[-n:] != path[-n:] for other in others))
+        earlier = paths[:index].count(path)
+        names.append("/".join(path[-parts:]) + (f" #{earlier + 1}" if earlier else ""))
+    return names
+
+
+def _artifact(folder: Path) -> Path:
+    """The folder itself, or the last artifact of the run that it holds."""
+    final = folder / FINAL
+    return final if final.is_dir() and not (folder / "config.json").exists() else folder
+
+
+def _nothing_in(folder: Path) -> str:
+    """Why there is nothing to time in a folder; empty where there is."""
+    if not folder.is_dir():
+        return "expected a folder, got a file" if folder.exists() else "no such folder"
+    artifact = _artifact(folder)
+    if is_bundle(artifact) or (artifact / "config.json").is_file():
+        return ""
+    if (artifact / "model.onnx").is_file():
+        return "has a model.onnx but no manifest.json; expected a bundle that `demitasse export` wrote"
+    return "expected a checkpoint (config.json), a bundle (manifest.json) or the folder of a finished run, got neither"
+
+
+def _check(request: BenchmarkRequest, entrants: list[Entrant]) -> int:
+    """Refuse what cannot work, all at once; the smallest vocabulary."""
+    sizes = {entrant.name: FORMATS[entrant.format].sizes(entrant.folder) for entrant in entrants}
+    problems = []
+    for cell in request.cells:
+        needed = cell.prompt + cell.tokens - 1
+        problems += [
+            f"{name}: its context holds {size.context} tokens, but the {cell} needs {needed}; lower --prompt or "
+            "--tokens"
+            for name, size in sizes.items()
+            if size.context is not None and needed > size.context
+        ]
+    if request.out is not None and not request.out.parent.is_dir():
+        problems.append(f"--out {request.out}: expected a file in an existing folder, but {request.out.parent} is none")
+    if request.out is not None and request.out.is_dir():
+        problems.append(f"--out {request.out}: expected a file such as latency.json, got a folder")
+    if request.threads > available_cores():
+        problems.append(f"--threads: expected at most {available_cores()}, the cores there are, got {request.threads}")
+    if request.margin is not None and len(entrants) < 2:
+        problems.append("--max-ratio: expected a second folder to hold against the first one")
+    if problems:
+        raise BenchmarkError("\n".join(problems))
+    return min(size.vocabulary for size in sizes.values())
+
+
+def _looks(entrants: list[Entrant]) -> dict[str, Any]:
+    return {
+        entrant.name: {
+            "folder": str(entrant.folder),
+            "format": entrant.format,
+            "files": [list(look) for look in look_of(entrant.folder.resolve())],
+        }
+        for entrant in entrants
+    }
+
+
+def look_of(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of every file: quick, and different after every change."""
+    states = ((file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file())
+    return [(str(file.relative_to(folder)), state.st_size, state.st_mtime_ns) for file, state in states]
+
+
+def _begin(out: Path, empty: Result) -> Result:
+    """What the file holds of the same benchmark on the same machine with the same libraries, or nothing yet.
+
+    Raises:
+        BenchmarkError: it holds something else.
+    """
+    if not out.exists():
+        return empty
+    way_out = "name a new file, or remove this one"
+    try:
+        left = _read(out)
+    except ValueError as error:
+        raise BenchmarkError(f"--out {out}: expected what a benchmark wrote, got something else; {way_out}") from error
+    pairs = {
+        "other folders, in another request, or with changed files": (
+            list(left.entrants.items()),
+            list(empty.entrants.items()),
+        ),
+        "another machine, or other versions of libraries": (
+            left.environment | {"threads": ""},  # of which the protocol tells
+            empty.environment | {"threads": ""},
+        ),
+        **{
+            f"other {name}": (getattr(left.session.protocol, name), getattr(empty.session.protocol, name))
+            for name in Protocol.model_fields
+        },
+    }
+    differing = [what for what, (theirs, ours) in pairs.items() if theirs != ours]
+    if differing:
+        raise BenchmarkError(f"--out {out}: holds a benchmark with {', '.join(differing)}; {way_out}")
+    return empty.model_copy(update={"session": left.session})
+
+
+def _ids(vocabulary: int, protocol: Protocol) -> tuple[int, ...]:
+    length = max(cell.prompt * cell.batch for cell in protocol.cells)
+    return tuple(int(token) for token in np.random.default_rng(protocol.seed).integers(vocabulary, size=length))
+
+
+def _result(
+    request: BenchmarkRequest, entrants: list[Entrant], session: Session, counted: list[list[Measurement]]
+) -> Result:
+    cells = tuple(cell_measurements(session, cell) for cell in request.cells)
+    processes = process_measurements(session)
+    for entrant, found in zip(entrants, counted, strict=True):
+        processes[entrant.name] += found
+    gates: tuple[ArmGates, ...] = ()
+    if request.margin is not None:
+        limits = {metric: Limit(max_ratio=request.margin) for metric in JUDGED_METRICS}
+        gates = tuple(
+            ArmGates(
+                arm=arm, cell=cell, gates=judge(_measured(limits, cell), {one.metric: one for one in of_cell[arm]})
+            )
+            for cell, of_cell in zip(request.cells, cells, strict=True)
+            for arm in session.arms[1:]
+        )
+    return Result(
+        entrants=_looks(entrants),
+        session=session,
+        cells=cells,
+        steps=tuple(
+            {arm: _steps(session, arm, cell) for arm in session.arms if cell.tokens > 1} for cell in request.cells
+        ),
+        processes=processes,
+        gates=gates,
+        environment=environment(LIBRARIES, request.threads),
+    )
+
+
+def _steps(session: Session, arm: str, cell: Cell) -> Steps:
+    times = single_steps(session, arm, cell)
+    found = {f"p{percent:g}": value for percent, value in percentiles(times).items()}
+    needs = {f"p{percent:g}": count for percent, count in SAMPLES_FOR_PERCENTILE.items()}
+    return Steps(samples=len(times), percentiles=found, needs=needs)
+
+
+def _measured(limits: dict[str, Limit], cell: Cell) -> dict[str, Limit]:
+    """The limits that make sense for a cell: with a single new token nothing is decoded."""
+    return {metric: limit for metric, limit in limits.items() if metric != "decode_latency" or cell.tokens > 1}
+
+
+def _counts(request: BenchmarkRequest, entrants: list[Entrant]) -> list[list[Measurement]]:
+    """Bytes and multiply-accumulates of every arm, held against the first one's.
+
+    Raises:
+        BundleError: a bundle's graph or its weights cannot be read.
+    """
+    first, *others = (_counted(entrant, request.cells[0].prompt) for entrant in entrants)
+    return [
+        [_exact(metric, value, None) for metric, value in first.items()],
+        *([_exact(metric, value, first[metric]) for metric, value in other.items()] for other in others),
+    ]
+
+
+def _counted(entrant: Entrant, context: int) -> dict[str, int]:
+    adapter = FORMATS[entrant.format]
+    return {"weight_bytes": adapter.weight_bytes(entrant.folder), "macs": adapter.macs(entrant.folder, context=context)}
+
+
+def _exact(metric: str, value: int, against: int | None) -> Measurement:
+    ratio = Ratio(value=value / against) if against else None
+    return Measurement(metric=metric, value=value, samples=1, method="counted", ratio=ratio)
+
+
+def _read(file: Path) -> Result:
+    return Result.model_validate_json(file.read_text(encoding="utf-8"))
+
+
+def _write(file: Path, result: Result) -> None:
+    """Write the whole file anew; a reader sees the old one or the new one."""
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    unfinished.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(file)

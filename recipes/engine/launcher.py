@@ -1,0 +1,268 @@
+"""Training on several processes: this one stays alone, and has the stage's workers started by a launcher.
+
+    this process   request.json -> LAUNCHER python -m recipes.engine.worker FOLDER -> facts.json, or error-R.json
+    N workers      run the stage together; the first one alone writes, and tells how far it is in progress.jsonl
+
+FOLDER lies in the stage's scratch folder, which all machines of a launch must share. A launcher is whatever starts the
+same command several times and tells each process which one it is (`compress/training/launch.py`): torchrun, accelerate
+launch, srun, mpirun; or `ray`, for a cluster of Ray (`ray_workers.py`).
+
+Before anything runs the launcher is tried with workers that only tell how many they are. A worker that fails ends all
+of them, with one message; when this process ends, so does the launcher.
+"""
+
+import ctypes
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from compress.stage import Facts, Progress, Stage, StageConfig, StageInput, Task
+from recipes.runs.failures import GOES_ON
+
+POLL_SECONDS = 0.1
+END_SECONDS = 15.0
+"""Within which a launcher that is asked to end its workers has done so."""
+WORKER = "recipes.engine.worker"
+REQUEST, FACTS, PROGRESS = "request.json", "facts.json", "progress.jsonl"
+PYTHON_LAUNCHERS = ("torchrun", "torch.distributed.run", "accelerate", "accelerate.commands.launch", "deepspeed")
+"""Launchers that start Python themselves."""
+STAGES = "recipes.config.stages:STAGES"
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
+"""How libraries put it that another process is gone."""
+
+
+class LauncherError(Exception):
+    """The launcher does not work, or a process that it started failed; the message says which and what."""
+
+    def __init__(self, text: str, code: int = 4) -> None:
+        super().__init__(text)
+        self.exit_code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How many processes a launcher starts."""
+
+    world: int
+    local_world: int
+    """Of these on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """Starts the processes of a stage."""
+
+    command: str
+    """Such as "torchrun --nproc-per-node 4", "srun -n 8", or "ray"."""
+    place: Path | None = None
+    """A folder that all machines of a launch see, in which it is tried; None: the temporary one."""
+    stages: str = STAGES
+    """Where the workers find the stages, as "module:dictionary"."""
+
+    def size(self) -> Size:
+        """How many processes it starts; it is tried once.
+
+        Raises:
+            LauncherError: it cannot be started, or its processes do not know of each other.
+        """
+        return _size(self)
+
+    def run(self, stage: Stage[Any], config: StageConfig, given: StageInput) -> Facts:
+        """Run a stage on all processes.
+
+        Raises:
+            LauncherError: one of them failed.
+        """
+        with _folder(given.scratch) as folder:
+            request = {
+                "stages": self.stages,
+                "kind": stage.kind,
+                "knobs": config.model_dump(mode="json"),
+                "given": as_plain(given),
+            }
+            (folder / REQUEST).write_text(json.dumps(request), encoding="utf-8")
+            self._carry_out(folder, given.progress)
+            facts: Facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        return {**facts, "processes": self.size().world}
+
+    def _carry_out(self, folder: Path, progress: Progress) -> None:
+        """Start the workers and wait for them."""
+        log = folder / "launcher.log"
+        with log.open("wb") as stream, _following(folder / PROGRESS, progress) as follow:
+            process = _started(self._words(folder), stream)
+            try:
+                while process.poll() is None:
+                    follow()
+                    time.sleep(POLL_SECONDS)
+                follow()
+            except BaseException:
+                _end(process)
+                raise
+        said = log.read_text(encoding="utf-8", errors="replace")
+        sys.stderr.write(said)
+        if process.returncode != 0 or not (folder / FACTS).is_file():
+            raise _failure(folder, said, process.returncode)
+
+    def _words(self, folder: Path) -> list[str]:
+        words = shlex.split(self.command)
+        if words[:1] == ["ray"]:
+            return [sys.executable, "-m", "recipes.engine.ray_workers", *words[1:], str(folder)]
+        starts_python = any(Path(word).name in PYTHON_LAUNCHERS for word in words)
+        return [*words, *([] if starts_python else [sys.executable]), "-m", WORKER, str(folder)]
+
+
+@cache
+def _size(launcher: Launcher) -> Size:
+    with TemporaryDirectory(prefix=".launch-", dir=launcher.place) as place:
+        folder = Path(place)
+        (folder / REQUEST).write_text(json.dumps({"kind": None}), encoding="utf-8")
+        log = folder / "launcher.log"
+        with log.open("wb") as stream:
+            process = _started(launcher._words(folder), stream)
+            try:
+                code = process.wait()
+            except BaseException:
+                _end(process)
+                raise
+        told = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("here-*.json")]
+        said = log.read_text(encoding="utf-8", errors="replace")
+        if code != 0 or not told:
+            raise _failure(folder, said, code, what=f"--launcher {launcher.command}: ")
+        if len(told) != told[0]["world"]:
+            raise LauncherError(
+                f"--launcher {launcher.command}: expected {told[0]['world']} processes that see {folder.parent}, heard "
+                f"of {len(told)}; all machines of a launch must share it: name another with --out",
+                code=2,
+            )
+        return Size(world=told[0]["world"], local_world=told[0]["local_world"])
+
+
+def as_plain(given: StageInput) -> dict[str, Any]:
+    """What a worker needs to know of a stage's input, as JSON has it."""
+    paths = {name: getattr(given, name) for name in ("source", "out", "scratch", "teacher", "logs")}
+    texts = {name: getattr(given, name) for name in ("train_text", "calibration_text")}
+    return {
+        **{name: None if path is None else str(path.absolute()) for name, path in paths.items()},
+        **{name: None if text is None else text.model_dump(mode="json") for name, text in texts.items()},
+        "seed": given.seed,
+        "lineage": list(given.lineage),
+    }
+
+
+@contextmanager
+def _folder(scratch: Path) -> Iterator[Path]:
+    """A folder for what this process and the workers tell each other."""
+    folder = scratch / ".workers"
+    shutil.rmtree(folder, ignore_errors=True)  # of a launch that was killed
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _started(command: Sequence[str], log: Any) -> "subprocess.Popen[bytes]":
+    here = os.pathsep.join(path for path in (os.getcwd(), *sys.path) if path)
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"PYTHONPATH": here},
+            start_new_session=True,  # an interruption from the keyboard is passed on by this process, once
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+    except OSError as error:
+        raise LauncherError(f"--launcher {command[0]}: cannot be started ({error.strerror})", code=2) from error
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end the launcher, and it its workers, should this process be killed."""
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End the launcher and all that it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(END_SECONDS)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+def _failure(folder: Path, said: str, code: int, what: str = "") -> LauncherError:
+    """The error that ended a launch: of several, the first that is not about another process being gone."""
+    told = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("error-*.json")]
+    told.sort(key=lambda error: (any(sign in error["text"] for sign in LOST), error["at"]))
+    lost = bool(told) and any(sign in told[0]["text"] for sign in LOST)
+    if told and not lost:
+        first = told[0]
+        return LauncherError(f"{what}process {first['rank']} of {first['world']}: {first['text']}", first["code"])
+    lines = [line for line in said.splitlines() if line.strip()]
+    words = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "it said nothing")
+    if what:
+        return LauncherError(f"{what}ended with {code} ({words.removeprefix('error: ')})", code=2)
+    reason = told[0]["text"] if lost else words.removeprefix("error: ")
+    return LauncherError(f"training broke off because a process ended or cannot be reached ({reason}); {GOES_ON}")
+
+
+@contextmanager
+def _following(file: Path, progress: Progress) -> Iterator[Any]:
+    """What the first worker tells of its progress, shown here: call what this gives now and then."""
+    with ExitStack() as stack:
+        reader = _Reader(file, progress, stack)
+        yield reader.read
+
+
+@dataclass
+class _Reader:
+    """Reads events as they are appended (`FileProgress` in `worker.py`)."""
+
+    file: Path
+    progress: Progress
+    stack: ExitStack
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        self.tasks: dict[int, tuple[Task, ExitStack]] = {}
+
+    def read(self) -> None:
+        """Show what is new."""
+        if not self.file.is_file():
+            return
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset)
+            for line in stream:
+                if not line.endswith(b"\n"):  # still being written
+                    return
+                self.offset += len(line)
+                self._show(json.loads(line))
+
+    def _show(self, event: Mapping[str, Any]) -> None:
+        number = event["task"]
+        if "label" in event:
+            inner = self.stack.enter_context(ExitStack())
+            opened = self.progress.task(event["label"], event["total"], event["done"], steady=event["steady"])
+            self.tasks[number] = inner.enter_context(opened), inner
+        elif "amount" in event:
+            self.tasks[number][0].advance(event["amount"], event["note"])
+        else:
+            self.tasks.pop(number)[1].close()

@@ -1,0 +1,88 @@
+"""Where a run begins: the model's folder on this machine, what its headers tell, and the key for its content.
+
+A model of the hub is brought here at its pinned commit: safetensors, JSON and tokenizer files, never a pickle and never
+code. The commit is its key; a folder's key is a digest over the files that a model is loaded from.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress import Checkpoint, CheckpointError, FormatName, inspect_checkpoint
+from compress.digests import digest_file, digest_of
+from compress.stage import first_line
+from export.manifest import bundle_folder, is_bundle
+from recipes.config.errors import Locations, raise_problems
+from recipes.config.recipe import ModelSource, Recipe
+
+SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
+"""Endings of the files that a model and its tokenizer are loaded from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What the first stage is given."""
+
+    folder: Path | None
+    """None: the recipe starts from nothing."""
+    format: FormatName
+    key: str
+    checkpoint: Checkpoint | None = None
+
+
+NOTHING = Source(folder=None, format="nothing", key="nothing")
+
+
+def resolve(recipe: Recipe) -> Source:
+    """The recipe's model, brought here if it is on the hub, and inspected.
+
+    Raises:
+        RecipeError: it cannot be had, or is no checkpoint that can be used.
+    """
+    if recipe.model is None:
+        return NOTHING
+    try:
+        if recipe.model.folder is not None:
+            checkpoint = inspect_checkpoint(recipe.model.folder)
+            key = digest_folder(checkpoint.folder)
+        else:
+            checkpoint = _from_hub(recipe.model, recipe.where)
+            key = digest_of({"hub": recipe.model.hub, "revision": recipe.model.revision})
+    except CheckpointError as error:
+        raise_problems([recipe.where.problem(("model",), str(error))])
+        raise
+    return Source(folder=checkpoint.folder, format=checkpoint.format, key=key, checkpoint=checkpoint)
+
+
+def digest_folder(folder: Path) -> str:
+    """sha256 (hex) over names and contents of the files that a checkpoint is loaded from, or of all of a bundle's."""
+    whole = is_bundle(folder)
+    place = bundle_folder(folder) if whole else folder
+    files = sorted(file for file in place.iterdir() if file.is_file() and (whole or file.suffix in SUFFIXES))
+    return digest_of({file.name: digest_file(file) for file in files})
+
+
+def _from_hub(model: ModelSource, where: Locations) -> Checkpoint:
+    """The copy that is here already, or a new one; with a pinned commit they are the same."""
+    try:
+        return inspect_checkpoint(_snapshot(model, local=True))
+    except (OSError, ValueError, CheckpointError):
+        pass  # not here, or only a part of it
+    try:
+        folder = _snapshot(model, local=False)
+    except Exception as error:  # the client lets errors of a dozen kinds through, its network library's among them
+        way = "without a network, give a folder: --set model=FOLDER"
+        raise_problems([where.problem(("model",), f"{model} cannot be had from the hub ({first_line(error)}); {way}")])
+        raise
+    return inspect_checkpoint(folder)
+
+
+def _snapshot(model: ModelSource, *, local: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"*{suffix}" for suffix in SUFFIXES]
+    assert model.hub is not None
+    return Path(
+        snapshot_download(
+            model.hub, revision=model.revision, allow_patterns=patterns, ignore_patterns=["*/*"], local_files_only=local
+        )
+    )

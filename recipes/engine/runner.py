@@ -1,0 +1,195 @@
+"""A recipe is carried out: every stage made or reused, measured, at the end timed, judged and reported.
+
+    source -> check -> measure baseline -> [stage -> measure] ... -> time all side by side -> judge -> report
+
+Everything that takes long is a result in the store, the measurements too, so that the same recipe again takes seconds,
+imports no PyTorch, and ends in the same verdict.
+
+Baseline: the source checkpoint, or, where a recipe starts from nothing, its first artifact.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from compress.stage import Progress, Silent
+from evaluation.formats import model_card
+from evaluation.gate import GateResult, overall
+from evaluation.render import write_report
+from evaluation.report import BASELINE, Report, Row
+from recipes.config.errors import Problem, RecipeError, raise_problems
+from recipes.config.recipe import Recipe, Stages, short_benchmark
+from recipes.engine.launcher import Launcher, Size
+from recipes.engine.measuring import Measuring, Subject
+from recipes.engine.model_source import NOTHING, Source, resolve
+from recipes.engine.output import CURVES
+from recipes.engine.plan import ALONE, chain, estimates, run_folder, store_of, unfit_batches
+from recipes.engine.preflight import check_evaluations, check_model, check_overlaps, check_room
+from recipes.engine.provenance import recipe_text, sources_of
+from recipes.engine.sequential import Patience
+from recipes.engine.stages import TEACHES, StageStep, obtain_stage
+from recipes.engine.steps import Engine
+from recipes.formats import FORMATS, LIBRARIES
+from recipes.formats.text_generation import FINAL
+from recipes.runs.environment import environment
+from recipes.runs.folder import Log, add_card, make_writable, point_at, writing
+from recipes.runs.store import Store
+
+LOG = "log.txt"
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    store: Path | None = None,
+    progress: Progress | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
+    stages: Stages | None = None,
+    launcher: str | None = None,
+    until_decided: float = 0.0,
+) -> Report:
+    """Carry out a recipe in the folder `out` (default: runs/<name>) and return its report, which is also written there.
+
+    Args:
+        store: where results are kept and found (default: in `out`); several runs may share one.
+        on_row: told of every artifact as soon as it is made (or found again) and measured; latencies come at the end.
+        stages: the kinds of stages (default: all of demitasse's).
+        launcher: the command that starts the processes of a training stage (default: the recipe's own, or none).
+        until_decided: minutes for which to measure on while a gate is inconclusive.
+
+    Raises:
+        RecipeError: something that is known before anything runs is wrong: all of it in one message.
+        IntegrityError: a stored result is not what was stored.
+        StoreError: the folder or the store cannot be written.
+        LauncherError: the launcher does not work, or a process that it started failed.
+    """
+    folder = run_folder(recipe, out).absolute()
+    make_writable(folder)
+    log = Log(folder / LOG)
+    log(f"run {recipe.path or recipe.name}, seed {recipe.seed}")
+    engine = Engine(store=store_of(folder, store), progress=progress or Silent(), log=log, run=folder)
+    command = launcher or recipe.launcher
+    workers = None if command is None else Launcher(command=command, place=folder)
+    source, steps = _checked(recipe, engine, stages, workers)
+    patience = Patience(recipe=recipe, minutes=until_decided, log=log)
+    under_way = _Run(
+        folder=folder,
+        source=source,
+        steps=steps,
+        launcher=workers,
+        measuring=Measuring(engine=engine, recipe=recipe, patience=patience),
+    )
+    report = under_way.report(on_row)
+    with writing():
+        write_report(report, folder)
+        shipped = under_way.measuring.subjects[-1]
+        point_at(folder / FINAL, shipped.folder)
+        if FORMATS[shipped.format].released:
+            add_card(model_card(report), shipped.folder, folder)
+    log(f"verdict {report.verdict or 'none: nothing is gated'}")
+    return report
+
+
+def _checked(
+    recipe: Recipe, engine: Engine, stages: Stages | None, launcher: Launcher | None
+) -> tuple[Source, tuple[StageStep, ...]]:
+    """The source and the stages, once everything that is wrong before anything runs has been raised in one message."""
+    errors: list[str] = []
+    store = engine.store
+    source, steps = NOTHING, tuple[StageStep, ...]()
+    try:
+        source = resolve(recipe)
+        steps = tuple(chain(recipe, source, stages))
+        problems = [*check_model(recipe, source, steps)]
+        missing = [step for step in steps if not store.has(step.stage.kind, step.key)]
+        parallel = launcher is not None and any(step.stage.parallel for step in missing)
+        size = launcher.size() if launcher is not None and parallel else ALONE
+        problems += unfit_batches(recipe, steps, size)
+        raise_problems([*problems, *_check_room(recipe, source, steps, store, size)])
+    except RecipeError as error:
+        errors += error.errors
+    errors += [*check_evaluations(recipe.evaluate, store), *check_overlaps(recipe, engine)]
+    if errors:
+        raise RecipeError(errors)
+    return source, steps
+
+
+def _check_room(
+    recipe: Recipe, source: Source, steps: tuple[StageStep, ...], store: Store, size: Size
+) -> list[Problem]:
+    """Disk and memory, for the stages that are not in the store."""
+    each = zip(steps, estimates(steps, source, size), strict=True)
+    missing = [(step, estimate) for step, estimate in each if not store.has(step.stage.kind, step.key)]
+    return check_room(recipe, store.root, missing)
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """A run under way."""
+
+    folder: Path
+    source: Source
+    steps: tuple[StageStep, ...]
+    launcher: Launcher | None
+    measuring: Measuring
+
+    def report(self, on_row: Callable[[Row], None]) -> Report:
+        """The report: gates are about the last row, and looked at again as long as that is worth it."""
+        measuring, patience = self.measuring, self.measuring.patience
+        gates = self._judged(measuring.recipe, on_row)
+        while (recipe := patience.more(measuring.recipe, measuring.rows[-1], gates, measuring.seconds)) is not None:
+            gates = self._judged(recipe, lambda row: None)
+        recipe, session = measuring.recipe, measuring.session
+        return Report(
+            recipe=recipe.path.name if recipe.path else recipe.name,
+            recipe_text=recipe_text(recipe),
+            name=recipe.name,
+            rows=measuring.rows,
+            sources=sources_of(recipe, self.source),
+            gates=gates,
+            looks=patience.looks,
+            timing="" if session is None else session.describe(),
+            verdict=overall(gates),
+            environment=environment(LIBRARIES, recipe.benchmark.threads if recipe.benchmark else None),
+            created=datetime.now(UTC),
+            store=measuring.engine.store.seen_from(self.folder),
+            folder=self.folder,
+            session=session,
+        )
+
+    def _judged(self, recipe: Recipe, on_row: Callable[[Row], None]) -> list[GateResult]:
+        """Every stage made and measured as the recipe asks for, and the gates on the last of them."""
+        measuring, source = self.measuring, self.source
+        measuring.begin(recipe)
+        if source.folder is not None:
+            first = Subject(name=BASELINE, kind=BASELINE, key=source.key, format=source.format, folder=source.folder)
+            on_row(measuring.measure(first))
+        for step in self.steps:
+            on_row(self._stage(step))
+        measuring.time()
+        return measuring.patience.judge(recipe, measuring.rows[-1])
+
+    def _stage(self, step: StageStep) -> Row:
+        """A stage made, or found, and measured."""
+        recipe, subjects = self.measuring.recipe, self.measuring.subjects
+        benchmark = recipe.benchmark or short_benchmark(recipe.evaluate)
+        artifact = obtain_stage(
+            self.measuring.engine,
+            step,
+            source=subjects[-1].folder if subjects else None,
+            teacher=subjects[0].folder if subjects and subjects[0].format in TEACHES else None,
+            logs=self.folder / CURVES / f"{step.name.replace(' ', '-')}-{step.key[:8]}",
+            threads=benchmark.threads,
+            launcher=self.launcher,
+        )
+        subject = Subject(
+            name=step.name,
+            kind=step.stage.kind,
+            key=artifact.key,
+            format=step.stage.leaves,
+            folder=artifact.files,
+        )
+        made = {name: getattr(artifact, name) for name in ("reused", "facts", "seconds", "hashes")}
+        return self.measuring.measure(subject, knobs=step.config.model_dump(mode="json"), **made)

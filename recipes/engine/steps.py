@@ -1,0 +1,72 @@
+"""A result is made once: a step says what it is and how it is made, the engine finds it in the store or makes it.
+
+Everything that takes long is a step: a stage, a measurement, a timing, what a model's matrices can bear. One identity,
+one lock, one way to resume (the scratch folder of its key) and one way to publish, whatever command asks for it.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compress.digests import digest_of
+from compress.stage import Progress, Silent
+from recipes.runs.store import Artifact, Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A result to be had."""
+
+    kind: str
+    identity: Mapping[str, Any]
+    """Everything that it depends on."""
+    make: Callable[[Path, Path], dict[str, Any]]
+    """(empty folder to fill, scratch folder that outlives a kill) -> facts."""
+
+    @property
+    def key(self) -> str:
+        return digest_of(self.identity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Carries out steps in a store."""
+
+    store: Store
+    progress: Progress = field(default_factory=Silent)
+    log: Callable[[str], None] = lambda text: None
+    run: Path | None = None
+    """The folder of the run that the results are for, if they are for one."""
+    used: set[str] = field(default_factory=set)
+    """Names of the results so far."""
+
+    def obtain(self, step: Step) -> Artifact:
+        """The step's result: the stored one, or a new one.
+
+        Raises:
+            IntegrityError: the stored one is broken.
+            StoreError: the store cannot be written.
+        """
+        waiting = self._waiting(step.kind)
+        found = self.store.obtain(step.kind, step.identity, step.make, waiting=waiting)
+        what = "reused" if found.reused else f"made in {found.seconds:.1f} s"
+        self.log(f"{step.kind} {found.folder.name} {what}")
+        self.use(found.folder.name)
+        return found
+
+    def use(self, name: str) -> None:
+        """Note that the run needs a result."""
+        if name in self.used:
+            return
+        self.used.add(name)
+        if self.run is not None:
+            self.store.note_run(self.run, self.used)
+
+    def _waiting(self, kind: str) -> Callable[[str], AbstractContextManager[Any]]:
+        def wait(holder: str) -> AbstractContextManager[Any]:
+            self.log(f"{kind}: waiting for process {holder}, which is making it")
+            return self.progress.task(f"{kind}: waiting for process {holder}", total=1)
+
+        return wait

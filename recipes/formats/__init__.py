@@ -1,0 +1,57 @@
+"""Every format that an artifact may have, with its adapter; a new one is a file and a line here."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from compress.checkpoints.folder import inspect_checkpoint
+from compress.stage import FormatName
+from export.manifest import is_bundle
+from recipes.formats.base import Format, LoadedModel
+from recipes.formats.bundle import BundleFormat
+from recipes.formats.checkpoint import CheckpointFormat
+
+PYTORCH = ("torch", "transformers", "tokenizers", "numpy", "scipy")
+FORMATS: dict[FormatName, Format] = {
+    "dense": CheckpointFormat(libraries=PYTORCH, bytes_per_weight=4),
+    "quantized": CheckpointFormat(
+        libraries=(*PYTORCH, "bitsandbytes"),
+        bytes_per_weight=2,
+    ),
+    "onnx": BundleFormat(),
+}
+
+
+LIBRARIES = frozenset(library for adapter in FORMATS.values() for library in adapter.libraries)
+"""What computes a measurement of anything."""
+
+
+class Opener(Protocol):
+    """What opens an artifact to be timed."""
+
+    def __call__(self, folder: Path, format: FormatName, *, threads: int) -> LoadedModel:
+        """Open it in this process."""
+
+
+def format_of(folder: Path) -> FormatName:
+    """The format of what a folder holds.
+
+    Raises:
+        CheckpointError: it holds no checkpoint.
+    """
+    return "onnx" if is_bundle(folder) else inspect_checkpoint(folder).format
+
+
+def open_model(folder: Path, format: FormatName, *, threads: int) -> LoadedModel:
+    """Open what a folder holds; see `Format.open`."""
+    return FORMATS[format].open(folder, threads=threads)
+
+
+OPENER = f"{__name__}:{open_model.__name__}"
+"""Who opens what is timed, as "module:function"."""
+
+
+def opener_of(name: str) -> Opener:
+    """ "module:function" -> the function."""
+    module, _, function = name.partition(":")
+    return cast(Opener, getattr(import_module(module), function))

@@ -1,0 +1,1 @@
+"""Quality, footprint and latency of whatever has an adapter."""

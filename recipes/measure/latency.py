@@ -1,0 +1,226 @@
+"""Latency of every artifact of a recipe beside its baseline: the link from a run to `interleaving.py`.
+
+    block      0  1  2  3  4  5  6 ...        with stage_blocks: 5
+    baseline   x  x  x  x  x  x  x
+    between    x  x  x  x  x                  every stage's artifact but the last, until as many were undisturbed
+    last       x  x  x  x  x  x  x            what ships, and what the gates are about
+                           |     |
+                      look, look, ...         enough where every gate on it is decided (`evaluation/stopping_rule.py`)
+
+All are timed in the same session on the first tokens of the test text, as the baseline's tokenizer cuts it; each is
+held against the baseline in the blocks that both went through, so those between have wider intervals. What does not run
+where the baseline runs is left out, and the reason stands in its figures. Peak memory is that of the timed processes.
+The raw times are kept in `latency.json`, from which every figure follows (`evaluation.latency`).
+
+Not covered: a baseline in PyTorch on a GPU.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoints.folder import end_of_text, load_tokenizer
+from compress.stage import FormatName, Progress, first_line
+from compress.text import TextSource, read_documents, tokenize
+from evaluation.latency import Cell, Protocol, Session, latency_measurements
+from evaluation.machine import available_cores
+from evaluation.measurement import Measurement
+from evaluation.stopping_rule import StoppingRule
+from recipes.config.recipe import BenchmarkConfig
+from recipes.formats import FORMATS
+from recipes.formats.base import MeasureError
+from recipes.measure.interleaving import Entrant, new_session, pinned_cpus, resumed, take_turns
+from recipes.runs.environment import processor
+from recipes.runs.store import versions
+
+LATENCY_FILE = "latency.json"
+
+
+def measure_latency(
+    entrants: Sequence[Entrant],
+    *,
+    config: BenchmarkConfig,
+    test: TextSource,
+    seed: int,
+    progress: Progress,
+    enough: StoppingRule | None = None,
+    out: Path | None = None,
+    scratch: Path | None = None,
+    log: Callable[[str], None] = lambda text: None,
+) -> dict[str, list[Measurement]]:
+    """Latencies, throughput and memory of the entrants by name, side by side; the first one is the baseline.
+
+    Args:
+        enough: when to stop before `config.blocks` blocks; None: never.
+        out: where the raw times are kept at the end, in `latency.json`.
+        scratch: where they are noted meanwhile, so that the same measurement goes on where it was cut off.
+        log: told after the first block what a turn of each costs, and what all of it will take.
+
+    Raises:
+        MeasureError: it cannot be measured as asked.
+    """
+    racing, left_out = _racing(entrants, config)
+    protocol = Protocol(
+        cells=(Cell(prompt=config.prompt, tokens=config.tokens + 1),),  # the first one comes of the prompt
+        threads=config.threads,
+        cpus=pinned_cpus(config.threads),
+        seed=seed,
+        prompt="prompt from the start of the test text",
+    )
+    ids = first_tokens(racing[0].folder, config.prompt, test)
+    enough = enough or StoppingRule(gates={}, blocks=(config.blocks,), looks=1)
+    fresh = new_session(racing, protocol, left_out).model_copy(update={"planned": config.blocks})
+    session = resumed(_begin(scratch, fresh), racing)
+    total = sum(min(entrant.blocks or config.blocks, config.blocks) for entrant in racing)
+    done = min(len(session.turns), total)
+    with progress.task("benchmark", total=total, done=done, steady=len(racing)) as task:
+
+        def keep(session: Session) -> None:
+            turn = session.turns[-1]
+            cost = f" ({turn.wall_seconds:.0f} s a turn)" if turn.wall_seconds else ""
+            task.advance(1, note=f"{turn.arm}{cost}")
+            if scratch is not None:
+                write_session(session, scratch / LATENCY_FILE)
+            if len(session.turns) == len(racing):
+                log(f"latency: {_cost(session, racing, config.blocks)}")
+
+        for blocks in enough.blocks:
+            session = take_turns(session, racing, ids, blocks=blocks, on_turn=keep)
+            stopped = enough.reason(session)
+            if stopped:
+                break
+        session = session.model_copy(update={"stopped": stopped})
+        task.advance(max(0, total - len(session.turns)), note=stopped)
+        log(f"latency: {session.describe()}")
+    if out is not None:
+        write_session(session, out / LATENCY_FILE)
+    return latency_measurements(session)
+
+
+def _racing(entrants: Sequence[Entrant], config: BenchmarkConfig) -> tuple[list[Entrant], dict[str, str]]:
+    """Who takes turns, in how many blocks; and why others do not."""
+    baseline, between, last = entrants[0], entrants[1:-1], entrants[1:][-1:]
+    briefly = [replace(entrant, blocks=config.stage_blocks) for entrant in between if config.stage_blocks]
+    racing, left_out = [baseline], dict[str, str]()
+    for entrant in (*briefly, *last):
+        if entrant.on_gpu == baseline.on_gpu:
+            racing.append(entrant)
+        else:
+            left_out[entrant.name] = f"it runs on {_where(entrant)} and the baseline on {_where(baseline)}; {WAY_OUT}"
+    return racing, left_out
+
+
+WAY_OUT = "`demitasse benchmark` times them without judging"
+
+
+def _where(entrant: Entrant) -> str:
+    return "a GPU" if entrant.on_gpu else "the CPU"
+
+
+def _cost(session: Session, racing: Sequence[Entrant], blocks: int) -> str:
+    """What a turn of each costs, and all of them."""
+    each = {entrant.name: session.seconds_of_a_turn(entrant.name) for entrant in racing}
+    seconds = sum(each[entrant.name] * min(entrant.blocks or blocks, blocks) for entrant in racing)
+    turns = ", ".join(f"{name} {cost:.1f} s" for name, cost in each.items())
+    return f"about {seconds / 60:.1f} minutes in all; a turn of {turns}"
+
+
+def latency_identity(
+    timed: Sequence[tuple[str, FormatName]], *, config: BenchmarkConfig, test: TextSource, seed: int
+) -> dict[str, Any]:
+    """What latencies depend on: keys and formats of all that is timed, the first being the baseline; the machine."""
+    timed = timed if config.stage_blocks else [timed[0], *timed[1:][-1:]]
+    return {
+        "baseline": timed[0][0],
+        "between": [{"artifact": key, "format": format} for key, format in timed[1:-1]],
+        "artifact": timed[-1][0],
+        "format": timed[-1][1],
+        "benchmark": config.model_dump(mode="json"),
+        "test": test.digest(),
+        "seed": seed,
+        "processor": processor(),
+        "cores": available_cores(),
+        "libraries": versions(tuple({library for _, format in timed for library in FORMATS[format].libraries})),
+    }
+
+
+def entrant_of(name: str, folder: Path, format: FormatName) -> Entrant:
+    """An artifact as it takes turns."""
+    return Entrant(name=name, folder=folder, format=format, on_gpu=FORMATS[format].device(folder) == "cuda")
+
+
+def kept_session(folder: Path) -> Session | None:
+    """The raw times in a result's folder; None where its meter kept none."""
+    file = folder / LATENCY_FILE
+    return read_session(file) if file.is_file() else None
+
+
+INVALID = "is invalid: taken again"
+TOO_FEW = "does not suffice for these gates: gone on with"
+
+
+def objection(folder: Path, enough: StoppingRule) -> str:
+    """Why the raw times in a result's folder do not do: `INVALID` or `TOO_FEW`; empty where they do."""
+    session = kept_session(folder)
+    if session is None:
+        return ""
+    if is_invalid(session):
+        return INVALID
+    return "" if enough.reason(session) else TOO_FEW
+
+
+def is_invalid(session: Session) -> bool:
+    """Whether the baseline or the last arm has no figures, for a reason that may have passed."""
+    found = latency_measurements(session)
+    return any(one.invalid for arm in (session.arms[0], session.arms[-1]) for one in found[arm])
+
+
+def seconds_of_a_block(session: Session) -> float:
+    """What one more block costs once the stages between have had theirs."""
+    return sum(session.seconds_of_a_turn(arm) for arm in dict.fromkeys((session.arms[0], session.arms[-1])))
+
+
+def _begin(scratch: Path | None, fresh: Session) -> Session:
+    """What an interrupted measurement of the same arms by the same protocol left, or a session without a turn."""
+    file = None if scratch is None else scratch / LATENCY_FILE
+    if file is not None and file.is_file():
+        left = read_session(file).model_copy(update={"planned": fresh.planned, "stopped": ""})
+        if left.model_copy(update={"turns": ()}) == fresh:
+            return left
+    return fresh
+
+
+def read_session(file: Path) -> Session:
+    """The raw times that a measurement kept.
+
+    Raises:
+        MeasureError: the file is missing or holds something else.
+    """
+    try:
+        return Session.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MeasureError(f"{file}: expected the raw times of a latency measurement ({first_line(error)})") from error
+
+
+def write_session(session: Session, file: Path) -> None:
+    """Write the raw times; a reader sees the old file or the new one, never half of it."""
+    unfinished = file.with_name(f".{file.name}")
+    unfinished.write_text(session.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(file)
+
+
+def first_tokens(folder: Path, length: int, test: TextSource) -> tuple[int, ...]:
+    """The first tokens of the test text, as a checkpoint's tokenizer cuts it.
+
+    Raises:
+        MeasureError: the text is too short.
+    """
+    tokenizer = load_tokenizer(folder)
+    ids: list[int] = []
+    for document in read_documents(test):
+        (found,) = tokenize([document], tokenizer)
+        ids += [*found.tolist(), end_of_text(tokenizer)]
+        if len(ids) >= length:
+            return tuple(ids[:length])
+    raise MeasureError(f"{test}: expected at least {length} tokens for the benchmark's prompt, got {len(ids)}")

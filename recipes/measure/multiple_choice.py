@@ -1,0 +1,193 @@
+"""Questions with a choice of answers, from a file: what a recipe's `tasks` name, read and checked.
+
+A row is a context, the endings that it may go on with, and which of them is right, counted from 0. HellaSwag's columns
+are the default:
+
+    {"context": "Canoeing: Two women ...", "endings": ["are then shown ...", ...], "label": 2}
+
+Formats: .jsonl, .jsonl.gz (one row a line), .csv (a head line; the endings are a JSON list in one column, or lie in
+several columns). With `shots`, that many rows are asked with their answers before each question: the first rows of
+`examples`, or of the file itself, which are not asked then. With `limit`, the rows are cut into that many runs of
+equal length and one row is drawn from each by the seed, since files are often sorted by where their rows are from.
+
+`harness_tasks.py` asks them. Not covered: several right endings, and endings that share a context written once only.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.config.errors import did_you_mean, got, one_of
+from recipes.config.evaluations import SUFFIXES, TaskConfig
+
+MOST_PROBLEMS = 5
+"""Rows that one error tells of."""
+
+
+class TaskError(Exception):
+    """A task cannot be asked; the message names it, what was expected, what came and the way out."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A context, what it may go on with, and the index of what it does."""
+
+    context: str
+    endings: list[str]
+    label: int
+
+    def row(self) -> dict[str, Any]:
+        """As a row of a data set."""
+        return asdict(self)
+
+
+def read_questions(config: TaskConfig, *, seed: int = 0) -> tuple[list[Question], list[Question]]:
+    """What is asked, and the examples before each question.
+
+    Raises:
+        TaskError: a file is missing or empty, lacks a column, has a row that is no question, or too few rows.
+    """
+    assert config.file is not None  # the named tasks bring their own questions
+    shots = config.shots or 0
+    questions = _read(config, config.file)
+    if config.examples is None:
+        examples, questions = questions[:shots], questions[shots:]
+        if not questions:
+            raise TaskError(
+                f"{config.name}: {config.file}: expected more than {shots} rows, since the first {shots} become "
+                f"examples, got {len(examples)}; lower `shots` or name another file as `examples`"
+            )
+    else:
+        examples = _read(config, config.examples)[:shots]
+        if len(examples) < shots:
+            raise TaskError(
+                f"{config.name}: {config.examples}: expected {shots} rows or more for `shots`, got {len(examples)}"
+            )
+    return [questions[index] for index in spread(len(questions), config.limit, seed)], examples
+
+
+def spread(rows: int, limit: int | None, seed: int) -> list[int]:
+    """Which rows are asked, ascending: one drawn from each of `limit` runs of equal length; all without a limit."""
+    if limit is None or limit >= rows:
+        return list(range(rows))
+    edges = [run * rows // limit for run in range(limit + 1)]
+    generator = np.random.default_rng(seed)
+    return [int(generator.integers(low, high)) for low, high in pairwise(edges)]
+
+
+def _read(config: TaskConfig, file: Path) -> list[Question]:
+    """Every row as a question."""
+    questions: list[Question] = []
+    problems: list[str] = []
+    for place, row in rows_of(config.name, file):
+        missing = [column for column in config.columns if column not in row]
+        if missing:
+            raise TaskError(_lacks(config, place, missing[0], row))
+        answer = _question(config, row)
+        if isinstance(answer, str):
+            problems.append(f"{config.name}: {place}: {answer}")
+        else:
+            questions.append(answer)
+    if problems:
+        more = len(problems) - MOST_PROBLEMS
+        rest = [f"{config.name}: {file}: {more} more such rows"] if more > 0 else []
+        raise TaskError("\n".join([*problems[:MOST_PROBLEMS], *rest]))
+    if not questions:
+        raise TaskError(f"{config.name}: {file}: expected questions, got an empty file")
+    return questions
+
+
+def _lacks(config: TaskConfig, place: str, column: str, row: dict[str, Any]) -> str:
+    key = "context" if column == config.context else "label" if column == config.label else "endings"
+    return (
+        f"{config.name}: {place}: expected the column {column!r}, got {one_of(map(repr, row)) or 'none'}"
+        f"; name the column with `{key}`{did_you_mean(column, row)}"
+    )
+
+
+def _question(config: TaskConfig, row: dict[str, Any]) -> Question | str:
+    """The row's question, or what is wrong with it."""
+    context, endings, label = row[config.context], _endings(config, row), row[config.label]
+    if not isinstance(context, str):
+        return f"{config.context}: expected a text, got {got(context)}"
+    if not isinstance(endings, list) or len(endings) < 2 or not all(isinstance(end, str) and end for end in endings):
+        return f"{_named(config)}: expected two or more texts, got {got(endings)}"
+    number = int(label) if isinstance(label, str) and label.strip().isdecimal() else label
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(endings):
+        return f"{config.label}: expected the number of an ending from 0 to {len(endings) - 1}, got {got(label)}"
+    return Question(context=context, endings=endings, label=number)
+
+
+def _named(config: TaskConfig) -> str:
+    return config.endings if isinstance(config.endings, str) else ", ".join(config.endings)
+
+
+def _endings(config: TaskConfig, row: dict[str, Any]) -> Any:
+    """The endings as the file has them; a text in one column is a JSON list."""
+    if not isinstance(config.endings, str):
+        return [row[column] for column in config.endings]
+    endings = row[config.endings]
+    if not isinstance(endings, str):
+        return endings
+    try:
+        return json.loads(endings)
+    except ValueError:
+        return endings
+
+
+def rows_of(name: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row of a file with its place, such as "questions.jsonl:7".
+
+    Raises:
+        TaskError: the file is missing, no text, or a row cannot be read.
+    """
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        text = content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise TaskError(f"{name}: expected an existing file, got {str(file)!r}") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise TaskError(f"{name}: {file}: expected text in UTF-8 ({one_of(SUFFIXES)}), got {error}") from error
+    yield from _csv(name, file, text) if file.suffix == ".csv" else _json_lines(name, file, text)
+
+
+def _json_lines(name: str, file: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(io.StringIO(text), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise TaskError(f"{name}: {file}:{number}: expected one JSON object per line, got {error}") from error
+        if not isinstance(row, dict):
+            raise TaskError(f"{name}: {file}:{number}: expected one JSON object per line, got {got(row)}")
+        yield f"{file}:{number}", row
+
+
+def _csv(name: str, file: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            yield f"{file}:{reader.line_num}", _whole(name, f"{file}:{reader.line_num}", row, reader.fieldnames or [])
+    except csv.Error as error:
+        after = f"after line {reader.line_num}"
+        raise TaskError(f"{name}: {file}: expected comma-separated values, got {error} {after}") from error
+
+
+def _whole(name: str, place: str, row: dict[Any, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """A row of as many cells as there are columns."""
+    if None in row or None in row.values():
+        cells = sum(value is not None for key, value in row.items() if key is not None) + len(row.get(None) or [])
+        raise TaskError(f"{name}: {place}: expected {len(columns)} cells, as the head line has, got {cells}")
+    return row

@@ -1,0 +1,150 @@
+"""One arm's turn in one block, in a process of its own: its own memory, threads, libraries and cold start.
+
+    python -m recipes.measure.variant_process   an `Order` as JSON from stdin, a `Turn` as the last line of stdout
+
+    pin to the processors -> open the model -> first prompt -> every cell, in pieces -> memory -> one line of JSON
+
+Before each piece it waits to be asked (`variant_client.py`), so that other arms can have their slices in between.
+
+What libraries print goes to stderr. An arm that cannot be opened or computes no numbers ends with its reason on stderr
+and exit code 1; the parent keeps the last line.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from compress.stage import FormatName
+from evaluation.latency import Cell, CellTimer, CellTimes, Counters, Protocol, Turn, pieces_of
+from evaluation.latency.timing import timed
+from evaluation.measurement import Value
+from recipes.formats import OPENER, opener_of
+from recipes.formats.base import Ids, LoadedModel
+from recipes.measure.peak_memory import peak_memory
+
+MEBIBYTE = 2**20
+
+
+class Order(Value):
+    """What a process is to do."""
+
+    arm: str
+    folder: Path
+    format: FormatName
+    on_gpu: bool = False
+    opener: str = OPENER
+    block: int
+    place: int
+    cells: tuple[Cell, ...]
+    """The protocol's cells in the order of this block."""
+    protocol: Protocol
+    ids: tuple[int, ...]
+    """Token ids, as many as the largest cell needs."""
+
+
+def main() -> None:
+    """Take the turn that stdin orders."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def wait() -> None:
+        """Tell that a piece is done; go on when the next one is asked for."""
+        answers.write("\n")
+        answers.flush()
+        if not sys.stdin.readline():
+            sys.exit("nobody asks for more")
+
+    order = Order.model_validate_json(sys.stdin.readline())
+    try:
+        turn = take_turn(order, wait)
+    except Exception as error:  # whatever an arm's library raises is that arm's result
+        sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
+    answers.write(turn.model_dump_json() + "\n")
+    answers.flush()
+
+
+def pieces(order: Order) -> int:
+    """How often a turn waits to be asked to go on."""
+    return sum(pieces_of(cell, order.protocol.prefills) for cell in order.cells)
+
+
+def take_turn(order: Order, wait: Callable[[], None]) -> Turn:
+    """Open, run the first prompt, then every cell in pieces.
+
+    Args:
+        wait: called before every piece; returns when it is this arm's turn again.
+
+    Raises:
+        ValueError: what was computed is no number.
+    """
+    if order.protocol.cpus:
+        os.sched_setaffinity(0, order.protocol.cpus)
+    before_gpu = _gpu_memory() if order.on_gpu else None
+    started, begun = datetime.now(UTC), Counters.now()
+    model, open_seconds = _open(order)
+    first = order.protocol.cells[0]
+    first_run = timed(model.decoding(_prompts(order.ids, first), first.tokens).prefill, 1)[0]
+    opening, moments = Counters.now().since(begun), list[Counters]()
+    cells = tuple(_time(model, cell, order, wait, moments) for cell in order.cells)
+    after_gpu = _gpu_memory() if order.on_gpu else None
+    return Turn(
+        arm=order.arm,
+        block=order.block,
+        place=order.place,
+        started=started,
+        process=os.getpid(),
+        runtime=model.runtime,
+        open_seconds=open_seconds,
+        first_run=first_run,
+        cells=cells,
+        opening=opening,
+        timed=moments[-1].since(moments[0]),
+        peak_memory=peak_memory(),
+        gpu_memory=None if before_gpu is None or after_gpu is None else after_gpu - before_gpu,
+    )
+
+
+def _open(order: Order) -> tuple[LoadedModel, float]:
+    begun = time.perf_counter()
+    model = opener_of(order.opener)(order.folder, order.format, threads=order.protocol.threads)
+    return model, time.perf_counter() - begun
+
+
+def _time(model: LoadedModel, cell: Cell, order: Order, wait: Callable[[], None], moments: list[Counters]) -> CellTimes:
+    prefills = order.protocol.prefills
+    arm = model.decoding(_prompts(order.ids, cell), cell.tokens)
+    timer = CellTimer(arm=arm, cell=cell, prefills=prefills)
+    for _ in range(pieces_of(cell, prefills)):
+        wait()
+        moments.append(Counters.now())
+        timer.go_on()
+    moments.append(Counters.now())
+    problem = arm.problem()
+    if problem:
+        raise ValueError(problem)
+    return timer.times()
+
+
+def _prompts(ids: tuple[int, ...], cell: Cell) -> Ids:
+    """A cell's rows (B, T), each another piece of the ids."""
+    return np.array(ids[: cell.batch * cell.prompt], dtype=np.int64).reshape(cell.batch, cell.prompt)
+
+
+def _gpu_memory() -> int | None:
+    """Bytes in use on the device of a process that may run on one GPU only; None where the system does not say."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return int(told[0]) * MEBIBYTE if told and told[0].isdecimal() else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Latency: arms that take turns in fresh processes, in a run and for `demitasse benchmark`."""
