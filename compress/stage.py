@@ -115,6 +115,8 @@ class Stage(Generic[Config]):
     """The materials that these knobs make it read."""
     folders: Callable[[Config], dict[str, Path]] = lambda config: {}
     """Further checkpoints that these knobs make it read, by the knob that names them."""
+    times_decoding: Callable[[Config], bool] = lambda config: False
+    """Whether these knobs make it time decode steps, so that another machine comes to another result."""
     libraries: tuple[str, ...] = ()
     """Distributions whose versions change the numbers, and so are part of an artifact's key."""
     parallel: bool = False

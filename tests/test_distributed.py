@@ -28,7 +28,7 @@ from compress.text import TextSource
 from compress.training import distributed
 from compress.training.launch import Launch, adopt, launch, unfit
 from recipes.config.stages import STAGES
-from recipes.engine.launcher import Launcher, LauncherError, Size, _Reader
+from recipes.engine.launcher import Launcher, LauncherError, Size, _failure, _Reader
 from recipes.engine.worker import FileProgress
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -293,6 +293,30 @@ def test_a_launcher_that_does_not_work_is_told_before_anything_runs(command: str
         Launcher(command=command).size()
     assert words in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_a_launcher_that_waits_for_the_others_of_a_failed_worker_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.engine.launcher.FAILED_SECONDS", 0.1)
+    (tmp_path / "error-1.json").touch()
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as process:
+        Launcher(command="srun")._wait(process, tmp_path, lambda: None)
+        assert process.poll() == -signal.SIGTERM
+
+
+def test_a_worker_that_was_asked_to_end_is_not_what_went_wrong(tmp_path: Path) -> None:
+    def tell(rank: int, text: str, code: int) -> None:
+        told = {"rank": rank, "world": 3, "text": text, "code": code, "at": rank}
+        (tmp_path / f"error-{rank}.json").write_text(json.dumps(told), encoding="utf-8")
+
+    tell(0, "terminated", 143)
+    error = _failure(tmp_path, "rank 1: SIGKILL", 1)
+    assert error.exit_code == 4
+    assert "training broke off because a process ended or cannot be reached (rank 1: SIGKILL)" in str(error)
+    tell(2, "no such text", 2)
+    error = _failure(tmp_path, "", 1)
+    assert (str(error), error.exit_code) == ("process 2 of 3: no such text", 2)
 
 
 def test_a_launcher_is_asked_how_many_it_starts() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,31 @@ def test_groups_are_rounded_by_hand() -> None:
     assert (matrix.group, matrix.bits) == (2, 8)
     with pytest.raises(ValueError, match="expected a multiple of 3 columns, got 4"):
         quantize_groups(np.zeros((1, 4), dtype=np.float32), 3)
+
+
+def test_a_group_that_is_not_finite_stays_so() -> None:
+    weight = np.array([[0.02, np.nan, 1, 1]], dtype=np.float32)
+    with np.errstate(invalid="ignore"):
+        found = quantize_groups(weight, 2).dequantize()
+    assert np.isnan(found[0, :2]).all()
+    np.testing.assert_allclose(found[0, 2:], 1)
+
+
+def test_products_are_those_of_the_dense_checkpoint(dense: Path, checkpoint: Path) -> None:
+    for context in (0, 16):
+        assert FORMATS["quantized"].macs(checkpoint, context=context) == FORMATS["dense"].macs(dense, context=context)
+
+
+def test_tokens_that_end_a_text_are_read_from_the_generation_config(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 7, 9]}', encoding="utf-8")
+    assert load_float_model(folder).generation_config.eos_token_id == [2, 7, 9]
+
+
+@pytest.mark.parametrize("groups", [None, {}, ["Linear"], {"W8A16": ["Linear"]}])
+def test_groups_without_their_weights_are_refused(groups: object) -> None:
+    (fault,) = packed_faults({"format": "pack-quantized", "config_groups": groups})
+    assert "`config_groups`: expected groups with their `weights`" in fault
 
 
 def test_a_zero_point_is_taken_off_before_the_scale() -> None:

@@ -4,17 +4,23 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Demitasse
 
+from compress.digests import digest_of
 from compress.stage import Stage, StageConfig
 from recipes.config.loader import load_recipe
 from recipes.config.stages import STAGES
 from recipes.engine.model_source import resolve
+from recipes.engine.output import publish
 from recipes.engine.plan import chain
-from recipes.runs.store import RECORD, Store, StoreError
-from recipes.runs.upkeep import held, open_store
+from recipes.engine.stages import stage_step
+from recipes.engine.steps import Engine
+from recipes.runs.folder import add_card
+from recipes.runs.store import CARD, RECORD, Store, StoreError
+from recipes.runs.upkeep import broken, free, held, open_store
 
 RECIPE = """\
 model: {model}
@@ -150,6 +156,120 @@ def test_nothing_is_removed_while_something_works_in_the_store(tmp_path: Path, d
         return {"code": code, "told": "something works in it (copy-" in errors}
 
     assert store.obtain("copy", {"a": 2}, look).facts == {"code": 2, "told": True}
+
+
+def made(store: Store, number: int) -> str:
+    return store.obtain("copy", {"a": number}, lambda files, scratch: {}).folder.name
+
+
+def in_use(store: Store) -> set[str]:
+    return {result.name for result in held(store) if result.runs}
+
+
+def test_a_run_under_way_keeps_what_its_last_report_is_about(tmp_path: Path) -> None:
+    store, run = Store(tmp_path / "store"), tmp_path / "run"
+    run.mkdir()
+    names = [made(store, number) for number in range(3)]
+    first = Engine(store=store, run=run)
+    first.use(names[0])
+    first.use(names[1])
+    first.settle()
+    again = Engine(store=store, run=run)
+    again.use(names[2])
+    assert in_use(store) == set(names)
+    again.settle()
+    assert in_use(store) == {names[2]}
+
+
+def test_what_came_to_be_needed_since_it_was_listed_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    names = [made(store, number) for number in range(2)]
+    listed = list(held(store))
+    store.note_run(tmp_path, [names[0]])
+    (store.root / ".copy-half.gone").mkdir()  # of a prune that was killed
+    assert free(store, listed) == 0
+    assert sorted(store.root.glob("*copy*")) == [store.root / names[0]]
+
+
+def test_nothing_is_removed_while_results_are_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made(store, 1)
+    with store.in_use(), pytest.raises(StoreError, match="something works in it"):
+        free(store, held(store))
+    free(store, held(store))
+    assert list(held(store)) == []
+
+
+def test_a_run_that_was_moved_or_is_elsewhere_keeps_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    store = Store(run / "artifacts")
+    name = made(store, 1)
+    (run / "report.json").write_text("{}", encoding="utf-8")
+    store.note_run(run, [name])
+    run.rename(tmp_path / "moved")
+    assert in_use(Store(tmp_path / "moved" / "artifacts")) == {name}
+    shared = Store(tmp_path / "shared")
+    other = made(shared, 1)
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    shared.note_run(tmp_path / "only-there", [other])
+    monkeypatch.undo()
+    assert in_use(shared) == {other}
+
+
+def test_a_note_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.note_run(tmp_path, [made(store, 1)])
+    (note,) = (store.root / ".runs").glob("*.json")
+    note.write_text("", encoding="utf-8")
+    with pytest.raises(StoreError, match="expected what a run is about"):
+        list(held(store))
+
+
+@pytest.mark.parametrize("entry", ["key", "identity"])
+def test_a_record_of_something_else_is_found(tmp_path: Path, entry: str) -> None:
+    store = Store(tmp_path)
+    name = made(store, 1)
+    record = json.loads((store.root / name / RECORD).read_text(encoding="utf-8"))
+    changed = record | {entry: digest_of({}) if entry == "key" else {"a": 2}}
+    (store.root / name / RECORD).write_text(json.dumps(changed), encoding="utf-8")
+    ((_, problem),) = broken(store, [name])
+    assert "its record does not tell of this result" in problem
+
+
+def test_the_card_of_a_run_stays_out_of_what_runs_share(tmp_path: Path) -> None:
+    own, shared = tmp_path / "run" / "artifacts" / "files", tmp_path / "store" / "files"
+    for bundle in (own, shared):
+        bundle.mkdir(parents=True)
+        add_card("verdict", bundle, tmp_path / "run")
+    assert (own / CARD).is_file()
+    assert not (shared / CARD).exists()
+    assert (tmp_path / "run" / CARD).read_text(encoding="utf-8") == "verdict"
+
+
+def test_what_is_published_is_whole_and_the_store_stays_so(tmp_path: Path) -> None:
+    store, work, curves = Store(tmp_path / "store"), tmp_path / "work", tmp_path / "work" / "tensorboard"
+    artifact = store.obtain("copy", {}, lambda files, scratch: {"size": (files / "x").write_text("x")})
+    (work / "copy").mkdir(parents=True)
+    (work / "copy" / "stale").touch()
+    curves.mkdir()
+    publish(artifact.files, tmp_path / "out", work, beside=[curves])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tensorboard", "x"]
+    assert store.find("copy", artifact.key)
+
+
+def test_a_target_of_latency_is_one_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(goal: str, threads: int = 1) -> str:
+        config = STAGES["slim"].config(target={goal: 0.5})
+        given: dict[str, Any] = {"parent": "x", "teacher": None, "texts": {}, "seed": 0, "lineage": ()}
+        return stage_step(STAGES["slim"], config, threads=threads, **given).key
+
+    before = [key("parameters"), key("decode_latency")]
+    assert key("decode_latency", threads=2) != before[1]
+    monkeypatch.setattr("recipes.engine.stages.processor", lambda: "another")
+    assert key("parameters") == before[0]
+    assert key("decode_latency") != before[1]
 
 
 def test_a_knob_at_its_default_is_no_part_of_an_identity(

@@ -39,7 +39,10 @@ def packed_faults(settings: dict[str, Any]) -> list[str]:
     for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
         if settings.get(key) and settings[key] != {"format": "dense"}:
             faults.append(f"`{key}`: expected none, got {settings[key]!r}")
-    for name, group in settings.get("config_groups", {}).items():
+    groups = settings.get("config_groups")
+    if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
+        return [*faults, f"`config_groups`: expected groups with their `weights`, got {groups!r}"]
+    for name, group in groups.items():
         plain: dict[str, tuple[Any, ...]] = {"input_activations": (None,), "output_activations": (None,)}
         faults += _faults(f"{name}.", group, plain | {"format": (FORMAT, None)})
         faults += _faults(f"{name}.weights.", group.get("weights") or {}, WEIGHTS)

@@ -60,6 +60,10 @@ def load_float_model(folder: Path) -> "PreTrainedModel":
             missing.discard(name)
     missing -= set(model.all_tied_weights_keys)
     check_loading(folder, {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": mismatched})
+    if (folder / "generation_config.json").is_file():  # tokens that end a text may stand there alone
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     model.eval()
     return model
 

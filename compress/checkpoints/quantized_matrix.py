@@ -92,7 +92,7 @@ def quantize_groups(weight_OI: NDArray[np.float32], group: int) -> QuantizedMatr
         raise ValueError(f"expected a multiple of {group} columns, got {columns}")
     codes, scales = quantize_rows(weight_OI.reshape(-1, group))
     scale_OG = scales.reshape(rows, -1) / np.float32(LEVELS)
-    return QuantizedMatrix(codes.reshape(rows, columns), np.where(scale_OG > 0, scale_OG, 1.0).astype(np.float32))
+    return QuantizedMatrix(codes.reshape(rows, columns), np.where(scale_OG == 0, 1.0, scale_OG).astype(np.float32))
 
 
 def read_quantized_matrices(folder: Path) -> dict[str, QuantizedMatrix]:

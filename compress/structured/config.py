@@ -120,5 +120,6 @@ SLIM = Stage(
     leaves="dense",
     run=lazy("compress.structured.stage:run"),
     materials=materials,
+    times_decoding=lambda config: config.target is not None and "decode_latency" in config.target,
     libraries=("torch", "transformers", "tokenizers"),
 )

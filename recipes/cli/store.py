@@ -44,8 +44,7 @@ def prune(terminal: Terminal, *, root: Path, yes: bool) -> None:
     terminal.console.print(_table(unused))
     terminal.say(f"{len(unused)} results that no run refers to, {size}")
     if yes or typer.confirm("remove them?", err=True):
-        free(store, unused)
-        terminal.say(f"{size} are free")
+        terminal.say(f"{format_value('disk_bytes', free(store, unused))} are free")
 
 
 def _table(results: list[Held]) -> Table:

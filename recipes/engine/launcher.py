@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -32,8 +32,10 @@ from compress.stage import Facts, Progress, Stage, StageConfig, StageInput, Task
 from recipes.runs.failures import GOES_ON
 
 POLL_SECONDS = 0.1
-END_SECONDS = 15.0
-"""Within which a launcher that is asked to end its workers has done so."""
+END_SECONDS = 45.0
+"""Within which a launcher that is asked to end its workers has done so; torchrun gives them 30."""
+FAILED_SECONDS = 30.0
+"""Within which a launcher ends the others when a worker has failed; srun waits for them for ever."""
 WORKER = "recipes.engine.worker"
 REQUEST, FACTS, PROGRESS = "request.json", "facts.json", "progress.jsonl"
 PYTHON_LAUNCHERS = ("torchrun", "torch.distributed.run", "accelerate", "accelerate.commands.launch", "deepspeed")
@@ -42,6 +44,8 @@ STAGES = "recipes.config.stages:STAGES"
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
 """How libraries put it that another process is gone."""
+ENDED = (130, 143)
+"""Exit codes of a process that was asked to end, by its launcher because another one failed."""
 
 
 class LauncherError(Exception):
@@ -104,9 +108,7 @@ class Launcher:
         with log.open("wb") as stream, _following(folder / PROGRESS, progress) as follow:
             process = _started(self._words(folder), stream)
             try:
-                while process.poll() is None:
-                    follow()
-                    time.sleep(POLL_SECONDS)
+                self._wait(process, folder, follow)
                 follow()
             except BaseException:
                 _end(process)
@@ -115,6 +117,18 @@ class Launcher:
         sys.stderr.write(said)
         if process.returncode != 0 or not (folder / FACTS).is_file():
             raise _failure(folder, said, process.returncode)
+
+    def _wait(self, process: "subprocess.Popen[bytes]", folder: Path, follow: Callable[[], None]) -> None:
+        """Until the launcher has ended, or has not although a worker failed: then it is ended."""
+        failed: float | None = None
+        while process.poll() is None:
+            follow()
+            if failed is None and any(folder.glob("error-*.json")) and "restarts" not in self.command:
+                failed = time.monotonic()
+            if failed is not None and time.monotonic() > failed + FAILED_SECONDS:
+                _end(process)
+                return
+            time.sleep(POLL_SECONDS)
 
     def _words(self, folder: Path) -> list[str]:
         words = shlex.split(self.command)
@@ -211,17 +225,20 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 def _failure(folder: Path, said: str, code: int, what: str = "") -> LauncherError:
     """The error that ended a launch: of several, the first that is not about another process being gone."""
     told = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("error-*.json")]
-    told.sort(key=lambda error: (any(sign in error["text"] for sign in LOST), error["at"]))
-    lost = bool(told) and any(sign in told[0]["text"] for sign in LOST)
-    if told and not lost:
-        first = told[0]
+    causes = [error for error in told if error["code"] not in ENDED and not _lost(error)]
+    if causes:
+        first = min(causes, key=lambda error: error["at"])
         return LauncherError(f"{what}process {first['rank']} of {first['world']}: {first['text']}", first["code"])
     lines = [line for line in said.splitlines() if line.strip()]
     words = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "it said nothing")
     if what:
         return LauncherError(f"{what}ended with {code} ({words.removeprefix('error: ')})", code=2)
-    reason = told[0]["text"] if lost else words.removeprefix("error: ")
+    reason = next((error["text"] for error in told if _lost(error)), words.removeprefix("error: "))
     return LauncherError(f"training broke off because a process ended or cannot be reached ({reason}); {GOES_ON}")
+
+
+def _lost(error: Mapping[str, Any]) -> bool:
+    return any(sign in error["text"] for sign in LOST)
 
 
 @contextmanager

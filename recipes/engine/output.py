@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from compress.stage import Progress
 from recipes.engine.steps import Engine
-from recipes.runs.store import Store, flush
+from recipes.runs.store import CARD, Store, flush
 
 CURVES = "tensorboard"
 """Where what was trained keeps its curves."""
@@ -55,14 +55,19 @@ def engine_for(
         RequestError: another process writes the same.
     """
     work, lock = out.parent / f".{out.name}.partial", FileLock(out.parent / f".{out.name}.lock")
-    work.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise RequestError(f"{work}: another process is writing here; wait for it, or name another --out") from None
     try:
+        if problems := check_out(out, None):  # another process may have ended meanwhile
+            raise RequestError("\n".join(problems))
+        work.mkdir(exist_ok=True)
         log_to(work)
-        yield Engine(store=Store(work / "store" if store is None else store), progress=progress), work
+        kept = Store(work / "store" if store is None else store)
+        with kept.in_use():
+            yield Engine(store=kept, progress=progress), work
         shutil.rmtree(work)
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -76,13 +81,17 @@ def publish(made: Path, out: Path, work: Path, beside: Sequence[Path] = ()) -> N
         beside: folders, if they are there, that go into it.
     """
     if not made.is_relative_to(work):
-        shutil.copytree(made, work / "copy", dirs_exist_ok=True)
-        made = work / "copy"
-    for folder in beside:
-        if folder.is_dir():
-            folder.rename(made / folder.name)
-    for file in (path for path in made.rglob("*") if path.is_file()):
+        copy = work / "copy"
+        shutil.rmtree(copy, ignore_errors=True)  # of a command that was killed
+        shutil.copytree(made, copy)
+        (copy / CARD).unlink(missing_ok=True)  # it tells the verdict of somebody's run
+        made = copy
+    for file in (path for folder in (made, *beside) for path in folder.rglob("*") if path.is_file()):
         flush(file)
     flush(made)
     made.replace(out)
+    for folder in beside:  # not before: a stored result with a file more is a broken one
+        if folder.is_dir():
+            folder.rename(out / folder.name)
+    flush(out)
     flush(out.parent)

@@ -170,6 +170,7 @@ def chain(recipe: Recipe, source: Source, stages: Stages | None = None) -> Itera
             lineage=lineage,
             index=index,
             name=kind if seen[kind] == 1 else f"{kind} {seen[kind]}",
+            threads=None if recipe.benchmark is None else recipe.benchmark.threads,
         )
         yield step
         parent = step.key

@@ -81,13 +81,15 @@ def run(
         launcher=workers,
         measuring=Measuring(engine=engine, recipe=recipe, patience=patience),
     )
-    report = under_way.report(on_row)
-    with writing():
-        write_report(report, folder)
-        shipped = under_way.measuring.subjects[-1]
-        point_at(folder / FINAL, shipped.folder)
-        if FORMATS[shipped.format].released:
-            add_card(model_card(report), shipped.folder, folder)
+    with engine.store.in_use():
+        report = under_way.report(on_row)
+        with writing():
+            write_report(report, folder)
+            shipped = under_way.measuring.subjects[-1]
+            point_at(folder / FINAL, shipped.folder)
+            if FORMATS[shipped.format].released:
+                add_card(model_card(report), shipped.folder, folder)
+        engine.settle()
     log(f"verdict {report.verdict or 'none: nothing is gated'}")
     return report
 

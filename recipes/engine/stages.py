@@ -1,7 +1,7 @@
 """A stage as a step: what its result depends on, and how it is run, by one process or by several under a launcher.
 
     identity: kind, version, knobs that are not at their defaults, the parent's key, digests of what is read, seed,
-              versions of the libraries that compute
+              versions of the libraries that compute; the machine, where decode steps are timed
 
 A default that changes gives other results for the same identity, so it raises the stage's version.
 """
@@ -14,14 +14,17 @@ from typing import Any
 from compress.digests import digest_of
 from compress.stage import Facts, FormatName, Material, Stage, StageConfig, StageInput
 from compress.text import TextSource
+from evaluation.machine import available_cores
 from recipes.engine.launcher import Launcher
 from recipes.engine.model_source import digest_folder
 from recipes.engine.steps import Engine, Step
 from recipes.measure.decode_timer import DecodeTimer
+from recipes.runs.environment import processor
 from recipes.runs.store import Artifact, versions
 
 TEACHES: frozenset[FormatName] = frozenset({"dense"})
 """Formats that a stage can learn from."""
+RUNTIME = ("mobius-onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +58,9 @@ def stage_step(
     lineage: tuple[Facts, ...],
     index: int = 0,
     name: str = "",
+    threads: int | None = None,
 ) -> StageStep:
-    """A stage on what has the key `parent`, with a teacher of this key."""
+    """A stage on what has the key `parent`, with a teacher of this key; decoding is timed with so many `threads`."""
     digests: dict[str, str | None] = {}
     for material in sorted(stage.materials(config)):
         text = texts.get(material)
@@ -71,6 +75,9 @@ def stage_step(
         "seed": seed,
         "libraries": versions(stage.libraries),
     }
+    if stage.times_decoding(config):
+        machine = {"processor": processor(), "cores": available_cores(), "threads": threads}
+        identity["machine"] = machine | versions(RUNTIME)
     return StageStep(
         index=index,
         name=name or stage.kind,

@@ -12,7 +12,7 @@ from typing import Any
 
 from compress.digests import digest_of
 from compress.stage import Progress, Silent
-from recipes.runs.store import Artifact, Store
+from recipes.runs.store import Artifact, Store, StoreError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,8 @@ class Engine:
     """The folder of the run that the results are for, if they are for one."""
     used: set[str] = field(default_factory=set)
     """Names of the results so far."""
+    known: set[str] = field(default_factory=set)
+    """Names of those of the run's last report, which is there until the next one is written."""
 
     def obtain(self, step: Step) -> Artifact:
         """The step's result: the stored one, or a new one.
@@ -62,7 +64,19 @@ class Engine:
             return
         self.used.add(name)
         if self.run is not None:
-            self.store.note_run(self.run, self.used)
+            self.known.update(self.store.noted(self.run))
+            self._note(self.run, self.used | self.known)
+
+    def settle(self) -> None:
+        """Note that the run's report is written: it is about these results and no others."""
+        if self.run is not None:
+            self._note(self.run, self.used)
+
+    def _note(self, run: Path, results: set[str]) -> None:
+        try:
+            self.store.note_run(run, results)
+        except StoreError as error:  # results that are there can be read all the same
+            self.log(f"not noted in the store, which may therefore lose them to `store prune`: {error}")
 
     def _waiting(self, kind: str) -> Callable[[str], AbstractContextManager[Any]]:
         def wait(holder: str) -> AbstractContextManager[Any]:

@@ -83,7 +83,8 @@ def _meet(folder: Path, here: Launch) -> None:
         with socket.socket() as found:
             found.bind(("", 0))
             port = found.getsockname()[1]
-        host = "127.0.0.1" if here.local_world == here.world else socket.gethostname()
+        machines = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
+        host = "127.0.0.1" if machines == 1 and here.local_world == here.world else socket.gethostname()
         _write(file, {"MASTER_ADDR": host, "MASTER_PORT": str(port)})
     until = time.monotonic() + MEET_SECONDS
     while not file.is_file():

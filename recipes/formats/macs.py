@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.compressed_tensors import CODES
+from compress.checkpoints.compressed_tensors import CODES, SCALES
 from compress.checkpoints.folder import read_config, weight_files
 from compress.models.components import part_of
 from compress.models.families import size_in
@@ -50,7 +50,7 @@ def _matrices(folder: Path) -> Iterator[tuple[str, int]]:
         with safe_open(file, framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
                 shape = tensors.get_slice(name).get_shape()
-                if len(shape) >= 2 and not name.endswith((".attn.bias", ".attn.masked_bias")):
+                if len(shape) >= 2 and not name.endswith((".attn.bias", ".attn.masked_bias", SCALES)):
                     yield name, math.prod(shape) * (PACKED if name.endswith(CODES) else 1)
 
 

@@ -52,10 +52,11 @@ def point_at(link: Path, target: Path) -> None:
 
 
 def add_card(card: str, bundle: Path, folder: Path) -> None:
-    """Put the model card into a bundle; written in the run's folder first, so that a kill leaves nothing beside it."""
-    unfinished = folder / f".{CARD}.{os.getpid()}"
+    """Put the model card into the bundle of the run in a folder; beside its report, if other runs share the bundle."""
+    place = bundle if bundle.is_relative_to(folder) else folder
+    unfinished = folder / f".{CARD}.{os.getpid()}"  # where a kill leaves nothing that is added to a result
     try:
         unfinished.write_text(card, encoding="utf-8")
-        unfinished.replace(bundle / CARD)
+        unfinished.replace(place / CARD)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -4,6 +4,8 @@
     <root>/prune-3f9a2c41d07be588/files/...       what the stage left
     <root>/.work/prune-3f9a2c41d07be588/          under way: new/ (thrown away after a kill), scratch/ (kept)
     <root>/.work/prune-3f9a2c41d07be588.lock      held by who makes it; .process beside it says which process that is
+    <root>/.work/process-....lock                 held by a process for as long as it reads or makes results
+    <root>/.work/prune.lock                       held while results are removed; nothing begins meanwhile
     <root>/.runs/8c1f0e2a9b7d4456.json            a run folder, and the results that its report is about
 
 A key is the sha256 of the canonical JSON of an identity: stage kind and version, knobs, the parent's key, digests of
@@ -22,8 +24,9 @@ import shutil
 import socket
 import stat
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +39,7 @@ from recipes.runs.failures import GOES_ON, is_ours, of_the_system
 
 FORMAT = 1
 RUNS = ".runs"
+PRUNING, READING = "prune.lock", "process-"
 RECORD = "artifact.json"
 CARD = "README.md"
 """The one file that may be added to a result, and changed: what people read about it, which nothing computes with."""
@@ -142,13 +146,43 @@ class Store:
         Raises:
             StoreError: the store cannot be written.
         """
-        content = {"folder": str(folder.absolute()), "results": sorted(results)}
+        place = {"folder": str(folder.absolute()), "host": socket.gethostname()}
+        file = self.root / RUNS / f"{digest_of(place)[:_SHORT]}.json"
+        content = place | {"results": sorted(results)}
+        if file.is_file() and read_note(file) == content:
+            return
         with _writing("store"):
             (self.root / RUNS).mkdir(parents=True, exist_ok=True)
-            file = self.root / RUNS / f"{digest_of(content['folder'])[:_SHORT]}.json"
             unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-            unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            _write_record(unfinished, content)
             unfinished.replace(file)
+
+    def noted(self, folder: Path) -> set[str]:
+        """The results that the run in a folder was last about."""
+        place = {"folder": str(folder.absolute()), "host": socket.gethostname()}
+        file = self.root / RUNS / f"{digest_of(place)[:_SHORT]}.json"
+        return set(read_note(file)["results"]) if file.is_file() else set()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold off `prune` while results are read and made.
+
+        A store that cannot be written is not held: who can write it must know.
+        """
+        work = self.root / ".work"
+        with suppress(OSError):
+            work.mkdir(parents=True, exist_ok=True)
+        if not os.access(work, os.W_OK):
+            yield
+            return
+        mine = FileLock(work / f"{READING}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.lock")
+        with FileLock(work / PRUNING):
+            mine.acquire()
+        try:
+            yield
+        finally:
+            Path(mine.lock_file).unlink(missing_ok=True)
+            mine.release()
 
     def obtain(self, kind: str, identity: Mapping[str, Any], make: Make, *, waiting: Waiting = _patient) -> Artifact:
         """The result of an identity: the stored one, or the one that `make` leaves, which is then stored.
@@ -162,7 +196,8 @@ class Store:
         key = digest_of(identity)
         work = self.root / ".work" / self.name(kind, key).name
         found = self.find(kind, key)
-        if found is not None and not _lock_of(work).exists():  # a kill after the rename leaves `work` to be cleaned up
+        leftover = _lock_of(work).exists() and os.access(work.parent, os.W_OK)  # of a kill after the rename
+        if found is not None and not leftover:
             return found
         with _writing(kind), _locked(work, waiting):
             found = self.find(kind, key)  # another run may have made it meanwhile
@@ -211,6 +246,18 @@ def _artifact(folder: Path, record: Mapping[str, Any], *, reused: bool) -> Artif
         seconds=record["seconds"],
         reused=reused,
     )
+
+
+def read_note(file: Path) -> dict[str, Any]:
+    """The note of a run: its folder, its machine, its results."""
+    try:
+        note = json.loads(file.read_text(encoding="utf-8"))
+        return {"folder": str(note["folder"]), "host": str(note["host"]), "results": list(note["results"])}
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise StoreError(
+            f"{file}: expected what a run is about, and it cannot be read ({error}); remove it, and run the recipe "
+            "again to have it noted anew"
+        ) from error
 
 
 def read_record(folder: Path) -> dict[str, Any]:

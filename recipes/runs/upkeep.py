@@ -1,18 +1,24 @@
 """What a store holds, what for, whether it is whole, and what no run refers to: `demitasse store list|verify|prune`.
 
-A result is in use while the folder of a run whose report is about it is there (`Store.note_run`). What is under way is
-never touched: a store that something works in is not pruned.
+A result is in use while the folder of a run whose report is about it is there (`Store.note_run`); of a run on another
+machine it cannot be told, so its results stay, and so does all that lies in the folder of a run itself when that was
+moved. What is under way is never touched: a store that something works in is not pruned.
 """
 
-import json
 import shutil
+import socket
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from recipes.runs.store import RECORD, RUNS, IntegrityError, Store, StoreError, read_record
+from compress.digests import digest_of
+from recipes.runs.store import PRUNING, READING, RECORD, RUNS, IntegrityError, Store, StoreError, read_note, read_record
+
+GONE = ".gone"
+"""How the name of a result ends that is being removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +52,8 @@ def held(store: Store) -> Iterator[Held]:
         IntegrityError: a record cannot be read.
     """
     runs = _runs(store)
-    for file in sorted(store.root.glob(f"*/{RECORD}")):
-        record, name = read_record(file.parent), file.parent.name
+    for name in _names(store):
+        record = read_record(store.root / name)
         yield Held(
             name=name,
             kind=record["kind"],
@@ -57,11 +63,23 @@ def held(store: Store) -> Iterator[Held]:
         )
 
 
+def _names(store: Store) -> list[str]:
+    return sorted(file.parent.name for file in store.root.glob(f"*/{RECORD}") if not file.parent.name.startswith("."))
+
+
 def _runs(store: Store) -> dict[Path, set[str]]:
     """Folder of every run that is still there -> names of the results that it is about."""
-    noted = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((store.root / RUNS).glob("*.json"))]
-    found = {Path(content["folder"]): set(content["results"]) for content in noted}
-    return {folder: results for folder, results in found.items() if folder.is_dir()}
+    here = socket.gethostname()
+    notes = [read_note(file) for file in sorted((store.root / RUNS).glob("*.json")) if not file.name.startswith(".")]
+    found = {
+        Path(note["folder"]): set(note["results"])
+        for note in notes
+        if note["host"] != here or Path(note["folder"]).is_dir()
+    }
+    around = store.root.absolute().parent
+    if (around / "report.json").is_file() and around not in found:  # a run that was moved, or copied
+        found[around] = set(_names(store))
+    return found
 
 
 def broken(store: Store, names: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -69,27 +87,44 @@ def broken(store: Store, names: Iterable[str]) -> Iterator[tuple[str, str]]:
     for name in names:
         try:
             record = read_record(store.root / name)
-            store.find(record["kind"], record["key"])
+            found = store.find(record["kind"], record["key"])
         except IntegrityError as error:
             yield name, str(error)
         else:
-            yield name, ""
+            same = found is not None and found.folder.name == name and digest_of(record["identity"]) == record["key"]
+            yield name, "" if same else f"{store.root / name}: its record does not tell of this result"
 
 
-def free(store: Store, results: Iterable[Held]) -> None:
-    """Remove these results.
+def free(store: Store, results: Iterable[Held]) -> int:
+    """Remove these results, except those that a run came to need since they were listed; the bytes that are free.
 
     Raises:
         StoreError: something works in the store.
     """
-    for lock in sorted((store.root / ".work").glob("*.lock")):
-        try:
-            with FileLock(lock, blocking=False):
-                pass
-        except Timeout:
-            raise StoreError(f"{store.root}: something works in it ({lock.stem}); wait until it is done") from None
-    for result in results:
-        folder = store.root / result.name
-        gone = folder.with_name(f".{folder.name}.gone")  # one rename first: a kill leaves no half of a result
-        folder.rename(gone)
-        shutil.rmtree(gone)
+    work = store.root / ".work"
+    work.mkdir(exist_ok=True)
+    with _alone(work / PRUNING):
+        for lock in sorted(work.glob("*.lock")):
+            if lock.name != PRUNING:
+                with _alone(lock):
+                    if lock.name.startswith(READING):  # of a process that was killed
+                        lock.unlink()
+        for leftover in store.root.glob(f".*{GONE}"):
+            shutil.rmtree(leftover)
+        needed = set[str]().union(*_runs(store).values())
+        freed = [result for result in results if result.name not in needed]
+        for result in freed:
+            folder = store.root / result.name
+            gone = folder.with_name(f".{folder.name}{GONE}")  # one rename first: a kill leaves no half of a result
+            folder.rename(gone)
+            shutil.rmtree(gone)
+    return sum(result.bytes for result in freed)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    try:
+        with FileLock(lock, blocking=False):
+            yield
+    except Timeout:
+        raise StoreError(f"{lock.parent.parent}: something works in it ({lock.stem}); wait until it is done") from None
