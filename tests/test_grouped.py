@@ -15,7 +15,12 @@ from safetensors.torch import load_file
 from compress import StageError, inspect_checkpoint
 from compress.checkpoints.compressed_tensors import pack, packed_faults, unpack
 from compress.checkpoints.loading import load_float_model
-from compress.checkpoints.quantized_matrix import QuantizedMatrix, quantize_groups, read_quantized_matrices
+from compress.checkpoints.quantized_matrix import (
+    CheckpointError,
+    QuantizedMatrix,
+    quantize_groups,
+    read_quantized_matrices,
+)
 from export import verify_bundle
 from recipes.formats import FORMATS
 
@@ -60,6 +65,16 @@ def test_a_group_that_is_not_finite_stays_so() -> None:
 def test_products_are_those_of_the_dense_checkpoint(dense: Path, checkpoint: Path) -> None:
     for context in (0, 16):
         assert FORMATS["quantized"].macs(checkpoint, context=context) == FORMATS["dense"].macs(dense, context=context)
+
+
+def test_groups_of_another_size_than_the_config_says_are_refused(checkpoint: Path, group: int, tmp_path: Path) -> None:
+    """Such as a last group that is shorter: equal groups of some other size would be wrong numbers."""
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = group + 64
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"scales for \d+ columns do not fit config\.json"):
+        read_quantized_matrices(folder)
 
 
 def test_tokens_that_end_a_text_are_read_from_the_generation_config(checkpoint: Path, tmp_path: Path) -> None:

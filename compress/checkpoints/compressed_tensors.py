@@ -57,6 +57,12 @@ def _faults(place: str, settings: dict[str, Any], covered: dict[str, tuple[Any, 
     ]
 
 
+def group_sizes(settings: dict[str, Any]) -> set[int | None]:
+    """Columns that share a scale, of each of the groups of matrices; None: all of a row."""
+    weights = [group["weights"] for group in settings["config_groups"].values()]
+    return {entry.get("group_size") if entry["strategy"] == "group" else None for entry in weights}
+
+
 def unpack(packed_OJ: NDArray[np.int32], scale_OG: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.int8]:
     """codes_OI from the packed ones.
 

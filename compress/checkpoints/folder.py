@@ -104,7 +104,7 @@ def _check_quantization(folder: Path, config: dict[str, Any]) -> None:
     settings = config.get("quantization_config")
     if settings is None:
         return
-    method = settings.get("quant_method")
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
     if method == "compressed-tensors":
         faults = packed_faults(settings)
     elif method == "bitsandbytes":

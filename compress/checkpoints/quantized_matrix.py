@@ -16,6 +16,7 @@ ignores and the ONNX export carries.
 Source: bitsandbytes 0.50 (Linear8bitLt) and "LLM.int8()" (arXiv 2208.07339), section 2.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from compress.checkpoints.compressed_tensors import CODES, SCALES, SHAPE, unpack
+from compress.checkpoints.compressed_tensors import CODES, SCALES, SHAPE, group_sizes, unpack
 
 EMBEDDINGS_FILE = "int8_embeddings.safetensors"
 LEVELS = 127.0
@@ -108,7 +109,7 @@ def read_quantized_matrices(folder: Path) -> dict[str, QuantizedMatrix]:
             opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
             held = {name: tensors for tensors in opened for name in tensors.keys()}  # noqa: SIM118 (not iterable)
             try:
-                matrices.update(_matrices(held))
+                matrices.update(_matrices(held, folder))
             except (KeyError, ValueError) as error:
                 raise CheckpointError(
                     f"{folder}: an int8 matrix cannot be read ({error}); download or quantize the checkpoint again"
@@ -116,8 +117,11 @@ def read_quantized_matrices(folder: Path) -> dict[str, QuantizedMatrix]:
     return matrices
 
 
-def _matrices(held: dict[str, Any]) -> Iterator[tuple[str, QuantizedMatrix]]:
+def _matrices(held: dict[str, Any], folder: Path) -> Iterator[tuple[str, QuantizedMatrix]]:
     """(module, matrix) for each of the matrices in open safetensors files; `held` says where a tensor lies."""
+    packed = any(name.endswith(CODES) for name in held)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"] if packed else {}
+    sizes = group_sizes(settings) if packed else set()
 
     def read(name: str) -> Any:
         return held[name].get_tensor(name)
@@ -130,4 +134,7 @@ def _matrices(held: dict[str, Any]) -> Iterator[tuple[str, QuantizedMatrix]]:
             module = name.removesuffix(CODES)
             rows, columns = read(module + SHAPE).tolist()
             scale_OG = read(module + SCALES).float().numpy()  # numpy has no bfloat16
+            whole = scale_OG.shape[1] == 1 and None in sizes
+            if not whole and not any(size and scale_OG.shape[1] * size == columns for size in sizes):
+                raise ValueError(f"{module}: {scale_OG.shape[1]} scales for {columns} columns do not fit config.json")
             yield module, QuantizedMatrix(unpack(read(name).numpy(), scale_OG, (rows, columns)), scale_OG)
