@@ -44,7 +44,6 @@ types: $(DEV_STAMP)
 docs: $(DEV_STAMP)
 	$(BIN)/python -c 'from recipes.cli.methods import as_markdown; print(as_markdown(), end="")' > docs/methods.md
 	$(BIN)/python docs/make_api.py > docs/api.md
-	$(BIN)/ruff format --quiet docs/api.md
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .

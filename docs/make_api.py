@@ -4,6 +4,8 @@ python docs/make_api.py > docs/api.md
 """
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import griffe
@@ -55,7 +57,9 @@ def main() -> None:
         told = render_object_docs(loader.modules_collection[place], config=config)
         told = re.sub(r"\[([^\]]+)\]\(#[^)]*\)", r"\1", re.sub(r"</?code>", "`", told))
         parts.append(told.replace("```python", SIGNATURE).strip())
-    print(re.sub(r"\n{3,}", "\n\n", "\n\n".join(parts)))
+    page = re.sub(r"\n{3,}", "\n\n", "\n\n".join(parts)) + "\n"
+    ruff = [sys.executable, "-m", "ruff", "format", "--stdin-filename", "docs/api.md", "-"]
+    sys.stdout.write(subprocess.run(ruff, input=page, capture_output=True, text=True, check=True).stdout)
 
 
 if __name__ == "__main__":
