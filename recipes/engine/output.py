@@ -61,7 +61,7 @@ def engine_for(
     except Timeout:
         raise RequestError(f"{work}: another process is writing here; wait for it, or name another --out") from None
     try:
-        if problems := check_out(out, None):  # another process may have ended meanwhile
+        if out.is_dir() and (problems := check_out(out, None)):  # another process may have left it meanwhile
             raise RequestError("\n".join(problems))
         work.mkdir(exist_ok=True)
         log_to(work)
