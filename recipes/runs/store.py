@@ -146,8 +146,7 @@ class Store:
         Raises:
             StoreError: the store cannot be written.
         """
-        place = {"folder": str(folder.absolute()), "host": socket.gethostname()}
-        file = self.root / RUNS / f"{digest_of(place)[:_SHORT]}.json"
+        file, place = self._note_of(folder)
         content = place | {"results": sorted(results)}
         if file.is_file() and read_note(file) == content:
             return
@@ -159,9 +158,13 @@ class Store:
 
     def noted(self, folder: Path) -> set[str]:
         """The results that the run in a folder was last about."""
-        place = {"folder": str(folder.absolute()), "host": socket.gethostname()}
-        file = self.root / RUNS / f"{digest_of(place)[:_SHORT]}.json"
+        file, _ = self._note_of(folder)
         return set(read_note(file)["results"]) if file.is_file() else set()
+
+    def _note_of(self, folder: Path) -> tuple[Path, dict[str, Any]]:
+        """The file of a run's note, and what says which run it is."""
+        place = {"folder": str(folder.absolute()), "host": socket.gethostname()}
+        return self.root / RUNS / f"{digest_of(place)[:_SHORT]}.json", place
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
