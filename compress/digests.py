@@ -1,7 +1,13 @@
-"""What identifies a thing: sha256, in hexadecimal, of a file's bytes or of a value's one JSON text."""
+"""What identifies a thing: sha256, in hexadecimal, of a file's bytes or of a value's one JSON text.
+
+A sealed text is the JSON of an object with one entry more, `seal`: the sha256 of its text without that entry. There is
+one such text of a value, so any other byte is found, whatever it stands for. A seal tells of damage and of an edit by
+hand; who means to deceive can seal again.
+"""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +31,32 @@ def canonical(value: Any) -> str:
 def seed_of(key: str) -> int:
     """The seed of the random numbers of a key: the same on every machine, another for every text."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+
+
+SEAL = "seal"
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """The sealed text of an object of JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(content))  # keys are texts from here on, and sorted as such
+    seal = hashlib.sha256(_indented(plain).encode()).hexdigest()
+    return _indented(plain | {SEAL: seal})
+
+
+def unsealed(text: bytes) -> dict[str, Any]:
+    """The object that was sealed.
+
+    Raises:
+        ValueError: this is not the text that was sealed.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("expected an object of JSON")
+    seal = content.pop(SEAL, None)
+    if sealed(content).encode() != text:
+        raise ValueError("its seal does not hold" if seal is not None else "it has no seal")
+    return content
+
+
+def _indented(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"

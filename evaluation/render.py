@@ -44,7 +44,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 def render_json(report: Report) -> str:
     """The report for programs, by the schema in `templates/report.schema.json`."""
-    return report.model_dump_json(indent=2) + "\n"
+    return report.as_json()
 
 
 def render_schema() -> str:

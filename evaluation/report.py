@@ -2,9 +2,11 @@
 
 A `Report` is a plain value that reads and writes as JSON; `render.write_report` writes it down for people and for other
 programs too. Its JSON Schema ships as `templates/report.schema.json`; `SCHEMA_VERSION` is raised when a reader of the
-former one would misread it.
+former one would misread it. `seal` is the sha256 of the whole text with that entry empty: a report that was damaged or
+edited by hand is found, whatever the change is.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,11 +22,19 @@ from evaluation.plausibility import suspicions
 
 BASELINE = "baseline"
 REPORT = "report.json"
-SCHEMA_VERSION: Literal[5] = 5
+SCHEMA_VERSION: Literal[6] = 6
+UNSEALED = '"seal": ""'
+"""Stands before everything that others can write, so the first one is the report's own."""
 
 
 class ReportError(Exception):
     """A report cannot be read; the message names the file and the reason."""
+
+
+class ReportIntegrityError(ReportError):
+    """A report is not what was written."""
+
+    exit_code = 5
 
 
 class Row(Value):
@@ -75,7 +85,9 @@ class Source(Value):
 class Report(Value):
     """Everything that a run found."""
 
-    schema_version: Literal[5] = SCHEMA_VERSION
+    schema_version: Literal[6] = SCHEMA_VERSION
+    seal: str = ""
+    """sha256 (hex) of the report's text while this is empty."""
     recipe: str
     """The recipe's file."""
     recipe_text: str = ""
@@ -139,33 +151,57 @@ class Report(Value):
         """Every metric that any row has, in the order in which they first appear."""
         return list(dict.fromkeys(found.metric for row in self.rows for found in row.measurements))
 
+    def as_json(self) -> str:
+        """Its text, sealed."""
+        text = self.model_copy(update={"seal": ""}).model_dump_json(indent=2) + "\n"
+        return text.replace(UNSEALED, f'"seal": "{seal_of(text)}"', 1)
+
+
+def seal_of(text: str) -> str:
+    """The seal of a report's text in which that is still empty."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
 
 def read_report(path: Path) -> Report:
     """Read a report.json, or the one in a run folder.
 
     Raises:
-        ReportError: there is none, or it is no report.
+        ReportError: there is none, or another version wrote it.
+        ReportIntegrityError: it is not what was written.
     """
     file = path / REPORT if path.is_dir() else path
     try:
-        content = json.loads(file.read_bytes())
+        text = file.read_bytes()
     except OSError as error:
         raise ReportError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise ReportError(f"{file}: expected a report, but it is no JSON ({error})") from error
-    version = content.get("schema_version", 1) if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ReportError(
-            f"{file}: expected a report of schema version {SCHEMA_VERSION}, got {version}; run the recipe again in the "
-            "same folder: what is stored is reused, and the report is written anew"
-        )
+    _check_seal(file, text)
     try:
-        report = Report.model_validate_json(file.read_bytes())
+        report = Report.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ReportError(f"{file}: expected a report, but {place or 'the file'}: {first['msg']}") from error
-    return report.model_copy(update={"folder": file.parent})
+    return report.model_copy(update={"folder": file.parent, "seal": ""})
+
+
+ANEW = "run the recipe again in the same folder: what is stored is reused, and the report is written anew"
+
+
+def _check_seal(file: Path, text: bytes) -> None:
+    """Its seal holds, and this version wrote it."""
+    try:
+        told, content = text.decode(), json.loads(text)
+    except ValueError as error:
+        raise ReportIntegrityError(f"{file}: expected a report, but it is no JSON ({error}); {ANEW}") from error
+    seal = content.get("seal") if isinstance(content, dict) else None
+    version = content.get("schema_version", 1) if isinstance(content, dict) else None
+    whole = isinstance(seal, str) and seal == seal_of(told.replace(f'"seal": "{seal}"', UNSEALED, 1))
+    if version != SCHEMA_VERSION and (whole or seal is None):
+        raise ReportError(f"{file}: expected a report of schema version {SCHEMA_VERSION}, got {version}; {ANEW}")
+    if not whole:
+        raise ReportIntegrityError(
+            f"{file}: expected a report as it was written, but its seal does not hold: it was changed since; {ANEW}"
+        )
 
 
 HEADLINES: dict[Verdict | None, str] = {

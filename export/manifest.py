@@ -1,20 +1,18 @@
 """What a bundle says of itself: manifest.json, written last, and the one place where it is read.
 
-sha256 and size of every other file, the provider it was exported for, how it was made, coverage, parity. A bundle may
-lie in a folder of its own, or in a model repository of Triton's.
+sha256 and size of every other file, the provider it was exported for, how it was made, coverage, parity; and the seal
+over all that (`compress.digests`). A bundle may lie in a folder of its own, or in a model repository of Triton's.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from compress.digests import digest_file
+from compress.digests import digest_file, sealed, unsealed
 from export.external_data import GRAPH, BundleError, BundleIntegrityError
-from export.genai import write_json
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 OUTSIDE = {MANIFEST, "artifact.json", "README.md"}
 """Files that no manifest lists: itself, the run store's own, and the model card, whose verdict comes later."""
 STATED = {"provider", "coverage", "parity", "libraries"}
@@ -49,7 +47,7 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": digest_file(folder / name)} for name in listed(folder)
     }
-    write_json(folder / MANIFEST, {"format": FORMAT, "files": files} | about)
+    (folder / MANIFEST).write_text(sealed({"format": FORMAT, "files": files} | about), encoding="utf-8")
 
 
 def listed(folder: Path) -> list[str]:
@@ -68,13 +66,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise BundleError(f"{folder}: expected a bundle with {MANIFEST}; give a folder that `demitasse export` wrote")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = unsealed(file.read_bytes())
         entries = all({"bytes", "sha256"} <= set(entry) for entry in manifest["files"].values())
         missing = STATED - set(manifest) | {"replay"} - set(manifest.get("parity", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleIntegrityError(f"{file}: expected a bundle's manifest ({error!r}); export it again") from error
+        raise BundleIntegrityError(
+            f"{file}: expected a bundle's manifest as it was written ({error}); export it again"
+        ) from error
     if manifest.get("format") != FORMAT or missing or not entries:
         raise BundleIntegrityError(
             f"{file}: expected a bundle's manifest of format {FORMAT}; export it again with this version"
         )
-    return dict(manifest)
+    return manifest

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from recipes.config.recipe import Recipe
     from recipes.engine.plan import Plan, plan
     from recipes.engine.runner import run
-    from recipes.runs.store import IntegrityError, StoreError
+    from recipes.runs.records import IntegrityError, StoreError
 
 __all__ = [
     "IntegrityError",
@@ -27,11 +27,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "IntegrityError": "runs.store",
+    "IntegrityError": "runs.records",
     "Plan": "engine.plan",
     "Recipe": "config.recipe",
     "RecipeError": "config.errors",
-    "StoreError": "runs.store",
+    "StoreError": "runs.records",
     "load_recipe": "config.loader",
     "plan": "engine.plan",
     "run": "engine.runner",

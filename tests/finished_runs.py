@@ -22,7 +22,8 @@ from evaluation.render import write_report
 from evaluation.report import Report, Row
 from recipes.measure.footprint import compared
 from recipes.measure.quality import TOKENS_FILE
-from recipes.runs.store import Artifact, Store
+from recipes.runs.records import Artifact
+from recipes.runs.store import Store
 
 BASE = digest_of("the baseline")
 EVALUATE = {"window": 64, "windows": 40}

@@ -11,8 +11,10 @@ import numpy as np
 import onnx
 import pytest
 from exported import exported, quantized
+from forging import edit_sealed
 from onnx import numpy_helper
 
+from compress.digests import sealed
 from export import BundleError, BundleIntegrityError, OnnxCausalLM, verify_bundle
 from export.external_data import read_graph
 from export.manifest import write_manifest
@@ -69,7 +71,7 @@ def stated_kl(bundle: Path) -> float:
 def seal_again(bundle: Path) -> None:
     """A manifest over the files as they are now: what a forger would do."""
     manifest = json.loads((bundle / "manifest.json").read_text())
-    write_manifest(bundle, {key: value for key, value in manifest.items() if key not in {"format", "files"}})
+    write_manifest(bundle, {key: value for key, value in manifest.items() if key not in {"format", "files", "seal"}})
 
 
 def test_replay_finds_what_the_export_found(int8_bundle: Path) -> None:
@@ -197,13 +199,13 @@ def test_what_is_no_bundle_is_said_to_be_none(bundle: Path, tmp_path: Path) -> N
 
 
 def test_a_manifest_that_lies_is_refused(bundle: Path) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    for broken in ("[]", "{", json.dumps(manifest | {"format": 99}), json.dumps({"files": {}})):
+    whole = (bundle / "manifest.json").read_text()
+    for broken in ("[]", "{", whole.replace('"cpu"', '"cuda"'), sealed({"format": 99}), sealed({"files": {}})):
         (bundle / "manifest.json").write_text(broken)
         with pytest.raises(BundleIntegrityError):
             verify_bundle(bundle)
-    manifest["coverage"]["int8"].pop()
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / "manifest.json").write_text(whole)
+    edit_sealed(bundle / "manifest.json", lambda told: told["coverage"]["int8"].pop())
     with pytest.raises(BundleIntegrityError, match="coverage"):
         verify_bundle(bundle)
 

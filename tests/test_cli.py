@@ -151,7 +151,7 @@ def test_exit_codes(error: BaseException, code: int) -> None:
 
 def test_broken_integrity_is_5() -> None:
     from export import BundleIntegrityError
-    from recipes.runs.store import IntegrityError
+    from recipes.runs.records import IntegrityError
 
     assert exit_code(IntegrityError("changed")) == 5
     assert exit_code(BundleIntegrityError("changed")) == 5

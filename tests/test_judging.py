@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import Demitasse
 from finished_runs import BASE, finish
+from forging import edit_report
 
 from compress.digests import digest_of
 from evaluation.gate import Limit
@@ -13,7 +14,7 @@ from evaluation.report import ReportError
 from recipes.config.loader import load_gates
 from recipes.engine.compare import CompareError, compare_runs
 from recipes.engine.rejudge import ChangedError, JudgingError, judge_run
-from recipes.runs.store import RECORD, IntegrityError
+from recipes.runs.records import RECORD, IntegrityError
 
 
 @pytest.fixture
@@ -71,49 +72,58 @@ def test_a_changed_record_or_a_missing_artifact_is_told(run: Path) -> None:
         judge_run(run)
 
 
+def test_an_edited_figure_in_a_record_is_told_whatever_asks(run: Path, demitasse: Demitasse) -> None:
+    """The size that was counted stands in the record alone."""
+    for record in (run / "artifacts").glob("footprint-*/artifact.json"):
+        change(record, '"value": ', '"value": 1')
+    code, _, errors = demitasse("gate", run)
+    assert code == 5
+    assert "artifact.json: was changed (its seal does not hold) since it was stored" in errors
+    assert demitasse("store", "verify", run)[0] == 5
+
+
+def test_an_edited_report_is_told(run: Path, demitasse: Demitasse) -> None:
+    change(run / "report.json", '"max_ratio": 1.1', '"max_ratio": 9.1')
+    code, _, errors = demitasse("gate", run)
+    assert code == 5
+    assert errors.count("\n") == 1
+    assert "report.json: expected a report as it was written, but its seal does not hold" in errors
+
+
 def test_a_report_with_another_verdict_is_told(tmp_path: Path) -> None:
     finish(tmp_path, cost=0.2)
-    content = json.loads((tmp_path / "report.json").read_text())
-    content["verdict"] = "PASS"
-    (tmp_path / "report.json").write_text(json.dumps(content))
+    edit_report(tmp_path, lambda report: report.update(verdict="PASS"))
     with pytest.raises(ChangedError, match="says PASS, but its samples give FAIL"):
         judge_run(tmp_path)
 
 
 def test_a_report_with_another_figure_is_told_of(run: Path) -> None:
-    content = json.loads((run / "report.json").read_text())
-    content["rows"][-1]["measurements"][0]["value"] -= 1
-    (run / "report.json").write_text(json.dumps(content))
+    edit_report(run, lambda report: report["rows"][-1]["measurements"][0].update(value=1.0))
     (difference,) = judge_run(run).differences
     assert difference.startswith("perplexity of export: the report has")
 
 
 def test_missing_samples_and_missing_reports_are_refused(run: Path, tmp_path: Path) -> None:
     stored(run, "latency").rename(run / "elsewhere")
-    with pytest.raises(JudgingError, match="expected the raw latency samples of 'export', got nothing"):
+    with pytest.raises(JudgingError, match="expected the raw latency samples of 'baseline', got nothing"):
         judge_run(run)
     with pytest.raises(ReportError, match="cannot be read"):
         judge_run(tmp_path)
 
 
 def test_a_figure_without_raw_samples_is_invalid(run: Path) -> None:
-    content = json.loads((run / "report.json").read_text())
     added = {"metric": "gpu_memory", "value": 1.0, "samples": 1, "method": "said"}
-    content["rows"][-1]["measurements"].append(added)
-    (run / "report.json").write_text(json.dumps(content))
+    edit_report(run, lambda report: report["rows"][-1]["measurements"].append(added))
     again = judge_run(run, {"gpu_memory": Limit(at_most=2)})
     assert again.report.verdict == "INVALID"
     assert again.notes == ("gpu_memory: no raw samples of it were kept",)
 
 
 def test_a_report_that_names_no_samples_or_anothers_is_refused(run: Path) -> None:
-    whole = json.loads((run / "report.json").read_text())
-    del whole["rows"][-1]["samples"]["quality"]
-    (run / "report.json").write_text(json.dumps(whole))
+    edit_report(run, lambda report: report["rows"][-1]["samples"].pop("quality"))
     with pytest.raises(JudgingError, match="expected the raw quality samples of 'export', got nothing"):
         judge_run(run)
-    whole["rows"][-1]["samples"]["quality"] = whole["rows"][0]["samples"]["quality"]
-    (run / "report.json").write_text(json.dumps(whole))
+    edit_report(run, lambda report: report["rows"][-1].update(samples=report["rows"][0]["samples"]))
     with pytest.raises(IntegrityError, match="holds samples of another artifact than 'export'"):
         judge_run(run)
 

@@ -14,7 +14,7 @@ from recipes.config.loader import load_gates, load_recipe
 from recipes.engine.compare import compare_runs
 from recipes.engine.rejudge import judge_run
 from recipes.engine.runner import run
-from recipes.runs.store import IntegrityError
+from recipes.runs.records import IntegrityError
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")

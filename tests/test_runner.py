@@ -30,7 +30,7 @@ from recipes.measure import latency as latencies
 from recipes.measure import quality as qualities
 from recipes.measure.interleaving import Entrant
 from recipes.measure.latency import LATENCY_FILE, read_session, write_session
-from recipes.runs.store import RECORD, IntegrityError, StoreError
+from recipes.runs.records import RECORD, IntegrityError, StoreError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """\

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Demitasse
+from forging import edit_sealed
 
 from compress.digests import digest_of
 from compress.stage import Stage, StageConfig
@@ -19,7 +20,8 @@ from recipes.engine.plan import chain
 from recipes.engine.stages import stage_step
 from recipes.engine.steps import Engine
 from recipes.runs.folder import add_card
-from recipes.runs.store import CARD, RECORD, Store, StoreError
+from recipes.runs.records import CARD, RECORD, StoreError
+from recipes.runs.store import Store
 from recipes.runs.upkeep import broken, free, held, open_store
 
 RECIPE = """\
@@ -122,9 +124,8 @@ def test_every_byte_is_verified(
 def test_a_store_of_another_version_is_one_clear_line(tmp_path: Path) -> None:
     store = Store(tmp_path)
     made = store.obtain("copy", {"a": 1}, lambda files, scratch: {})
-    record = json.loads((made.folder / RECORD).read_text(encoding="utf-8"))
-    (made.folder / RECORD).write_text(json.dumps(record | {"format": 99}), encoding="utf-8")
-    with pytest.raises(StoreError, match=r"written by another version of demitasse \(format 99, this one reads 1\)"):
+    edit_sealed(made.folder / RECORD, lambda record: record.update(format=99))
+    with pytest.raises(StoreError, match=r"written by another version of demitasse \(format 99, this one reads 2\)"):
         store.find("copy", made.key)
 
 
@@ -231,11 +232,9 @@ def test_a_note_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_a_record_of_something_else_is_found(tmp_path: Path, entry: str) -> None:
     store = Store(tmp_path)
     name = made(store, 1)
-    record = json.loads((store.root / name / RECORD).read_text(encoding="utf-8"))
-    changed = record | {entry: digest_of({}) if entry == "key" else {"a": 2}}
-    (store.root / name / RECORD).write_text(json.dumps(changed), encoding="utf-8")
+    edit_sealed(store.root / name / RECORD, lambda record: record.update({entry: digest_of({})}))
     ((_, problem),) = broken(store, [name])
-    assert "its record does not tell of this result" in problem
+    assert "its key is not the digest of its identity" in problem
 
 
 def test_the_card_of_a_run_stays_out_of_what_runs_share(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The run store: keys, reuse, integrity, and that a kill at any instant leaves a whole result or none."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forging import edit_sealed
 
 from compress import StageError
-from compress.digests import canonical, digest_of
-from recipes.runs.store import CARD, RECORD, IntegrityError, Store, StoreError, versions
+from compress.digests import canonical, digest_of, unsealed
+from recipes.runs.records import CARD, RECORD, IntegrityError, StoreError
+from recipes.runs.store import Store, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = {"kind": "copy", "knobs": {"text": "hello"}}
@@ -26,6 +27,27 @@ def fill(files: Path, scratch: Path) -> dict[str, Any]:
     (files / "model.bin").write_bytes(b"weights")
     (files / "deep" / "config.json").write_text("{}", encoding="utf-8")
     return {"words": 1}
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def record(files: Path) -> Path:
+    return files.parent / RECORD
+
+
+def linked(path: Path) -> None:
+    """The same content, behind a link."""
+    outside = next(above for above in path.parents if above.name == "artifacts").parent
+    path.symlink_to(path.rename(outside / path.name))
+
+
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 def refuse(files: Path, scratch: Path) -> dict[str, Any]:
@@ -84,8 +106,22 @@ def test_a_card_may_be_added_and_changed_and_nothing_else_may(store: Store) -> N
         (lambda files: (files / "model.bin").write_bytes(b"weighty"), "model.bin: was changed: expected sha256 "),
         (lambda files: (files / "deep" / "config.json").unlink(), "deep/config.json: is missing since"),
         (lambda files: (files / "extra.bin").touch(), "extra.bin: was added since"),
-        (lambda files: (files.parent / RECORD).write_text("{"), "artifact.json: cannot be read"),
-        (lambda files: (files.parent / RECORD).write_text("{}"), "artifact.json: is no record of format 1"),
+        (lambda files: record(files).write_text("{"), "artifact.json: was changed (Expecting"),
+        (lambda files: record(files).write_text("{}"), "artifact.json: was changed (it has no seal)"),
+        (lambda files: edit(record(files), '"words": 1', '"words": 2'), "artifact.json: was changed (its seal"),
+        (lambda files: edit(record(files), '"words": 1', '"words":  1'), "artifact.json: was changed (its seal"),
+        (lambda files: edit_sealed(record(files), lambda told: told.pop("facts")), "it is no record of format 2"),
+        (
+            lambda files: edit_sealed(record(files), lambda told: told["identity"].update(seed=1)),
+            "is not the digest of",
+        ),
+        (lambda files: edit_sealed(record(files), lambda told: told.update(kind="prune")), "belongs to another result"),
+        (lambda files: linked(files / "model.bin"), "model.bin: became a link since"),
+        (lambda files: linked(files / "deep"), "deep: became a link since"),
+        (lambda files: linked(files), "files: became a link since"),
+        (lambda files: linked(record(files)), "artifact.json: became a link since"),
+        (lambda files: linked(files.parent), ": became a link since"),
+        (lambda files: piped(files / "model.bin"), "model.bin: became no plain file since"),
     ],
 )
 def test_a_broken_result_is_an_error_that_names_the_file(store: Store, damage: Any, complaint: str) -> None:
@@ -228,8 +264,8 @@ def _files(folder_digest: Any, root: Path) -> dict[str, str]:
     digests: dict[str, str] = folder_digest(root)
     for name in digests:
         if name.endswith(RECORD):
-            record = json.loads((root / name).read_text(encoding="utf-8"))
-            digests[name] = digest_of({key: value for key, value in record.items() if key != "seconds"})
+            told = unsealed((root / name).read_bytes())
+            digests[name] = digest_of({key: value for key, value in told.items() if key != "seconds"})
     return digests
 
 

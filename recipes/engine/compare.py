@@ -16,8 +16,9 @@ from pathlib import Path
 from evaluation.measurement import Comparison, Interval, Measurement, Ratio, Value, metric_of
 from evaluation.quality import TokenScores
 from evaluation.report import read_report
-from recipes.engine.rejudge import Result, Stored
+from recipes.engine.rejudge import Stored
 from recipes.measure.quality import TOKENS_FILE, figures_of
+from recipes.runs.records import Artifact
 
 MACHINE = ("processor", "cores", "threads")
 """What must be alike in two reports so that their latencies may be held against each other."""
@@ -58,7 +59,7 @@ class _Candidate:
     name: str
     stored: Stored
     measured: dict[str, Measurement]
-    quality: Result
+    quality: Artifact
 
 
 def compare_runs(first: Path, second: Path) -> SideBySide:
@@ -68,7 +69,7 @@ def compare_runs(first: Path, second: Path) -> SideBySide:
         CompareError: they are not paired.
         ReportError, JudgingError, IntegrityError: a run cannot be read, or is not what was stored.
     """
-    one, other = _candidate(first), _candidate(second)
+    one, other = (_candidate(folder, stored) for folder, stored in _verified(first, second))
     _check_paired(one, other)
     ratios = _quality_ratios(one, other) | _latency_ratios(one, other)
     pairs = []
@@ -81,9 +82,15 @@ def compare_runs(first: Path, second: Path) -> SideBySide:
     return SideBySide(first=str(first), second=str(second), baseline=one.stored.baseline.key, pairs=pairs)
 
 
-def _candidate(folder: Path) -> _Candidate:
-    stored = Stored(read_report(folder))
-    stored.verify_artifacts()
+def _verified(*folders: Path) -> list[tuple[Path, Stored]]:
+    """The results of every run, all of them read before anything is worked out."""
+    found = [(folder, Stored(read_report(folder))) for folder in folders]
+    for _, stored in found:
+        stored.verify()
+    return found
+
+
+def _candidate(folder: Path, stored: Stored) -> _Candidate:
     measured, _ = stored.measure_final()
     return _Candidate(
         name=str(folder),
@@ -112,7 +119,7 @@ def _check_paired(one: _Candidate, other: _Candidate) -> None:
 
 
 def _quality_ratios(one: _Candidate, other: _Candidate) -> dict[str, tuple[Ratio | None, str]]:
-    folders = [candidate.quality.folder for candidate in (other, one)]
+    folders = [candidate.quality.files for candidate in (other, one)]
     scores, against = (TokenScores.load(folder / TOKENS_FILE) for folder in folders)
     if scores.digest != against.digest:
         raise CompareError(

@@ -25,7 +25,8 @@ from recipes.formats import FORMATS
 from recipes.formats.hidden_states import HiddenStates
 from recipes.measure import footprint, latency, quality
 from recipes.measure.quality_details import findings
-from recipes.runs.store import Artifact, versions
+from recipes.runs.records import Artifact
+from recipes.runs.store import versions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 
 from compress.stage import Progress
 from recipes.engine.steps import Engine
-from recipes.runs.store import CARD, Store, flush
+from recipes.runs.records import CARD, flush
+from recipes.runs.store import Store
 
 CURVES = "tensorboard"
 """Where what was trained keeps its curves."""

@@ -4,23 +4,24 @@
 
     quality      per-token scores and the items of named evaluations, of the artifact and of the baseline (`quality/`)
     latency      latency.json, every time of every block
-    footprint    what was counted; it stands in the result's record, whose identity must have the key it is stored under
+    footprint    what was counted; it stands in the result's record, which is sealed like the files
 
 The statistics draw their resamples by the recipe's seed, so the same samples give the same figures to the last digit:
 any difference means that report.json was changed, or that another version of demitasse wrote it, and is told. Other
 gates than the run's own may be put to the same figures.
+
+The report and the records are sealed (`compress.digests`), so an edit of either is told before anything is judged.
 
 Not covered: whether the samples are true. Their hashes tell of a changed file, not of a measurement that was staged.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.digests import digest_of
 from evaluation.gate import Limit, judge, overall
 from evaluation.latency import Session, latency_measurements
 from evaluation.measurement import Measurement
@@ -28,7 +29,8 @@ from evaluation.report import BASELINE, Report, Row, read_report
 from recipes.measure.footprint import compared
 from recipes.measure.latency import LATENCY_FILE, read_session
 from recipes.measure.quality import figures_of
-from recipes.runs.store import RECORD, IntegrityError, Store
+from recipes.runs.records import Artifact, IntegrityError
+from recipes.runs.store import Store
 
 NO_SAMPLES = "no raw samples of it were kept"
 
@@ -55,15 +57,6 @@ class Judged:
     """What could not be computed again."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """A stored measurement: its record, and its files, which were verified."""
-
-    folder: Path
-    identity: dict[str, Any]
-    facts: dict[str, Any]
-
-
 def judge_run(folder: Path, gates: Mapping[str, Limit] | None = None, *, bandwidth: float | None = None) -> Judged:
     """Judge a run's last artifact again, by its own gates or by others.
 
@@ -79,7 +72,7 @@ def judge_run(folder: Path, gates: Mapping[str, Limit] | None = None, *, bandwid
     report = read_report(folder)
     limits = {result.metric: result.limit for result in report.gates} if gates is None else gates
     runs = Stored(report)
-    runs.verify_artifacts()
+    runs.verify()
     measured, notes = runs.measure_final()
     bandwidth = report.memory_bandwidth if bandwidth is None else bandwidth
     results = judge(limits, {found.metric: found for found in measured}, looks=report.looks, bandwidth=bandwidth)
@@ -133,6 +126,8 @@ class Stored:
     """A run's results in its store."""
 
     report: Report
+    _verified: dict[str, Artifact] = field(default_factory=dict)
+    """Name -> result, every byte of it read."""
 
     @property
     def folder(self) -> Path:
@@ -147,11 +142,12 @@ class Stored:
     def baseline(self) -> Row:
         return self.report.rows[0]
 
-    def verify_artifacts(self) -> None:
-        """Every stage's artifact is there, and every file of it is what was stored.
+    def verify(self) -> None:
+        """Every stage's artifact and every raw sample is there, and every byte of it is what was stored.
 
         Raises:
-            IntegrityError: one is not.
+            JudgingError: samples are not there.
+            IntegrityError: something is not what was stored.
         """
         for row in self.report.rows:
             if row.kind != BASELINE and self.store.find(row.kind, row.key) is None:
@@ -159,13 +155,16 @@ class Stored:
                     f"{self.store.name(row.kind, row.key)}: expected the artifact {row.name!r} that the report names, "
                     "got nothing; run the recipe again to make it anew"
                 )
+        for row in self.report.rows:
+            for kind in row.samples:
+                self.result(kind, row)
 
     @cached_property
     def session(self) -> Session | None:
         """The raw latencies; None where nothing was timed."""
         if "latency" not in self.report.final.samples:
             return None
-        return read_session(self.result("latency", self.report.final).folder / LATENCY_FILE)
+        return read_session(self.result("latency", self.report.final).files / LATENCY_FILE)
 
     def measure_final(self) -> tuple[list[Measurement], tuple[str, ...]]:
         """The measurements of the last artifact, computed again, in the report's order; and what could not be.
@@ -197,46 +196,35 @@ class Stored:
 
     def _quality(self, row: Row) -> list[Measurement]:
         result = self.result("quality", row)
-        against = None if row is self.baseline else self.result("quality", self.baseline).folder
+        against = None if row is self.baseline else self.result("quality", self.baseline).files
         methods = {found.metric: found.method for found in row.measurements}
-        taken = figures_of(result.folder, against, seed=result.identity["seed"])
+        taken = figures_of(result.files, against, seed=result.identity["seed"])
         return [found.model_copy(update={"method": methods.get(found.metric, found.method)}) for found in taken]
 
     def _footprint(self, row: Row) -> list[Measurement]:
         counted = [Measurement.model_validate(values) for values in self.result("footprint", row).facts["measurements"]]
         return counted if row is self.baseline else [compared(found, self.baseline) for found in counted]
 
-    def result(self, kind: str, row: Row) -> Result:
+    def result(self, kind: str, row: Row) -> Artifact:
         """The stored measurement of this kind that the report's row came of, verified.
 
         Raises:
             JudgingError: there is none.
             IntegrityError: it is not what was stored, or belongs to another artifact.
         """
-        folder = self.store.root / row.samples.get(kind, "")
-        if kind not in row.samples or not folder.is_dir():
-            raise JudgingError(
-                f"{self.folder}: expected the raw {kind} samples of {row.name!r}, got nothing; run the recipe again in "
-                "the same folder: what is stored is reused"
-            )
-        record = _record(folder)
-        found = self.store.find(kind, record["key"])
-        if found is None or digest_of(record["identity"]) != record["key"]:
-            raise IntegrityError(f"{folder / RECORD}: was changed since it was stored; remove {folder} and run again")
-        if record["identity"].get("artifact") != row.key:
+        name = row.samples.get(kind, "")
+        if name not in self._verified:
+            if not name or not (self.store.root / name).is_dir():
+                raise JudgingError(
+                    f"{self.folder}: expected the raw {kind} samples of {row.name!r}, got nothing; run the recipe "
+                    "again in the same folder: what is stored is reused"
+                )
+            self._verified[name] = self.store.read(name)
+        found = self._verified[name]
+        about = self.report.final if kind == "latency" else row  # all rows are timed beside the last
+        if found.kind != kind or found.identity.get("artifact") != about.key:
             raise IntegrityError(
-                f"{folder}: holds samples of another artifact than {row.name!r}, for which the report names it; run "
-                "the recipe again to have the report written anew"
+                f"{found.folder}: holds samples of another artifact than {row.name!r}, for which the report names it; "
+                "run the recipe again to have the report written anew"
             )
-        return Result(folder=found.files, identity=record["identity"], facts=found.facts)
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if isinstance(record, dict) and {"key", "identity", "facts"} <= record.keys():
-            return record
-        reason = "expected key, identity and facts"
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    raise IntegrityError(f"{folder / RECORD}: cannot be read ({reason}); remove {folder} and run again to make it anew")
+        return found

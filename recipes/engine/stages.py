@@ -20,7 +20,8 @@ from recipes.engine.model_source import digest_folder
 from recipes.engine.steps import Engine, Step
 from recipes.measure.decode_timer import DecodeTimer
 from recipes.runs.environment import processor
-from recipes.runs.store import Artifact, versions
+from recipes.runs.records import Artifact
+from recipes.runs.store import versions
 
 TEACHES: frozenset[FormatName] = frozenset({"dense"})
 """Formats that a stage can learn from."""

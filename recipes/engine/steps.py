@@ -12,7 +12,8 @@ from typing import Any
 
 from compress.digests import digest_of
 from compress.stage import Progress, Silent
-from recipes.runs.store import Artifact, Store, StoreError
+from recipes.runs.records import Artifact, StoreError
+from recipes.runs.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

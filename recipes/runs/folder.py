@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from recipes.runs.failures import of_the_system
-from recipes.runs.store import CARD, StoreError
+from recipes.runs.records import CARD, StoreError
 
 
 class Log:

@@ -1,6 +1,6 @@
 """The run store: folders of results under the key of everything that went into them.
 
-    <root>/prune-3f9a2c41d07be588/artifact.json   complete if and only if it exists: key, identity, hash of each file
+    <root>/prune-3f9a2c41d07be588/artifact.json   complete if and only if it exists (`records.py`)
     <root>/prune-3f9a2c41d07be588/files/...       what the stage left
     <root>/.work/prune-3f9a2c41d07be588/          under way: new/ (thrown away after a kill), scratch/ (kept)
     <root>/.work/prune-3f9a2c41d07be588.lock      held by who makes it; .process beside it says which process that is
@@ -18,73 +18,39 @@ Where a file system has no locks, a file that says so takes their place (fileloc
 a file system whose locks do not reach from one to the other.
 """
 
-import json
 import os
 import shutil
 import socket
-import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from compress.digests import digest_file, digest_of
+from compress.digests import digest_of
 from recipes.runs.failures import GOES_ON, is_ours, of_the_system
+from recipes.runs.records import (
+    RECORD,
+    Artifact,
+    Note,
+    StoreError,
+    flush,
+    name_of,
+    read_artifact,
+    read_note,
+    verify_files,
+    write_note,
+    write_record,
+)
 
-FORMAT = 1
 RUNS = ".runs"
 PRUNING, READING = "prune.lock", "process-"
-RECORD = "artifact.json"
-CARD = "README.md"
-"""The one file that may be added to a result, and changed: what people read about it, which nothing computes with."""
-_SHORT = 16
 _WAIT = 0.2
-
-
-class StoreError(Exception):
-    """The run store cannot be read or written; the message names the path and the way out."""
-
-    exit_code = 2
-
-
-class IntegrityError(StoreError):
-    """A result is not what was stored."""
-
-    exit_code = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Artifact:
-    """A complete result."""
-
-    key: str
-    kind: str
-    folder: Path
-    """The folder in the store; `files` is what the stage left."""
-    facts: dict[str, Any]
-    hashes: dict[str, str]
-    """Path inside `files` -> sha256."""
-    bytes: int
-    """Size of all files."""
-    seconds: float
-    """How long it took to make."""
-    reused: bool
-
-    @property
-    def files(self) -> Path:
-        return self.folder / "files"
-
-    @property
-    def digest(self) -> str:
-        """sha256 over the names and hashes of all files."""
-        return digest_of(self.hashes)
-
 
 Make = Callable[[Path, Path], dict[str, Any]]
 """(empty folder to fill, scratch folder that outlives a kill) -> facts."""
@@ -114,7 +80,7 @@ class Store:
     root: Path
 
     def name(self, kind: str, key: str) -> Path:
-        return self.root / f"{kind}-{key[:_SHORT]}"
+        return self.root / name_of(kind, key)
 
     def has(self, kind: str, key: str) -> bool:
         """Whether the result is there, without a look at its files."""
@@ -124,16 +90,19 @@ class Store:
         """The result under a key, every file verified, or None.
 
         Raises:
-            IntegrityError: a file is missing, was changed, or was added.
+            IntegrityError: its record or a file was changed, a file is missing, was added, or became a link.
         """
-        folder = self.name(kind, key)
-        if not (folder / RECORD).is_file():
-            return None
-        record = read_record(folder)
-        if record.get("key") != key:
-            raise _broken(folder / RECORD, f"belongs to another result ({record.get('key')})")
-        _verify(folder, record["files"])
-        return _artifact(folder, record, reused=True)
+        return self.read(self.name(kind, key).name) if self.has(kind, key) else None
+
+    def read(self, name: str) -> Artifact:
+        """The result of that name, every file verified.
+
+        Raises:
+            IntegrityError: as in `find`; or there is none.
+        """
+        artifact = read_artifact(self.root / name)
+        verify_files(artifact)
+        return artifact
 
     def seen_from(self, folder: Path) -> str:
         """Where it is: relative to a folder that holds it, else absolute."""
@@ -146,25 +115,14 @@ class Store:
         Raises:
             StoreError: the store cannot be written.
         """
-        file, place = self._note_of(folder)
-        content = place | {"results": sorted(results)}
-        if file.is_file() and read_note(file) == content:
-            return
+        note = replace(_note_of(folder), results=tuple(sorted(results)))
         with _writing("store"):
-            (self.root / RUNS).mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-            _write_record(unfinished, content)
-            unfinished.replace(file)
+            write_note(note, self.root / RUNS)
 
     def noted(self, folder: Path) -> set[str]:
         """The results that the run in a folder was last about."""
-        file, _ = self._note_of(folder)
-        return set(read_note(file)["results"]) if file.is_file() else set()
-
-    def _note_of(self, folder: Path) -> tuple[Path, dict[str, Any]]:
-        """The file of a run's note, and what says which run it is."""
-        place = {"folder": str(folder.absolute()), "host": socket.gethostname()}
-        return self.root / RUNS / f"{digest_of(place)[:_SHORT]}.json", place
+        file = self.root / RUNS / _note_of(folder).name
+        return set(read_note(file).results) if os.path.lexists(file) else set()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -207,7 +165,7 @@ class Store:
             if found is None:
                 self._make(kind, key, identity, make, work)
             shutil.rmtree(work, ignore_errors=True)
-        return found or _artifact(self.name(kind, key), read_record(self.name(kind, key)), reused=False)
+        return found or read_artifact(self.name(kind, key), reused=False)
 
     def _make(self, kind: str, key: str, identity: Mapping[str, Any], make: Make, work: Path) -> None:
         new, scratch, place = work / "new", work / "scratch", self.name(kind, key)
@@ -217,135 +175,21 @@ class Store:
         start = time.monotonic()
         try:
             facts = make(new / "files", scratch)
-            record = {
-                "format": FORMAT,
-                "key": key,
-                "kind": kind,
-                "identity": dict(identity),
-                "files": _hash_and_flush(new / "files"),
-                "facts": facts,
-                "seconds": round(time.monotonic() - start, 3),
-            }
-            _write_record(new / RECORD, record)
+            seconds = time.monotonic() - start
+            write_record(new, kind=kind, key=key, identity=identity, facts=facts, seconds=seconds)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             if not any(scratch.iterdir()):  # nothing to go on from
                 shutil.rmtree(work, ignore_errors=True)
             raise
-        flush(new)
         shutil.rmtree(place, ignore_errors=True)  # a leftover without artifact.json, which is no result
         new.rename(place)
         flush(self.root)
 
 
-def _artifact(folder: Path, record: Mapping[str, Any], *, reused: bool) -> Artifact:
-    return Artifact(
-        key=record["key"],
-        kind=record["kind"],
-        folder=folder,
-        facts=record["facts"],
-        hashes={name: entry["sha256"] for name, entry in record["files"].items()},
-        bytes=sum(entry["bytes"] for entry in record["files"].values()),
-        seconds=record["seconds"],
-        reused=reused,
-    )
-
-
-def read_note(file: Path) -> dict[str, Any]:
-    """The note of a run: its folder, its machine, its results."""
-    try:
-        note = json.loads(file.read_text(encoding="utf-8"))
-        return {"folder": str(note["folder"]), "host": str(note["host"]), "results": list(note["results"])}
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise StoreError(
-            f"{file}: expected what a run is about, and it cannot be read ({error}); remove it, and run the recipe "
-            "again to have it noted anew"
-        ) from error
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise _broken(folder / RECORD, f"cannot be read ({error})") from error
-    known = {"format", "key", "kind", "identity", "files", "facts", "seconds"}
-    if isinstance(record, dict) and record.get("format", FORMAT) != FORMAT:
-        raise StoreError(
-            f"{folder / RECORD}: written by another version of demitasse (format {record['format']}, this one reads "
-            f"{FORMAT}); name another store, or run that version"
-        )
-    if not isinstance(record, dict) or not known <= record.keys():
-        raise _broken(folder / RECORD, f"is no record of format {FORMAT}")
-    return record
-
-
-def _write_record(file: Path, record: Mapping[str, Any]) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        json.dump(record, stream, indent=2, sort_keys=True)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _verify(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    there = {
-        file.relative_to(folder / "files").as_posix() for file in (folder / "files").rglob("*") if not file.is_dir()
-    }
-    for name, entry in files.items():
-        file = folder / "files" / name
-        if name not in there:
-            raise _broken(file, "is missing")
-        if file.stat().st_size != entry["bytes"] or digest_file(file) != entry["sha256"]:
-            raise _broken(file, f"was changed: expected sha256 {entry['sha256'][:_SHORT]}..., {entry['bytes']} bytes")
-    for name in sorted(there - files.keys() - {CARD}):
-        raise _broken(folder / "files" / name, "was added")
-
-
-def _broken(file: Path, what: str) -> IntegrityError:
-    folder = (
-        file.parent if file.name == RECORD else next(above for above in file.parents if above.name == "files").parent
-    )
-    return IntegrityError(f"{file}: {what} since it was stored; remove {folder} and run again to make it anew")
-
-
-def _hash_and_flush(folder: Path) -> dict[str, dict[str, Any]]:
-    """Hash every file and force it, and every folder, onto the disk."""
-    entries: dict[str, dict[str, Any]] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_symlink():
-            raise StoreError(f"{file}: a stage left a link, which a stored result may not hold")
-        if file.is_file():
-            flush(file)
-            entries[file.relative_to(folder).as_posix()] = {"sha256": digest_file(file), "bytes": file.stat().st_size}
-        else:
-            flush(file)
-    flush(folder)
-    return entries
-
-
-def flush(path: Path) -> None:
-    """Write a file or a folder's list of names through to the disk; a file gets the mode that the umask gives.
-
-    safetensors leaves its files to their owner alone, but who serves a bundle is seldom who built it.
-    """
-    if path.is_file():
-        path.chmod(_usual_mode(path.parent))
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _usual_mode(folder: Path) -> int:
-    """The mode of a new file in a folder; asked of the system, as a folder may have rules that replace the umask."""
-    probe = folder / f".mode.{os.getpid()}"
-    descriptor = os.open(probe, os.O_RDONLY | os.O_CREAT, 0o666)
-    try:
-        return stat.S_IMODE(os.fstat(descriptor).st_mode)
-    finally:
-        os.close(descriptor)
-        probe.unlink()
+def _note_of(folder: Path) -> Note:
+    """What says which run a note is about."""
+    return Note(folder=str(folder.absolute()), host=socket.gethostname())
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from compress.digests import digest_of
-from recipes.runs.store import PRUNING, READING, RECORD, RUNS, IntegrityError, Store, StoreError, read_note, read_record
+from recipes.runs.records import RECORD, IntegrityError, StoreError, read_artifact, read_note
+from recipes.runs.store import PRUNING, READING, RUNS, Store
 
 GONE = ".gone"
 """How the name of a result ends that is being removed."""
@@ -53,12 +53,12 @@ def held(store: Store) -> Iterator[Held]:
     """
     runs = _runs(store)
     for name in _names(store):
-        record = read_record(store.root / name)
+        result = read_artifact(store.root / name)
         yield Held(
             name=name,
-            kind=record["kind"],
-            bytes=sum(entry["bytes"] for entry in record["files"].values()),
-            seconds=record["seconds"],
+            kind=result.kind,
+            bytes=result.bytes,
+            seconds=result.seconds,
             runs=tuple(folder for folder, results in runs.items() if name in results),
         )
 
@@ -71,11 +71,7 @@ def _runs(store: Store) -> dict[Path, set[str]]:
     """Folder of every run that is still there -> names of the results that it is about."""
     here = socket.gethostname()
     notes = [read_note(file) for file in sorted((store.root / RUNS).glob("*.json")) if not file.name.startswith(".")]
-    found = {
-        Path(note["folder"]): set(note["results"])
-        for note in notes
-        if note["host"] != here or Path(note["folder"]).is_dir()
-    }
+    found = {Path(note.folder): set(note.results) for note in notes if note.host != here or Path(note.folder).is_dir()}
     around = store.root.absolute().parent
     if (around / "report.json").is_file() and around not in found:  # a run that was moved, or copied
         found[around] = set(_names(store))
@@ -86,13 +82,11 @@ def broken(store: Store, names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """(name, what is wrong with it, empty where nothing is) for each of these results, every byte read."""
     for name in names:
         try:
-            record = read_record(store.root / name)
-            found = store.find(record["kind"], record["key"])
+            store.read(name)
         except IntegrityError as error:
             yield name, str(error)
         else:
-            same = found is not None and found.folder.name == name and digest_of(record["identity"]) == record["key"]
-            yield name, "" if same else f"{store.root / name}: its record does not tell of this result"
+            yield name, ""
 
 
 def free(store: Store, results: Iterable[Held]) -> int:
