@@ -13,6 +13,7 @@ import typer
 
 from recipes.cli.options import DEBUG, LAUNCHER, QUICK, RELEASE, STORE, USUAL, carry
 from recipes.cli.stage_commands import evaluate_command, sensitivity_command, stage_command
+from recipes.cli.streams import ended
 from recipes.config.stages import STAGES
 
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write.", show_default=False)]
@@ -137,10 +138,7 @@ RECIPES, STEPS, BUNDLES, HELPERS = "Recipes", "One step by itself", "Bundles", "
 
 def main() -> None:
     """The command `demitasse`."""
-    try:
-        application()()
-    except KeyboardInterrupt:  # before a command opened its session
-        sys.exit(130)
+    sys.exit(ended(application()))
 
 
 def application() -> typer.Typer:

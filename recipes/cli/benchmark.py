@@ -7,9 +7,9 @@ from evaluation.gate import exit_code
 from evaluation.latency import Cell
 from evaluation.machine import available_cores
 from recipes.cli.benchmark_tables import show_benchmark
-from recipes.cli.console import shown_path
 from recipes.cli.options import QUICK, RELEASE, USUAL, OptionError
 from recipes.cli.terminal import Terminal
+from recipes.config.errors import shown_path
 from recipes.engine.benchmark import BenchmarkRequest
 from recipes.engine.benchmark import benchmark as take
 

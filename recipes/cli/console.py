@@ -5,7 +5,6 @@ The figures come as finished text from evaluation's table; here they only get th
 
 import json
 from collections.abc import Container, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from evaluation.gate import LIMITS, GateResult, Verdict, format_compared
 from evaluation.report import Report, Row, headline
 from evaluation.table import Cell, cell_of, describe_gate, table_columns, table_rows
 from evaluation.units import format_duration, format_value
+from recipes.config.errors import shown_path
 
 if TYPE_CHECKING:
     from export.bundle import BundleSummary
@@ -249,12 +249,6 @@ def show_finding(console: Console, finding: "Finding") -> None:
     console.print(f"{head}  {escape(finding.found)}", soft_wrap=True)
     if finding.advice:
         console.print(f"{'':33}[dim]->[/] {escape(finding.advice)}", soft_wrap=True)
-
-
-def shown_path(path: Path) -> str:
-    """A path as short as it can be: from the working directory where it lies below that."""
-    absolute = path.absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
 def _table(first: str) -> Table:

@@ -23,7 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TextIO
 
-OUT, ERR = 1, 2
+from recipes.cli.streams import ERR, OUT, OutputError, ReaderGoneError, Stream
+
 OURS = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[\d+\] (run )?")
 """How the run's own lines begin, which stay as they are; the group is there in the first one of a run."""
 WHEN = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.,]?\d*")
@@ -54,11 +55,10 @@ class Chatter:
     ) -> None:
         flush_all()
         for stream, descriptor in ((self.out, OUT), (self.err, ERR)):
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(OutputError, ReaderGoneError):  # told already, or something else went wrong before
                 stream.flush()
             os.dup2(stream.fileno(), descriptor)
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
+            stream.close()
         self._log.close()
         if self.file is not None:
             self._lock.close()
@@ -160,12 +160,13 @@ def _with_count(entry: bytes, count: int) -> bytes:
 def flush_all() -> None:
     """Empty Python's and the C library's buffers, so that no text lands behind a later redirection."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(ValueError, OSError):  # closed, or a pipe without a reader
-            stream.flush()
+        if stream is not None:
+            with contextlib.suppress(ValueError, OSError):  # closed, or a pipe without a reader
+                stream.flush()
     with contextlib.suppress(OSError, AttributeError):  # no C library to be found: then there are no such buffers
         ctypes.CDLL(None).fflush(None)
 
 
 def _duplicate(descriptor: int) -> TextIO:
-    encoding = (sys.stdout if descriptor == OUT else sys.stderr).encoding or "utf-8"
-    return os.fdopen(os.dup(descriptor), "w", encoding=encoding, errors="replace", buffering=1)
+    like = sys.stdout if descriptor == OUT else sys.stderr
+    return Stream(os.dup(descriptor), like, must_arrive=descriptor == OUT)

@@ -8,8 +8,9 @@ from typing import Any
 
 from compress.registry import lazy
 from compress.training.launch import launch
-from recipes.cli.console import shown_path
+from recipes.cli.streams import ReaderGoneError
 from recipes.cli.terminal import Terminal, open_terminal
+from recipes.config.errors import shown_path
 from recipes.runs.failures import Terminated, exit_code, message, terminable
 
 
@@ -26,10 +27,11 @@ def session(*, debug: bool, goes_on: bool = False) -> Iterator[Terminal]:
     with terminable(), open_terminal() as terminal:
         try:
             _check_alone(here.world)
+            _check_place()
             yield terminal
-        except BrokenPipeError:  # the reader has gone (`demitasse schema | head`)
-            raise SystemExit(0) from None
-        except (Exception, KeyboardInterrupt, Terminated) as error:
+        except (SystemExit, ReaderGoneError):
+            raise
+        except BaseException as error:  # a panic of a library's Rust is no Exception
             _tell(terminal, error, debug=debug, goes_on=goes_on)
             raise SystemExit(exit_code(error)) from None
 
@@ -42,7 +44,8 @@ def carry(place: str, *, debug: bool, goes_on: bool = False, **given: Any) -> No
     """
     with session(debug=debug, goes_on=goes_on) as terminal:
         code: int | None = lazy(place)(terminal, **given)
-        raise SystemExit(code or 0)
+        terminal.chatter.out.flush()  # while what goes wrong with it can still be told
+    raise SystemExit(code or 0)
 
 
 class LaunchedError(Exception):
@@ -57,6 +60,20 @@ def _check_alone(world: int) -> None:
             f"expected one process, got one of {world}; start the command once and name what starts its training: "
             '--launcher "torchrun --nproc-per-node 4"'
         )
+
+
+class PlaceError(Exception):
+    """The working directory is gone."""
+
+    exit_code = 2
+
+
+def _check_place() -> None:
+    """Refuse where PyTorch's libraries would end the process without a word."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise PlaceError("the working directory is gone; change to one that exists") from None
 
 
 def _tell(terminal: Terminal, error: BaseException, *, debug: bool, goes_on: bool) -> None:

@@ -10,10 +10,11 @@ from pydantic import ValidationError
 from compress.pruning.config import SensitivityConfig
 from compress.stage import Stage
 from compress.text import TextSource
-from recipes.cli.console import facts_table, show_figures, shown_path
+from recipes.cli.console import facts_table, show_figures
 from recipes.cli.options import OptionError, build, yaml_value
 from recipes.cli.sensitivity_tables import show_sensitivity
 from recipes.cli.terminal import Terminal
+from recipes.config.errors import shown_path
 from recipes.config.recipe import BenchmarkConfig, EvaluateConfig
 from recipes.engine.evaluation import EvaluationRequest
 from recipes.engine.evaluation import evaluate as evaluate_model

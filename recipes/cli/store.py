@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import typer
 from rich.markup import escape
 from rich.table import Table
 
 from evaluation.units import format_duration, format_value
-from recipes.cli.console import shown_path
 from recipes.cli.terminal import Terminal
+from recipes.config.errors import shown_path
 from recipes.runs.failures import INTEGRITY
 from recipes.runs.upkeep import Held, broken, free, held, open_store
 
@@ -43,7 +42,7 @@ def prune(terminal: Terminal, *, root: Path, yes: bool) -> None:
     size = format_value("disk_bytes", sum(result.bytes for result in unused))
     terminal.console.print(_table(unused))
     terminal.say(f"{len(unused)} results that no run refers to, {size}")
-    if yes or typer.confirm("remove them?", err=True):
+    if yes or terminal.ask("remove them?"):
         terminal.say(f"{format_value('disk_bytes', free(store, unused))} are free")
 
 

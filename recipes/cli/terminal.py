@@ -5,6 +5,7 @@ Results go to standard output, progress and errors to standard error - except th
 where that is a terminal, because two writers on one screen would draw over each other.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,11 @@ class Terminal:
     def say(self, line: str) -> None:
         """One line of plain text on standard output."""
         self.console.print(escape(line), soft_wrap=True, highlight=False)
+
+    def ask(self, question: str) -> bool:
+        """Whether the user, asked on standard error, says yes; no answer is no."""
+        self.errors.print(escape(f"{question} [y/N]: "), end="", highlight=False)
+        return sys.stdin is not None and sys.stdin.readline().strip().lower() in {"y", "yes"}
 
     def complain(self, text: str) -> None:
         """An error message on standard error."""

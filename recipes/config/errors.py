@@ -12,6 +12,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 KeyPath = tuple[str | int, ...]
@@ -101,6 +102,12 @@ def raise_problems(problems: Iterable[Problem]) -> None:
     found = list(dict.fromkeys(problem.text for problem in sorted(problems, key=lambda problem: problem.line)))
     if found:
         raise RecipeError(found)
+
+
+def shown_path(path: Path) -> str:
+    """A path as short as it can be: from the working directory where it lies below that."""
+    absolute, here = path.absolute(), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 
 
 def did_you_mean(word: object, choices: Iterable[str]) -> str:

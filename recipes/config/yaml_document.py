@@ -15,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from compress.stage import first_line
-from recipes.config.errors import KeyPath, Locations, Problem, RecipeError, got, unknown_key
+from recipes.config.errors import KeyPath, Locations, Problem, RecipeError, got, shown_path, unknown_key
 
 SECTIONS = ("model", "data", "stages", "evaluate", "benchmark", "gate", "seed", "launcher")
 
@@ -37,19 +37,13 @@ class Draft:
         return [next(iter(item.items())) for item in self.content.get("stages", [])]
 
 
-def _shown(file: Path) -> str:
-    """The path as an error shows it: from the working directory where it lies below that."""
-    absolute = file.absolute()
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
-
-
 def read(file: Path) -> Draft:
     """Read a recipe file.
 
     Raises:
         RecipeError: it is no YAML mapping.
     """
-    shown = _shown(file)
+    shown = shown_path(file)
     try:
         text = file.read_text(encoding="utf-8")
         tree = YAML(typ="rt", pure=True).compose(text)

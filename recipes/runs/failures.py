@@ -43,6 +43,8 @@ SIGNS: dict[str, int] = {
     "code: 30": errno.EROFS,
 }
 """How libraries that wrap the system's errors in their own put them (safetensors: "IoError(Os { code: 28 ... })")."""
+NO_TEMPORARY = "No usable temporary directory"
+"""How Python's tempfile begins what it says where no folder for temporary files can be written."""
 
 
 class Terminated(BaseException):
@@ -84,6 +86,8 @@ def message(error: BaseException, *, goes_on: bool = False, log: Path | None = N
 
 def of_the_system(error: BaseException) -> str:
     """What the operating system refused, and the way out; empty where it refused nothing."""
+    if NO_TEMPORARY in str(error):
+        return "no folder for temporary files can be written; name one that can be in the environment variable TMPDIR"
     if isinstance(error, OSError):
         reason = WAYS_OUT.get(error.errno or 0, error.strerror or str(error))
         return f"{error.filename}: {reason}" if error.filename is not None else reason
