@@ -42,7 +42,7 @@ class ExportConfig(StageConfig):
 EXPORT: Stage[ExportConfig] = Stage(
     kind="export",
     summary="write an ONNX bundle for ONNX Runtime, its int8 weights bit for bit the checkpoint's, parity proven",
-    version=2,
+    version=3,
     config=ExportConfig,
     takes=frozenset({"dense", "quantized"}),
     leaves="onnx",

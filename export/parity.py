@@ -3,6 +3,7 @@
     prefill        each row at once
     decode         one row token by token on a warm cache, the text's own tokens fed
     batch          rows of unequal length, padded on the right, then decoded together
+    left padding   the same rows, padded on the left, read at once
     independence   each of those rows alone gives what it gave among its batch-mates
     context        a row up to the last token that the context holds, its end decoded token by token
 
@@ -190,6 +191,18 @@ def check_batch(runs: Runs) -> Figures:
     return compare((runs.expected(row), ours_SV) for row, ours_SV in enumerate(runs.together_BSV))
 
 
+def check_left_padding(runs: Runs) -> Figures:
+    """The same rows, padded on the left: each row's own tokens."""
+    ids_BT, longest = runs.reference.ids_BT, int(runs.count_B.max())
+    rows = [np.pad(row_T[:count], (longest - count, 0)) for row_T, count in zip(ids_BT, runs.count_B, strict=True)]
+    logits_BTV = runs.model.new_batch(len(rows), longest).feed(np.stack(rows), runs.count_B, padding="left")
+    for logits_TV in logits_BTV:
+        log_softmax(logits_TV)
+    return compare(
+        (runs.reference.row(row)[:count], logits_BTV[row, longest - count :]) for row, count in enumerate(runs.count_B)
+    )
+
+
 def check_independence(runs: Runs) -> Figures:
     """The same rows, each alone, against themselves among batch-mates."""
     steps = min(STEPS_ALONE, runs.steps)
@@ -214,6 +227,7 @@ CHECKS: dict[str, Callable[[Runs], Figures]] = {
     "prefill": check_prefill,
     "decode": check_decode,
     "batch": check_batch,
+    "left padding": check_left_padding,
     "independence": check_independence,
     "context": check_context,
 }

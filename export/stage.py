@@ -31,7 +31,7 @@ from export.parity import ROWS, ParityError, check_parity
 from export.passes import PassContext, apply_passes
 from export.provider import prove_provider
 from export.row_tracking import WeightError
-from export.runtime.batch import Ids
+from export.runtime.batch import LOGITS_FROM, Ids
 from export.runtime.session import ProviderError, check_provider
 from export.self_test import replay, write_probe
 from export.torch_reference import take_reference
@@ -132,10 +132,19 @@ def build_bundle(config: ExportConfig, source: Path, out: Path, task: Task | Non
         weights=decoder.weights, provider=config.provider, block_size=config.block_size, accuracy_level=config.level
     )
     passes = apply_passes(decoder.model, context)
+    if config.layout == "triton":
+        _offer_logits_from(decoder)
     task.advance(note="weights placed")
     covered = _write(decoder, context, source, out)
     task.advance(note="written")
     return Built(context=decoder.architecture.max_position_embeddings, passes=passes, coverage=covered)
+
+
+def _offer_logits_from(decoder: Decoder) -> None:
+    """Name `logits_from` among the graph's inputs: Triton knows optional ones, and sends whole logits over the wire."""
+    graph = decoder.model.graph
+    if LOGITS_FROM in graph.initializers:
+        graph.inputs.append(graph.initializers[LOGITS_FROM])
 
 
 def _write(decoder: Decoder, context: PassContext, source: Path, out: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pass_examples import ALONE, EXAMPLES, int8, normal
 from export.passes import PASSES
 from export.row_tracking import WeightError
 from export.runtime.batch import LOGITS_FROM
+from export.runtime.session import declare_logits_from
 
 TESTS = Path(__file__).resolve().parent
 TESTED = [(name, example) for name, examples in EXAMPLES.items() for example in examples]
@@ -168,21 +169,27 @@ def test_logits_from_a_position_on(example: str, start: int, capfd: pytest.Captu
     model, _ = applied("slice_logits", given)
     feeds = inputs_for(model)
     [whole] = run(given.full(), feeds)
-    [part] = run(model, {**feeds, LOGITS_FROM: np.asarray([start])})
+    proto = ir.to_proto(model)
+    declare_logits_from(proto)
+    [part] = run(ir.from_proto(proto), {**feeds, LOGITS_FROM: np.asarray([start])})
     assert part.shape == (2, 5 - start, 24)
     assert difference(part, whole[:, start:]) <= 1e-5
     assert "Shape mismatch" not in capfd.readouterr().err
 
 
-def test_logits_from_has_a_default_and_renames_the_dimension_it_cuts() -> None:
+def test_logits_from_is_declared_with_a_default_and_renames_the_dimension_it_cuts() -> None:
     model, _ = applied("slice_logits", EXAMPLES["slice_logits"]["soft cap"])
-    opened = session(model)
+    assert not session(model).get_overridable_initializers()
+    proto = ir.to_proto(model)
+    for _ in range(2):
+        declare_logits_from(proto)
+    opened = session(ir.from_proto(proto))
     assert [value.name for value in opened.get_inputs()] == ["before"]
     [default] = opened.get_overridable_initializers()
     assert (default.name, default.shape, default.type) == (LOGITS_FROM, [1], "tensor(int64)")
     head = next(node for node in model.graph if node.op_type == "FusedMatMul")
     cut = [head, *list(model.graph)[-3:]]
-    assert all(str(node.outputs[0].shape) == "[B,logits_len,24]" for node in cut)
+    assert all(str(node.outputs[0].shape) == "[B,sequence_length + 0,24]" for node in cut)
     assert head.inputs[0] is not None
     assert head.inputs[0].producer().op_type == "Slice"  # type: ignore[union-attr]
 

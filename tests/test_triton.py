@@ -232,5 +232,9 @@ def test_export_lays_the_bundle_out_for_triton(llama: Path, text_file: Path, tmp
     assert parsed((repository / "model" / "config.pbtxt").read_text()).max_batch_size == 0
     assert verify_bundle(repository).provider == "cpu"
     assert format_of(repository) == "onnx"
+    [optional] = [
+        value for value in parsed((repository / "model" / "config.pbtxt").read_text()).input if value.optional
+    ]
+    assert (optional.name, list(optional.dims)) == ("logits_from", [1])
     assert OnnxCausalLM.open(repository).generate([[5, 6, 7]], max_new_tokens=4, stop_ids=[])[0]
     assert measure_footprint(repository, "onnx", prompt=4)[2].value > 10_000

@@ -7,7 +7,9 @@ in.
 
 import onnx_ir as ir
 
+from export.passes.accept_left_padding import AcceptLeftPadding
 from export.passes.canonicalize import Canonicalize
+from export.passes.compute_rotation import ComputeRotation
 from export.passes.context import GraphPass, PassContext
 from export.passes.fix_attention import FixAttention
 from export.passes.fix_embedding_scale import FixEmbeddingScale
@@ -16,6 +18,7 @@ from export.passes.fix_rotation import FixRotation
 from export.passes.fold_bias import FoldBias
 from export.passes.fuse_silu import FuseSilu
 from export.passes.load_floats import LoadFloats
+from export.passes.name_dimensions import NameDimensions
 from export.passes.quantized_embedding import QuantizedEmbedding
 from export.passes.quantized_linears import QuantizedLinears
 from export.passes.share_float_head import ShareFloatHead
@@ -34,6 +37,9 @@ PASSES: dict[str, type[GraphPass]] = {
     "share_float_head": ShareFloatHead,
     "fold_bias": FoldBias,
     "fuse_silu": FuseSilu,
+    "compute_rotation": ComputeRotation,
+    "accept_left_padding": AcceptLeftPadding,
+    "name_dimensions": NameDimensions,
     "slice_logits": SliceLogits,
     "canonicalize": Canonicalize,
 }

@@ -2,10 +2,11 @@
 
     head(x_BTK)  ->  head(Slice(x_BTK, start = logits_from, axis = 1))
 
-`logits_from`, int64 [1], is a graph input with a default value (an initializer of the same name), 0: who does not
-know it gets every position's logits, as onnxruntime-genai does, and evaluation. One graph and one session serve both.
-For a prompt of 128 tokens and a vocabulary of 50 thousand the head is a fifth of a small model's work, and its
-logits are 25 MB.
+`logits_from`, int64 [1], is a constant of the graph, 0: every position's logits, as onnxruntime-genai, optimum and
+transformers.js expect them, and ONNX Runtime drops the Slice. Whoever names it among the graph's inputs too may give
+another number in each run, and one session serves both: `export.runtime` does so as it opens a bundle. It is no input
+of the stored graph, because ONNX Runtime warns of an input that has a default. For a prompt of 128 tokens and a
+vocabulary of 50 thousand the head is a fifth of a small model's work, and its logits are 25 MB.
 
 The head is the product by a weight from which the logits come, past what works on each logit alone (a bias, a scale, a
 soft cap). Where anything else stands there, or something else reads the logits on their way, the graph stays as it is:
@@ -22,8 +23,10 @@ from export.runtime.batch import LOGITS_FROM
 LAST = np.iinfo(np.int64).max
 LOGITS = "logits"
 RANK = 3
-POSITIONS = "logits_len"
-"""The logits' second dimension. ONNX Runtime reuses memory between values whose dimensions have the same names."""
+POSITIONS = "sequence_length + 0"
+"""The logits' second dimension, less `logits_from`. ONNX Runtime reuses memory between values whose dimensions have the
+same names, so this one needs its own; optimum computes the name.
+"""
 PRODUCTS = {"MatMul", "FusedMatMul", "MatMulNBits"}
 ELEMENTWISE = {"Add", "Cast", "Div", "Mul", "Tanh"}
 
@@ -33,7 +36,7 @@ class SliceLogits(GraphPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        path = [] if LOGITS_FROM in graph.initializers else _path(graph)
+        path = [] if LOGITS_FROM in graph.initializers else head_path(graph)
         if not path:
             return ir.passes.PassResult(model, modified=False)
         _cut(graph, path[-1])
@@ -42,7 +45,7 @@ class SliceLogits(GraphPass):
         return ir.passes.PassResult(model, modified=True)
 
 
-def _path(graph: ir.Graph) -> list[ir.Node]:
+def head_path(graph: ir.Graph) -> list[ir.Node]:
     """The nodes from the logits back to the head's product, both included; none where there is no head."""
     value: ir.Value | None = next((output for output in graph.outputs if output.name == LOGITS), None)
     if value is None or value.shape is None or len(value.shape) != RANK or value.uses():
@@ -77,7 +80,6 @@ def _cut(graph: ir.Graph, head: ir.Node) -> None:
         constant(graph, name, np.asarray([number], dtype=np.int64))
         for name, number in ((LOGITS_FROM, 0), ("logits_to", LAST), ("logits_axis", 1))
     )
-    graph.inputs.append(start)
     cut = ir.node("Slice", [hidden, start, end, axis])
     cut.outputs[0].type = hidden.type
     graph.insert_before(head, cut)

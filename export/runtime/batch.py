@@ -5,8 +5,9 @@ new key in place. A step's inputs and its logits are bound once too: ids and pos
 the cache, in which a step sets one more position per row. So a step costs the same Python work at any context, copies
 nothing but its logits, and on CUDA always has the same addresses and shapes, which is what a CUDA graph needs.
 
-GroupQueryAttention counts a row's tokens from the left: rows of unequal length are padded on the right, and each
-later token of a row overwrites what padding left in the cache.
+Rows of unequal length are padded on the right, as GroupQueryAttention counts a row's tokens from the left: each later
+token of a row overwrites what padding left in the cache. The graph takes rows that are padded on the left too, and
+moves them (`export.passes.accept_left_padding`).
 
     B rows    T tokens    V vocabulary    C capacity of the cache in tokens
 """
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Padding = Literal["left", "right"]
 NUMPY_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 LOGITS_FROM = "logits_from"
-"""The graph's optional input: the first position whose logits are wanted, int64 [1]; 0 where it is not given."""
+"""The first position whose logits are wanted, int64 [1]: a constant of the stored graph, 0, which `open_session`
+makes an input that may be left out.
+"""
 CAPTURES = count(1)
 """Numbers of CUDA graphs: a batch captures its own, since a graph is tied to the addresses it was captured with."""
 NO_CAPTURE = "-1"
@@ -70,18 +74,21 @@ class Batch:
         self._step.inputs["attention_mask"][:] = np.arange(self.capacity) < self.length_B[:, None]
         return self
 
-    def feed(self, ids_BT: Ids, count_B: Ids, *, logits_from: int = 0) -> Floats:
-        """Read the first `count_B` tokens of each row into an empty cache.
+    def feed(self, ids_BT: Ids, count_B: Ids, *, logits_from: int = 0, padding: Padding = "right") -> Floats:
+        """Read the `count_B` tokens of each row into an empty cache.
+
+        Args:
+            padding: on which side of a row's tokens it is.
 
         Returns:
-            Logits (B, T - logits_from, V) of the positions from `logits_from` on; those past a row's count are
-            meaningless.
+            Logits (B, T - logits_from, V) of the positions from `logits_from` on; those of padding are meaningless.
         """
-        rows, tokens = ids_BT.shape
+        tokens = ids_BT.shape[1]
+        place_BT = np.arange(tokens) - (tokens - count_B[:, None]) * (padding == "left")
         inputs = {
             "input_ids": np.ascontiguousarray(ids_BT),
-            "attention_mask": (np.arange(tokens) < count_B[:, None]).astype(np.int64),
-            "position_ids": np.ascontiguousarray(np.broadcast_to(np.arange(tokens, dtype=np.int64), (rows, tokens))),
+            "attention_mask": ((place_BT >= 0) & (place_BT < count_B[:, None])).astype(np.int64),
+            "position_ids": np.maximum(place_BT, 0),
         }
         first = logits_from if self._has_logits_from else 0
         logits_BTV = Binding(self, inputs, logits_from=first).run()[:, logits_from - first :]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from export.external_data import read_graph
+from export.runtime.batch import LOGITS_FROM
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -53,6 +54,7 @@ def open_session(
             f"{', '.join(onnxruntime.get_available_providers())}; `demitasse doctor` says what is missing"
         )
     model = graph if graph is not None else read_graph(folder)
+    declare_logits_from(model)
     options = _options(onnxruntime, folder, threads, profile)
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[(name, SETTINGS[provider])])
@@ -62,6 +64,15 @@ def open_session(
         )
     session.disable_fallback()
     return session
+
+
+def declare_logits_from(model: "ModelProto") -> None:
+    """Make the constant `logits_from` of a graph an input too, which may be given and need not be."""
+    from onnx import TensorProto, helper
+
+    named = {value.name for value in model.graph.input}
+    if LOGITS_FROM not in named and any(tensor.name == LOGITS_FROM for tensor in model.graph.initializer):
+        model.graph.input.append(helper.make_tensor_value_info(LOGITS_FROM, TensorProto.INT64, [1]))
 
 
 def check_provider(provider: Provider) -> None:
