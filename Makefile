@@ -16,7 +16,7 @@ PYTEST = $(BIN)/python -m pytest -q
 ABREAST := -n auto --dist worksteal
 QUICK := and not thorough
 
-.PHONY: quickstart test test-all abreast lint types docs format clean
+.PHONY: quickstart test test-all campaign abreast lint types docs format clean
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -28,6 +28,11 @@ test: lint
 
 test-all:
 	@$(MAKE) --no-print-directory test QUICK=
+
+# Thousands of attempts to break it, for hours: before a release. One kind: make campaign ONLY=flips COUNT=200 SEED=7
+campaign: $(DEV_STAMP)
+	$(BIN)/python tests/campaign $(if $(ONLY),--only $(ONLY)) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(REPLAY),--replay $(REPLAY))
 
 # Beside the types, which take one core for a minute where nothing is cached.
 abreast: $(DEV_STAMP)

@@ -24,7 +24,7 @@ STIRS = 0.02
 """Seconds of processor time below which nothing has happened."""
 MOST_MEMORY = 2 * 10**9
 ROOM = 3 * 2**30
-"""Bytes of addresses that an attempt may ask for beyond those it begins with, so that no input takes the machine down."""
+"""Bytes of addresses that an attempt may ask for beyond those it begins with: no input takes the machine down."""
 TRACEBACK = "Traceback (most recent call last)"
 UNEXPECTED = re.compile(r"unexpected \w+(Error|Exception|Panic\w*|Exit|Warning):")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|bad_alloc|Unable to allocate", re.IGNORECASE)

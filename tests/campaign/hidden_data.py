@@ -11,7 +11,7 @@ from typing import Any
 
 from attempt import BROKEN, INVALID, REFUSED, Finding, command
 from campaign import Case
-from mutated_bundles import sealed
+from mutated_bundles import sealed_again
 from tiny import bundle
 
 WHERES = (
@@ -28,7 +28,7 @@ WHERES = (
     "training initialization",
     "training algorithm",
 )
-LOCATIONS = ("../secret", "/etc/hostname", "secret", "./secret", "sub/../../secret", "sub/secret", "link", "")
+LOCATIONS = ("../secret", "/etc/hostname", "sub/../../secret", "sub/secret", "link", "", "unlisted")
 
 
 class HiddenData:
@@ -54,10 +54,11 @@ class HiddenData:
         for file in (folder / "secret", folder / "sub" / "secret"):
             file.write_bytes(bytes(64))
         (folder / "link").symlink_to("../secret")
+        (folder / "unlisted").write_bytes(bytes(64))
         model = onnx.load(folder / "model.onnx", load_external_data=False)
         _hide(model, case["where"], _tensor(case["location"]))
         onnx.save(model, folder / "model.onnx")
-        sealed(folder, only=("model.onnx",))
+        sealed_again(folder, only=("model.onnx", "secret", "sub/secret"))
         arguments = (
             ["verify", "bundle"] if case["way"] == "verify" else ["generate", "bundle", "It was", "--tokens", "2"]
         )

@@ -50,7 +50,7 @@ def drawn_value(random: Random, before: Any) -> Any:
             (before.upper(), before + "x", before[1:], before * 50, [before], " " + before, before[::-1])
         )
     if isinstance(before, list):
-        return random.choice((before[::-1], before[:-1], before + before, before + [None], {"0": before}, before[:1]))
+        return random.choice((before[::-1], before[:-1], before + before, [*before, None], {"0": before}, before[:1]))
     return [before] if before else random.choice(ZOO)
 
 

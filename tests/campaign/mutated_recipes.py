@@ -73,6 +73,7 @@ class MutatedRecipes:
     def draw(self, random: Random) -> Case:
         base = random.choice(list(self.trees))
         ops = [self._op(random, base) for _ in range(random.choice((1, 1, 2, 3)))]
+        ops.sort(key=lambda op: "path" not in op)  # aliases that multiply are for the product to read, not for `apply`
         way = random.choices(("plan", "gate", "set"), (8, 1, 1))[0]
         path, _ = drawn_path(random, self.trees[base])
         value = random.choice((*ZOO[:-6], "[1", "{a: 1", "&a [*a]", "!!str 1"))

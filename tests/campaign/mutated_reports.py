@@ -1,7 +1,10 @@
 """What `gate` and `compare` read, changed: a run that failed never passes, one that passed never fails, and figures are
 those of the samples, or it is refused.
+
+Some are sealed again, as a forger would: of those no more is asked than an answer that can be read.
 """
 
+import json
 import re
 import shutil
 import sys
@@ -39,7 +42,7 @@ class MutatedReports:
     def draw(self, random: Random) -> Case:
         run = random.choice(("good", "bad", "bad"))
         ops = [self._op(random, run) for _ in range(random.choice((1, 1, 1, 2)))]
-        return {"run": run, "ops": ops, "way": random.choice(WAYS)}
+        return {"run": run, "ops": ops, "way": random.choice(WAYS), "sealed": random.random() < 0.4}
 
     def _op(self, random: Random, run: str) -> dict[str, object]:
         file = f"{run}/report.json" if random.random() < 0.5 else random.choice(self.files[run])
@@ -57,26 +60,48 @@ class MutatedReports:
             shutil.copytree(self.given / run, place / run, symlinks=True)
         for op in case["ops"]:
             apply(op, place)
+            if case["sealed"]:
+                _seal_again(place / op["file"])
         run, way = case["run"], case["way"]
         if way == "compare":
             ended = command("compare", "good", "bad", place=place)
-            return ended.findings((PASSED, REFUSED, INVALID, BROKEN)) or self._figures(ended, self.compared)
+            found = ended.findings((PASSED, REFUSED, INVALID, BROKEN))
+            return found if case["sealed"] else found or self._figures(ended, self.compared)
         if way.startswith("store"):
             ended = command(*way.split(), f"{run}/artifacts", place=place)
             return ended.findings((PASSED, REFUSED, BROKEN))
         ended = self._gate(place, run, *(["--out", "again"] if way == "report" else []))
         allowed = {self.codes[run], REFUSED, INCONCLUSIVE, INVALID, BROKEN}
+        if case["sealed"]:
+            return ended.findings(range(BROKEN + 1))
         return ended.findings(allowed) or self._figures(ended, self.shown[run])
 
     def _gate(self, place: Path, run: str, *more: str) -> Ended:
         return command("gate", run, *more, place=place)
 
     def _figures(self, ended: Ended, right: list[str]) -> list[Finding]:
-        """Where a verdict is given, every figure in it is one of the undisturbed verdict's, or a note says that it is not."""
+        """Where a verdict is given, its figures are those of the undisturbed one, or a note says which are not."""
         shown = _numbers(ended)
         if ended.code not in (PASSED, FAILED) or shown == right or "note:" in ended.out:
             return []
         return [Finding(what="wrong", text=f"exit {ended.code}, figures {_other(shown, right)}: {ended.out[-1500:]}")]
+
+
+def _seal_again(file: Path) -> None:
+    """Give a file that changed the seal that it would have had."""
+    from compress.digests import SEAL, sealed
+    from evaluation.report import UNSEALED, seal_of
+
+    try:
+        content = parsed(file)
+        if file.name == "report.json":
+            text = json.dumps(content | {"seal": ""}, indent=2) + "\n"
+            file.write_text(text.replace(UNSEALED, f'"seal": "{seal_of(text)}"', 1), encoding="utf-8")
+        elif SEAL in content:
+            content.pop(SEAL)
+            file.write_text(sealed(content), encoding="utf-8")
+    except (OSError, ValueError, RecursionError, TypeError, AttributeError):
+        return
 
 
 def _other(shown: list[str], right: list[str]) -> str:

@@ -116,7 +116,6 @@ SURROUNDINGS: dict[str, Callable[[], None]] = {
     "both without reader": _pipe(1, 2),
     "files of 0 bytes": _limit(resource.RLIMIT_FSIZE, 0),
     "files of 2 kB": _limit(resource.RLIMIT_FSIZE, 2048),
-    "8 open files": _limit(resource.RLIMIT_NOFILE, 8),
     "40 open files": _limit(resource.RLIMIT_NOFILE, 40),
     "no temporary folder": _no_temporary,
     "working directory gone": _gone,

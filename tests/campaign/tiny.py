@@ -17,7 +17,14 @@ FAMILIES = {"gpt2": GPT2, "llama": LLAMA}
 CHAIN = f"""
 data: {{train: train.txt, calibration: calibration.txt, test: test.txt}}
 stages:
-  - train: {{architecture: {GPT2}, vocabulary: 300, tokens: 8192, length: 32, batch: 8, learning_rate: 1e-2, checkpoints: 4}}
+  - train:
+      architecture: {GPT2}
+      vocabulary: 300
+      tokens: 8192
+      length: 32
+      batch: 8
+      learning_rate: 1e-2
+      checkpoints: 4
   - prune: {{sparsity: 0.3}}
   - slim: {{ffn: 0.75}}
   - distill: {{layers: 2, tokens: 4096, length: 32, batch: 8, checkpoints: 4}}
@@ -61,7 +68,8 @@ def dense(place: Path, family: str = "gpt2") -> Path:
     """A tiny model that was fitted until it has opinions, in `place`/FAMILY; the texts lie in `place`."""
     if not (place / family).is_dir():
         texts(place)
-        knobs = ["--vocabulary", "300", "--tokens", "16384", "--length", "32", "--batch", "8", "--learning-rate", "1e-2"]
+        sizes = {"vocabulary": 300, "tokens": 16384, "length": 32, "batch": 8, "learning-rate": "1e-2"}
+        knobs = [f"--{name}={value}" for name, value in sizes.items()]
         given = ["--train-text", "train.txt", "--architecture", FAMILIES[family], *knobs]
         made("train", "--out", family, *given, place=place)
     return place / family
