@@ -3,18 +3,26 @@
 model.onnx, model.onnx.data      the decoder and its weights
 genai_config.json, tokenizer     what onnxruntime-genai and `export.runtime.model` read
 manifest.json                    written last: sha256 and size of every other file, how it was made, coverage, parity
+
+It may lie in the hub's cache, whose snapshots are links (`external_data.py`), and beside what others put there that
+nothing reads (`manifest.foreign`).
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from compress.digests import digest_file
 from compress.stage import first_line
 from export.coverage import coverage
-from export.external_data import GRAPH, BundleIntegrityError, external_files, read_graph
-from export.manifest import MANIFEST, bundle_folder, listed, read_manifest
+from export.external_data import GRAPH, BundleIntegrityError, external_files, read_graph, real_file
+from export.manifest import MANIFEST, bundle_folder, foreign, listed, read_manifest
 from export.runtime.session import Provider
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 DATA = "model.onnx.data"
 
@@ -28,6 +36,8 @@ class BundleSummary:
     files: int
     size: int
     """Bytes of all files."""
+    foreign: tuple[str, ...]
+    """Names of what others put beside them, which nothing reads."""
     coverage: dict[str, Any]
     parity: dict[str, Any]
     libraries: dict[str, str]
@@ -44,7 +54,7 @@ def verify_bundle(folder: Path) -> BundleSummary:
     manifest = read_manifest(folder)
     _check_files(folder, manifest["files"])
     model = read_graph(folder)
-    _check_graph(folder)
+    _check_graph(model, folder)
     unlisted = external_files(model) - set(manifest["files"])
     if unlisted:
         raise BundleIntegrityError(
@@ -59,6 +69,7 @@ def verify_bundle(folder: Path) -> BundleSummary:
         provider=manifest["provider"],
         files=len(manifest["files"]) + 1,
         size=sum(entry["bytes"] for entry in manifest["files"].values()) + (folder / MANIFEST).stat().st_size,
+        foreign=tuple(foreign(folder)),
         coverage=manifest["coverage"],
         parity=manifest["parity"],
         libraries=manifest["libraries"],
@@ -71,10 +82,12 @@ def _check_files(folder: Path, files: dict[str, Any]) -> None:
     faults = [f"{name}: missing" for name in sorted(set(files) - set(found))]
     faults += [f"{name}: not in the manifest" for name in sorted(set(found) - set(files))]
     for name in sorted(set(files) & set(found)):
-        file = folder / name
-        if file.is_symlink() or not file.is_file():
-            faults.append(f"{name}: expected a plain file, got a link or a folder")
-        elif file.stat().st_size != files[name]["bytes"]:
+        try:
+            file = real_file(folder / name)
+        except BundleIntegrityError as error:
+            faults.append(str(error).removeprefix(f"{folder}{os.sep}"))
+            continue
+        if file.stat().st_size != files[name]["bytes"]:
             faults.append(f"{name}: expected {files[name]['bytes']} bytes, got {file.stat().st_size}")
         elif digest_file(file) != files[name]["sha256"]:
             faults.append(f"{name}: its content changed (sha256)")
@@ -82,10 +95,17 @@ def _check_files(folder: Path, files: dict[str, Any]) -> None:
         raise BundleIntegrityError(f"{folder}: not the bundle that was exported: {'; '.join(faults)}. Export it again")
 
 
-def _check_graph(folder: Path) -> None:
+def _check_graph(model: "ModelProto", folder: Path) -> None:
+    """The ONNX checker's rules. It looks for plain files beside the graph, and not into them: empty ones stand in."""
     import onnx
 
-    try:
-        onnx.checker.check_model(folder / GRAPH)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        raise BundleIntegrityError(f"{folder / GRAPH}: the ONNX checker refuses it ({first_line(error)})") from error
+    with TemporaryDirectory(prefix="demitasse-") as place:
+        for name in external_files(model):
+            with Path(place, name).open("wb") as stand_in:
+                stand_in.truncate((folder / name).stat().st_size)  # takes no room
+        Path(place, GRAPH).write_bytes((folder / GRAPH).read_bytes())
+        try:
+            onnx.checker.check_model(Path(place, GRAPH))
+        except (onnx.checker.ValidationError, ValueError) as error:
+            told = first_line(error).replace(f"{place}{os.sep}", "")
+            raise BundleIntegrityError(f"{folder / GRAPH}: the ONNX checker refuses it ({told})") from error

@@ -3,11 +3,17 @@
 An ONNX file is untrusted input. Its weights may lie in "external data" files that it names by a path, an offset and a
 length, and such paths have escaped their folder in several advisories (CVE-2022-25882, CVE-2024-27318, CVE-2024-5187,
 CVE-2025-51480). Here the graph is read first, without its weights, and refused unless every location is a plain file
-in the bundle's own folder, without links, and every range lies inside that file, has the tensor's size and overlaps
-no other. Only then does ONNX Runtime get it, as the very bytes that were checked.
+in the bundle's own folder, and every range lies inside that file, has the tensor's size and overlaps no other. Only
+then does ONNX Runtime get it, as the very bytes that were checked.
+
+No link is followed but those that the Hugging Face hub's cache is made of, which lead from a snapshot to a plain file
+in the store of the same repository:
+
+    models--me--bundle/snapshots/<commit>/model.onnx.data -> ../../blobs/<hash>
 """
 
 import math
+import os
 import stat
 from collections.abc import Iterator
 from itertools import pairwise
@@ -39,9 +45,9 @@ def read_graph(folder: Path) -> "ModelProto":
     from google.protobuf.message import DecodeError
 
     file = folder / GRAPH
-    if not file.exists():
+    if not os.path.lexists(file):
         raise BundleError(f"{folder}: expected a bundle with {GRAPH}; give a folder that `demitasse export` wrote")
-    _check_plain(file)
+    real_file(file)
     try:
         model = onnx.load_model_from_string(file.read_bytes())
     except DecodeError as error:
@@ -80,8 +86,7 @@ def _place(tensor: "TensorProto", folder: Path) -> tuple[str, int, int]:
             f"{folder / GRAPH}: the weight {tensor.name!r} points at {location!r}; "
             "expected a file in the bundle's own folder"
         )
-    _check_plain(folder / location)
-    size = (folder / location).stat().st_size
+    size = real_file(folder / location).stat().st_size
     expected = tensor_bytes(tensor)
     try:
         offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(expected)))
@@ -95,18 +100,55 @@ def _place(tensor: "TensorProto", folder: Path) -> tuple[str, int, int]:
     return location, offset, length
 
 
-def _check_plain(file: Path) -> None:
+def real_file(file: Path) -> Path:
+    """Where a bundle's file really lies: there, or where a snapshot of the hub's cache has it.
+
+    Raises:
+        BundleIntegrityError: it is missing, no plain file, or a link to anywhere else.
+    """
     try:
-        mode = file.lstat().st_mode
+        kind = stat.S_IFMT(file.lstat().st_mode)
+        real = _in_hub_store(file) if kind == stat.S_IFLNK else file
     except OSError as error:
         raise BundleIntegrityError(
             f"{file}: missing or unreadable ({error.strerror}); export the bundle again"
         ) from error
-    if not stat.S_ISREG(mode):
-        kind = "a link" if stat.S_ISLNK(mode) else "no plain file"
+    if real is None or not stat.S_ISREG(real.lstat().st_mode):
+        came = "a link" if kind == stat.S_IFLNK else "no plain file"
         raise BundleIntegrityError(
-            f"{file}: expected a plain file, got {kind}; a bundle may not point outside of itself"
+            f"{file}: expected a plain file, got {came}; a bundle may not point outside of itself"
         )
+    return real
+
+
+def _in_hub_store(link: Path) -> Path | None:
+    """What a link of a snapshot leads to, if that lies in the store of the snapshot's own repository."""
+    folder = link.parent.resolve()
+    target = Path(os.path.normpath(folder / link.readlink()))
+    snapshots = next((above for above in folder.parents if above.name == "snapshots"), None)
+    inside = snapshots is not None and target.parent == snapshots.parent / "blobs"
+    return target if inside and os.path.lexists(target) and not target.parent.is_symlink() else None
+
+
+def as_it_lies(model: "ModelProto", folder: Path) -> "tuple[ModelProto, Path]":
+    """The graph with its weights by the names that their files have where they really lie, and that folder.
+
+    ONNX Runtime follows no link either.
+    """
+    from onnx import ModelProto
+
+    places = {name: real_file(folder / name) for name in external_files(model)}
+    if all(place == folder / name for name, place in places.items()):
+        return model, folder
+    if len({place.parent for place in places.values()}) > 1:
+        raise BundleIntegrityError(f"{folder}: some of its files are links and some are not; fetch the bundle again")
+    renamed = ModelProto()
+    renamed.CopyFrom(model)
+    for tensor in _external_tensors(renamed):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = places[entry.value].name
+    return renamed, next(iter(places.values())).parent
 
 
 def tensor_bytes(tensor: "TensorProto") -> int:

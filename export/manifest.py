@@ -5,16 +5,19 @@ over all that (`compress.digests`). A bundle may lie in a folder of its own, or 
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from compress.digests import digest_file, sealed, unsealed
-from export.external_data import GRAPH, BundleError, BundleIntegrityError
+from export.external_data import GRAPH, BundleError, BundleIntegrityError, real_file
 
 MANIFEST = "manifest.json"
 FORMAT = 3
 OUTSIDE = {MANIFEST, "artifact.json", "README.md"}
 """Files that no manifest lists: itself, the run store's own, and the model card, whose verdict comes later."""
+NOBODY_READS = re.compile(r"\..+|(LICENSE|LICENCE|NOTICE)(\.txt|\.md)?|Thumbs\.db|desktop\.ini")
+"""What hubs, version control and file managers put beside a bundle, and the license of who publishes it."""
 STATED = {"provider", "coverage", "parity", "libraries"}
 
 
@@ -52,7 +55,12 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
 
 def listed(folder: Path) -> list[str]:
     """Names of the files in a bundle's folder that its manifest is to list."""
-    return sorted(name for name in os.listdir(folder) if name not in OUTSIDE)
+    return sorted(name for name in os.listdir(folder) if name not in OUTSIDE and not NOBODY_READS.fullmatch(name))
+
+
+def foreign(folder: Path) -> list[str]:
+    """Names of what lies in a bundle's folder, belongs to others, and is read by nothing that runs a bundle."""
+    return sorted(name for name in os.listdir(folder) if NOBODY_READS.fullmatch(name))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -63,10 +71,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         BundleIntegrityError: it is one, and its manifest is not what was written.
     """
     file = bundle_folder(folder) / MANIFEST
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise BundleError(f"{folder}: expected a bundle with {MANIFEST}; give a folder that `demitasse export` wrote")
     try:
-        manifest = unsealed(file.read_bytes())
+        manifest = unsealed(real_file(file).read_bytes())
         entries = all({"bytes", "sha256"} <= set(entry) for entry in manifest["files"].values())
         missing = STATED - set(manifest) | {"replay"} - set(manifest.get("parity", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import Demitasse
 from exported import exported, quantized
 from forging import edit_sealed
 from onnx import numpy_helper
 
-from compress.digests import sealed
+from compress.digests import digest_file, sealed
 from export import BundleError, BundleIntegrityError, OnnxCausalLM, verify_bundle
 from export.external_data import read_graph
 from export.manifest import write_manifest
 from export.parity import ParityError
 from export.self_test import coarse_kl, replay
+from recipes.engine.model_source import digest_folder
 
 
 @pytest.fixture
@@ -133,6 +135,87 @@ def test_a_link_is_no_file_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
         verify_bundle(bundle)
     with pytest.raises(BundleIntegrityError, match="a link"):
         OnnxCausalLM.open(bundle)
+
+
+def in_hub_cache(bundle: Path, cache: Path) -> Path:
+    """The bundle as huggingface_hub leaves it: a snapshot of links into the repository's store."""
+    snapshot = cache / "models--me--bundle" / "snapshots" / "abc"
+    blobs = snapshot.parents[1] / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    for file in bundle.iterdir():
+        name = digest_file(file)[:40]
+        shutil.copyfile(file, blobs / name)
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", name))
+    return snapshot
+
+
+def test_a_bundle_in_the_cache_of_a_hub_is_whole_and_runs(
+    int8_bundle: Path, tmp_path: Path, demitasse: Demitasse
+) -> None:
+    snapshot = in_hub_cache(int8_bundle, tmp_path / "hüb cache")
+    (tmp_path / "final").symlink_to(snapshot)
+    for folder in (snapshot, tmp_path / "final"):
+        assert verify_bundle(folder).coverage == verify_bundle(int8_bundle).coverage
+    expected = OnnxCausalLM.open(int8_bundle).generate([[1, 2, 3]], max_new_tokens=8)
+    assert OnnxCausalLM.open(snapshot).generate([[1, 2, 3]], max_new_tokens=8) == expected
+    assert replay(snapshot, "cpu")["kl"] == replay(int8_bundle, "cpu")["kl"]
+    assert digest_folder(snapshot) == digest_folder(int8_bundle)
+    assert demitasse("verify", snapshot)[0] == 0
+
+
+def test_a_link_of_the_cache_that_leads_to_other_content_is_found(int8_bundle: Path, tmp_path: Path) -> None:
+    snapshot = in_hub_cache(int8_bundle, tmp_path)
+    (snapshot / "tokenizer.json").unlink()
+    (snapshot / "tokenizer.json").symlink_to((snapshot / "genai_config.json").readlink())
+    with pytest.raises(BundleIntegrityError, match=r"tokenizer\.json: expected 9208 bytes, got"):
+        verify_bundle(snapshot)
+
+
+@pytest.mark.parametrize("name", ["model.onnx.data", "manifest.json", "tokenizer.json"])
+@pytest.mark.parametrize("where", ["../../../models--me--other/blobs/x", "../../blobs/x", "../../refs/x", "/x", "gone"])
+def test_a_link_out_of_the_repositorys_store_is_refused(
+    name: str, where: str, int8_bundle: Path, tmp_path: Path
+) -> None:
+    snapshot = in_hub_cache(int8_bundle, tmp_path)
+    link, repository = snapshot / name, snapshot.parents[1]
+    target = repository / "blobs" / link.readlink().name
+    place = Path(os.path.normpath(snapshot / where)) if where != "/x" else tmp_path / "x"
+    if where == "../../blobs/x":  # in the store, but a link again
+        outside = target.rename(tmp_path / "outside")
+        place.symlink_to(outside)
+    elif where != "gone":
+        place.parent.mkdir(parents=True, exist_ok=True)
+        target.rename(place)
+    link.unlink()
+    link.symlink_to(place if where == "/x" else where)
+    with pytest.raises(BundleIntegrityError, match=rf"{name}: expected a plain file, got a link"):
+        verify_bundle(snapshot)
+
+
+def test_links_of_a_cache_that_were_copied_elsewhere_are_refused(int8_bundle: Path, tmp_path: Path) -> None:
+    snapshot = in_hub_cache(int8_bundle, tmp_path)
+    plain = Path(shutil.copytree(snapshot, tmp_path / "plain", symlinks=True))
+    with pytest.raises(BundleIntegrityError, match="got a link"):
+        verify_bundle(plain)
+
+
+def test_what_hubs_and_file_managers_leave_beside_a_bundle_is_named_and_does_no_harm(
+    bundle: Path, demitasse: Demitasse
+) -> None:
+    before = digest_folder(bundle)
+    for folder in (".cache/huggingface", ".git"):
+        (bundle / folder).mkdir(parents=True)
+    for name in (".gitattributes", ".DS_Store", "LICENSE", "Thumbs.db"):
+        (bundle / name).write_text("*.onnx.data filter=lfs", encoding="utf-8")
+    assert verify_bundle(bundle).foreign == (".DS_Store", ".cache", ".git", ".gitattributes", "LICENSE", "Thumbs.db")
+    assert digest_folder(bundle) == before
+    code, said, _ = demitasse("verify", bundle, "--no-replay")
+    assert code == 0
+    assert ".DS_Store, .cache, .git, .gitattributes, LICENSE, Thumbs.db: of others" in said
+    (bundle / "special_tokens_map.json").write_text("{}", encoding="utf-8")  # this some readers would read
+    with pytest.raises(BundleIntegrityError, match=r"special_tokens_map\.json: not in the manifest"):
+        verify_bundle(bundle)
 
 
 def retold(bundle: Path, change: Callable[[Any], None]) -> None:

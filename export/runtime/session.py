@@ -8,7 +8,7 @@ measured beside it.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from export.external_data import read_graph
+from export.external_data import as_it_lies, read_graph
 from export.runtime.batch import LOGITS_FROM
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def open_session(
             f"{provider}: expected ONNX Runtime with {name}, got one with "
             f"{', '.join(onnxruntime.get_available_providers())}; `demitasse doctor` says what is missing"
         )
-    model = graph if graph is not None else read_graph(folder)
+    model, place = as_it_lies(graph if graph is not None else read_graph(folder), folder)
     declare_logits_from(model)
-    options = _options(onnxruntime, folder, threads, profile)
+    options = _options(onnxruntime, place, threads, profile)
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[(name, SETTINGS[provider])])
     if session.get_providers()[0] != name:

@@ -202,6 +202,8 @@ def show_bundle(console: Console, summary: "BundleSummary") -> None:
     size = format_value("disk_bytes", summary.size)
     console.print(f"[bold green]whole[/]  {escape(shown_path(summary.folder))}", soft_wrap=True)
     lines = {"files": f"{summary.files}, {size}", "provider": summary.provider, "made with": versions}
+    if summary.foreign:
+        lines["beside it"] = f"{', '.join(summary.foreign)}: of others, and nothing that runs the bundle reads it"
     console.print(facts_table({**lines, **_coverage_lines(summary.coverage), **_parity_lines(summary.parity)}))
 
 

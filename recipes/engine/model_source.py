@@ -10,7 +10,7 @@ from pathlib import Path
 from compress import Checkpoint, CheckpointError, FormatName, inspect_checkpoint
 from compress.digests import digest_file, digest_of
 from compress.stage import first_line
-from export.manifest import bundle_folder, is_bundle
+from export.manifest import MANIFEST, bundle_folder, is_bundle, listed
 from recipes.config.errors import Locations, raise_problems
 from recipes.config.recipe import ModelSource, Recipe
 
@@ -55,9 +55,11 @@ def resolve(recipe: Recipe) -> Source:
 
 def digest_folder(folder: Path) -> str:
     """sha256 (hex) over names and contents of the files that a checkpoint is loaded from, or of all of a bundle's."""
-    whole = is_bundle(folder)
-    place = bundle_folder(folder) if whole else folder
-    files = sorted(file for file in place.iterdir() if file.is_file() and (whole or file.suffix in SUFFIXES))
+    if is_bundle(folder):
+        bundle = bundle_folder(folder)
+        files = [bundle / name for name in (*listed(bundle), MANIFEST)]
+    else:
+        files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in SUFFIXES)
     return digest_of({file.name: digest_file(file) for file in files})
 
 
