@@ -6,7 +6,6 @@ find.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,39 +13,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 CONFIG = "genai_config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
-BACKENDS = {"TokenizersBackend", "PreTrainedTokenizerFast"}
-"""Names by which transformers calls a tokenizer that is nothing but its tokenizer.json; onnxruntime-genai knows none
-of them.
-"""
-
-
-def copy_tokenizer(source: Path, out: Path) -> None:
-    """The checkpoint's tokenizer, named so that onnxruntime-genai knows it."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
-    file = out / "tokenizer_config.json"
-    if not file.is_file():
-        return
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if config.get("tokenizer_class") in BACKENDS:
-        config["tokenizer_class"] = "GPT2Tokenizer" if _is_byte_level(out) else "LlamaTokenizer"
-        write_json(file, config)
-
-
-def _is_byte_level(folder: Path) -> bool:
-    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    return "ByteLevel" in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
 
 
 def genai_config(
@@ -95,7 +61,7 @@ def _special_ids(source: Path, vocabulary: int) -> dict[str, Any]:
             content = json.loads((source / name).read_text(encoding="utf-8"))
             for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 ids = content.get(key) if isinstance(content.get(key), list) else [content.get(key)]
-                if all(isinstance(token, int) and 0 <= token < vocabulary for token in ids):
+                if ids and all(isinstance(token, int) and 0 <= token < vocabulary for token in ids):
                     found[key] = content[key]
     end = found.get("eos_token_id", found.get("bos_token_id", 0))
     first = end[0] if isinstance(end, list) else end

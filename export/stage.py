@@ -2,7 +2,7 @@
 
 build      mobius-onnx gives the decoder's graph from the config         graph.py
 fill       our passes place the weights, int8 ones bit for bit           passes/, row_tracking.py
-write      graph, data, tokenizer, genai_config.json                     genai.py
+write      graph, data, tokenizer, genai_config.json                     tokenizer_files.py, genai.py
 prove      int8 values, provider and parity, on the written files        coverage.py, provider.py, parity.py
 seal       manifest.json                                                 bundle.py
 """
@@ -24,7 +24,7 @@ from export.bundle import DATA
 from export.config import LIBRARIES, ExportConfig
 from export.coverage import CoverageError, check_carried, coverage
 from export.external_data import GRAPH, read_graph
-from export.genai import CONFIG, copy_tokenizer, genai_config, write_json
+from export.genai import CONFIG, genai_config, write_json
 from export.graph import Decoder, build_decoder
 from export.manifest import write_manifest
 from export.parity import ROWS, ParityError, check_parity
@@ -34,6 +34,7 @@ from export.row_tracking import WeightError
 from export.runtime.batch import LOGITS_FROM, Ids
 from export.runtime.session import ProviderError, check_provider
 from export.self_test import replay, write_probe
+from export.tokenizer_files import write_tokenizer
 from export.torch_reference import take_reference
 from export.triton import bundle_place, write_config
 
@@ -151,7 +152,7 @@ def _write(decoder: Decoder, context: PassContext, source: Path, out: Path) -> d
     """Write the graph, its data, the tokenizer and genai_config.json; the coverage of what was written."""
 
     onnx_ir.save(decoder.model, out / GRAPH, external_data=DATA)
-    copy_tokenizer(source, out)
+    write_tokenizer(source, out)
     write_json(out / CONFIG, genai_config(source, decoder.architecture, decoder.model, context.provider))
     table = context.weights.int8
     placed = (("+".join(packed.modules), table.matrix(packed.rows)) for packed in context.packed.values())

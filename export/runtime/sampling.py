@@ -8,6 +8,7 @@ Temperature 0 is greedy. Every row draws from a generator of its own, so that it
 mates.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,9 +32,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0:
+        finite = math.isfinite(self.temperature) and math.isfinite(self.repetition_penalty)
+        fits = self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0
+        if not (finite and fits):
             raise ValueError(
-                "expected temperature >= 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, "
+                "expected temperature >= 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, all finite, "
                 f"got {self.temperature}, {self.top_k}, {self.top_p} and {self.repetition_penalty}"
             )
 
