@@ -38,7 +38,7 @@ from compress.training.malloc import kept_memory
 from evaluation.quality import TokenScores, Windows, amounts_of, quality_measurements, score, windows_of
 from evaluation.statistics import median_interval
 from recipes.formats import FORMATS
-from recipes.measure.text_windows import beginning, windows_in
+from recipes.measure.text_windows import beginnings, windows_in
 
 Ids = NDArray[np.int64]
 AT_MOST = 1.1
@@ -195,7 +195,7 @@ def harness_windows(checkpoint: Path, texts: Sequence[str], *, length: int) -> W
     """The windows in which the harness scores whole texts: see the head of this file."""
     tokenizer = load_tokenizer(checkpoint)
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    prefix = beginning(tokenizer)
+    (prefix,) = beginnings(tokenizer, True)
     ends = [np.array([end for _, end in spans]) for spans in encoded["offset_mapping"]]
     amounts = [amounts_of(text, end_T) for text, end_T in zip(texts, ends, strict=True)]
     return windows_of(
@@ -248,7 +248,7 @@ def main(
     read = text.read_text(encoding="utf-8")
     if check:
         return print_rolled(rolled(model, documents_of(read), length=length))
-    cut = windows_in([read], load_tokenizer(model), length=length, count=windows, select="first")
+    cut = windows_in([read], load_tokenizer(model), length=length, count=windows, select="first", bos=False)
     raise typer.Exit(0 if print_cost(cost(model, cut, batch=batch), cut) else 1)
 
 

@@ -251,6 +251,11 @@ def beginning(encode: Callable[[str, bool], Sequence[int]]) -> list[int]:
     return whole_T[: next(place for place in places if whole_T[place : place + len(text_T)] == text_T)]
 
 
+def before_text(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The ids that the tokenizer itself puts before a text: every sequence that a model reads here begins with them."""
+    return beginning(lambda text, added: tokenizer(text, add_special_tokens=added, verbose=False)["input_ids"])
+
+
 def tokenize(documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[NDArray[np.int64]]:
     """Token ids of each document, without special tokens: a list of int64 arrays, shape (tokens,) each."""
     encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.folder import load_tokenizer
-from compress.text import beginning
+from compress.text import before_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,8 +67,7 @@ def _content(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
 
 def _added(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
     """What the tokenizer puts before a text: token -> id."""
-    ids = beginning(lambda text, added: tokenizer(text, add_special_tokens=added, verbose=False)["input_ids"])
-    return {str(tokenizer.convert_ids_to_tokens(token)): token for token in ids}
+    return {str(tokenizer.convert_ids_to_tokens(token)): token for token in before_text(tokenizer)}
 
 
 def _template(added: dict[str, int]) -> dict[str, Any] | None:

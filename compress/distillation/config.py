@@ -129,7 +129,7 @@ class DistillConfig(TrainingKnobs):
 DISTILL = Stage(
     kind="distill",
     summary="train a smaller student (or the pruned model itself) on the teacher's predictions",
-    version=2,
+    version=3,
     config=DistillConfig,
     takes=frozenset({"dense"}),
     leaves="dense",

@@ -32,7 +32,7 @@ from compress.distillation.students import by_influence, fresh, listed, same_tok
 from compress.models.block_linears import sparsity
 from compress.quantization.fake_quantize import round_int8, unround
 from compress.stage import Facts, StageError, StageInput
-from compress.text import pack, read_documents, tokenize
+from compress.text import before_text, pack, read_documents, tokenize
 from compress.training.loop import Schedule, fit
 from compress.training.sparsity_masks import pruning_facts
 from compress.training.stage import held_out_rows
@@ -47,7 +47,12 @@ def run(config: DistillConfig, given: StageInput) -> Facts:
     if given.teacher is None or given.train_text is None:
         raise StageError("distill: expected a teacher (the recipe's source) and a training text (data.train)")
     tokenizer = load_tokenizer(given.source)
-    rows_NT = pack(tokenize(read_documents(given.train_text), tokenizer), config.length, end_of_text(tokenizer))
+    rows_NT = pack(
+        tokenize(read_documents(given.train_text), tokenizer),
+        config.length,
+        end_of_text(tokenizer),
+        before_text(tokenizer),
+    )
     student, made = _student(config, given, rows_NT)
     objective, teacher = _objective(config, given, student, rows_NT, made)
     if config.quantization_aware:

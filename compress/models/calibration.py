@@ -17,7 +17,7 @@ from torch import Tensor
 
 from compress.checkpoints.folder import context_length, end_of_text, load_tokenizer, read_config
 from compress.stage import StageError, StageInput
-from compress.text import TextError, TextSource, pack, read_documents, tokenize
+from compress.text import TextError, TextSource, before_text, pack, read_documents, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,10 +137,13 @@ def calibration_rows(
 ) -> NDArray[np.int64]:
     """The first `rows` rows of `length` tokens of a text, its documents packed: int64 [rows, length].
 
+    Each row begins with what the tokenizer itself puts before a text.
+
     Raises:
         TextError: the text cannot be read, or is too short.
     """
-    wanted, ids = rows * length, list[NDArray[np.int64]]()
+    before = before_text(tokenizer)
+    wanted, ids = rows * (length - len(before)), list[NDArray[np.int64]]()
     documents = read_documents(text)
     for document in documents:
         missing = wanted - sum(len(part) + 1 for part in ids)
@@ -155,4 +158,4 @@ def calibration_rows(
             f"{text}: expected {wanted} tokens for calibration ({rows} rows of {length}), got {found}; "
             "give more text, or ask for fewer `rows`"
         )
-    return pack(ids, length, end_of_text(tokenizer))[:rows]
+    return pack(ids, length, end_of_text(tokenizer), before)[:rows]

@@ -158,7 +158,7 @@ def _knobs(level: Level, scope: Literal["row", "layer"]) -> AmountConfig:
 PRUNE = Stage(
     kind="prune",
     summary="set the least important weights to zero: a share of them, or N of every M",
-    version=2,
+    version=3,
     config=PruneConfig,
     takes=frozenset({"dense"}),
     leaves="dense",

@@ -114,7 +114,7 @@ def materials(config: SlimConfig) -> frozenset[Material]:
 SLIM = Stage(
     kind="slim",
     summary="remove heads, neurons, hidden channels or layers: a plain smaller model that runs faster",
-    version=1,
+    version=2,
     config=SlimConfig,
     takes=frozenset({"dense"}),
     leaves="dense",

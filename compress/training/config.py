@@ -109,7 +109,7 @@ def materials(config: TrainingKnobs) -> frozenset[Material]:
 TRAIN = Stage(
     kind="train",
     summary="fit a GPT from a config, or fine-tune one",
-    version=2,
+    version=3,
     config=TrainConfig,
     takes=frozenset({"nothing", "dense"}),
     leaves="dense",

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from compress.checkpoints.folder import end_of_text, load_tokenizer, save_checkpoint
 from compress.checkpoints.loading import load_model
 from compress.stage import Facts, StageError, StageInput
-from compress.text import pack, read_documents, tokenize
+from compress.text import before_text, pack, read_documents, tokenize
 from compress.training.config import TrainConfig, TrainingKnobs
 from compress.training.loop import Schedule, fit
 from compress.training.objective import Objective
@@ -34,7 +34,7 @@ def run(config: TrainConfig, given: StageInput) -> Facts:
         raise StageError("train: expected a model to fine-tune or `architecture` for a new one, got both")
     documents = read_documents(given.train_text)
     model, tokenizer = _fresh(config, documents, given.seed) if config.architecture is not None else _source(given)
-    rows_NT = pack(tokenize(documents, tokenizer), config.length, end_of_text(tokenizer))
+    rows_NT = pack(tokenize(documents, tokenizer), config.length, end_of_text(tokenizer), before_text(tokenizer))
     schedule = Schedule.of(config)
     history = fit(
         Objective(model),
@@ -61,7 +61,7 @@ def held_out_rows(
     if given.calibration_text is None:
         raise StageError("held_out: expected a calibration text (data.calibration), got none")
     documents = tokenize(read_documents(given.calibration_text), tokenizer)
-    return pack(documents, config.length, end_of_text(tokenizer))[:HELD_OUT_ROWS]
+    return pack(documents, config.length, end_of_text(tokenizer), before_text(tokenizer))[:HELD_OUT_ROWS]
 
 
 def _source(given: StageInput) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -20,6 +20,7 @@ from evaluation.quality.classification_metrics import LABEL, PROBABILITY, confus
 from evaluation.quality.likelihood import Encode, continuations, encode_pair
 from evaluation.quality.per_example import Items
 from evaluation.quality.scoring import Scorer
+from evaluation.quality.windows import describe_bos
 
 SHOWN_WORST = 12
 """Items told of in the facts: those that were given a wrong label with the highest probability."""
@@ -68,7 +69,7 @@ def ask_labeled(
     asked = json.dumps([list(prompts), list(labels), dict(answers)], ensure_ascii=False).encode()
     facts = {
         "protocol": f"likeliest of {len(names)} answers after a prompt, by the sum of the log-likelihoods of its "
-        f"tokens ({_counts(token_P.tolist())} each), {_prefixed(prefix)}",
+        f"tokens ({_counts(token_P.tolist())} each), {describe_bos(prefix, 'prompt')}",
         "labels": names,
         "confusion": confusion(columns),
         "wrong": _most_wrong(prompts, names, columns),
@@ -84,10 +85,6 @@ def _prompt(prefix: Sequence[int], before: Sequence[int], room: int) -> list[int
 def _counts(token_P: Sequence[int]) -> str:
     low, high = min(token_P), max(token_P)
     return str(low) if low == high else f"{low} to {high}"
-
-
-def _prefixed(prefix: Sequence[int]) -> str:
-    return f"BOS (token {prefix[0]}) before every prompt" if prefix else "no BOS"
 
 
 def _most_wrong(

@@ -18,6 +18,7 @@ import numpy as np
 from evaluation.quality.likelihood import Encode, Ids
 from evaluation.quality.per_example import Items
 from evaluation.quality.text_metrics import overlap_columns
+from evaluation.quality.windows import describe_bos
 
 Generator = Callable[[Sequence[Ids], int], list[Ids]]
 """From the token ids of prompts and a number of new tokens to the new tokens' ids, greedy; they end before a token that
@@ -71,7 +72,7 @@ def ask_generation(
     asked = json.dumps([list(prompts), references, tokens], ensure_ascii=False).encode()
     shown = sorted({index * len(texts) // SHOWN_TEXTS for index in range(SHOWN_TEXTS)})
     facts = {
-        "protocol": f"greedy, at most {tokens} new tokens, {'BOS before every prompt' if prefix else 'no BOS'}; "
+        "protocol": f"greedy, at most {tokens} new tokens, {describe_bos(prefix, 'prompt')}; "
         "BLEU by sacrebleu (tokenizer 13a), ROUGE by rouge-score (stemmed), one reference",
         "texts": [{"prompt": prompts[item], "text": texts[item], "reference": references[item]} for item in shown],
     }

@@ -90,7 +90,7 @@ def windows_of(
     *,
     length: int,
     stride: int | None = None,
-    bos: int | None = None,
+    bos: Sequence[int] = (),
     count: int | None = None,
     select: Select = "even",
     join: bool = False,
@@ -100,7 +100,7 @@ def windows_of(
 
     Args:
         stride: tokens by which windows move on; None: they do not overlap.
-        bos: the token that stands before every window; None: none does.
+        bos: the tokens that stand before every window, most often one or none.
         count: how many windows to keep; None, or more than there are: all of them.
         select: keep them spread evenly over the whole text, or the first.
         join: treat the documents as one stream, as the published WikiText-2 figures do.
@@ -109,8 +109,8 @@ def windows_of(
     Raises:
         ValueError: `length`, `stride` or `count` does not fit, or the text holds nothing to score.
     """
-    room = length - (bos is not None)
-    if length < 2 or (count is not None and count < 1):
+    room = length - len(bos)
+    if room < 1 or length < 2 or (count is not None and count < 1):
         raise ValueError(
             f"expected windows of at least 2 tokens and at least one window, got length {length}, count {count}"
         )
@@ -121,9 +121,7 @@ def windows_of(
         amounts = [np.zeros((len(ids), 2), dtype=np.int64) for ids in documents]
     if join and documents:
         documents, amounts = [np.concatenate(documents)], [np.concatenate(amounts)]
-    cuts = [
-        cut for number, ids in enumerate(documents) for cut in _cuts(number, len(ids), room, step, before=bos is None)
-    ]
+    cuts = [cut for number, ids in enumerate(documents) for cut in _cuts(number, len(ids), room, step, before=not bos)]
     if not cuts:
         raise ValueError("expected text of at least two tokens, got none; give a longer test text")
     if count is not None and count < len(cuts):
@@ -131,15 +129,22 @@ def windows_of(
     scored_N2 = np.concatenate([amounts[cut.document][cut.first : cut.stop] for cut in cuts])
     return Windows(
         _filled(documents, cuts, length, bos),
-        length_W=np.array([cut.stop - cut.start for cut in cuts], dtype=np.int64) + (bos is not None),
-        first_W=np.array([cut.first - cut.start for cut in cuts], dtype=np.int64) + (bos is not None),
+        length_W=np.array([cut.stop - cut.start for cut in cuts], dtype=np.int64) + len(bos),
+        first_W=np.array([cut.first - cut.start for cut in cuts], dtype=np.int64) + len(bos),
         document_W=np.array([cut.document for cut in cuts], dtype=np.int64),
         bytes_N=scored_N2[:, 0],
         words_N=scored_N2[:, 1],
         protocol=f"{len(cuts)} windows of {length} tokens, stride {step}, {select}, "
         f"{'documents joined' if join else 'windows within documents'}, "
-        f"{'no BOS' if bos is None else f'BOS (token {bos}) before every window'}, per token",
+        f"{describe_bos(bos, 'window')}, per token",
     )
+
+
+def describe_bos(bos: Sequence[int], what: str) -> str:
+    """What stands before every window, prompt or text, in words."""
+    if not bos:
+        return "no BOS"
+    return f"BOS ({'token' if len(bos) == 1 else 'tokens'} {', '.join(map(str, bos))}) before every {what}"
 
 
 def _cuts(document: int, tokens: int, room: int, step: int, *, before: bool) -> list[_Cut]:
@@ -159,11 +164,10 @@ def _cuts(document: int, tokens: int, room: int, step: int, *, before: bool) -> 
     return cuts
 
 
-def _filled(documents: Sequence[Ids], cuts: list[_Cut], length: int, bos: int | None) -> Ids:
+def _filled(documents: Sequence[Ids], cuts: list[_Cut], length: int, bos: Sequence[int]) -> Ids:
     ids_WT = np.full((len(cuts), length), PAD, dtype=np.int64)
-    text_WT = ids_WT if bos is None else ids_WT[:, 1:]
-    if bos is not None:
-        ids_WT[:, 0] = bos
+    ids_WT[:, : len(bos)] = bos
+    text_WT = ids_WT[:, len(bos) :]
     for row_T, cut in zip(text_WT, cuts, strict=True):
         row_T[: cut.stop - cut.start] = documents[cut.document][cut.start : cut.stop]
     return ids_WT

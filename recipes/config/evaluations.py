@@ -12,7 +12,7 @@ Files are .jsonl, .jsonl.gz or .csv. What stands in them is read in `recipes/mea
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -25,6 +25,9 @@ EXTRA = "pip install 'demitasse[tasks]'"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv")
 LIBRARIES: dict[str, str] = {"sacrebleu": "sacrebleu", "rouge_score": "rouge-score"}
 """What generated text needs: module -> distribution."""
+Bos = Literal["auto"] | bool
+AUTO: Literal["auto"] = "auto"
+"""What the tokenizer itself puts before a text."""
 TEXT = "{text}"
 """Stands in a prompt for the row's text."""
 

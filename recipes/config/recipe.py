@@ -17,7 +17,7 @@ from evaluation.gate import Limit
 from evaluation.machine import available_cores
 from evaluation.measurement import METRICS, SEPARATOR, is_metric
 from recipes.config.errors import Locations
-from recipes.config.evaluations import GenerationConfig, LabeledConfig, TaskConfig
+from recipes.config.evaluations import AUTO, Bos, GenerationConfig, LabeledConfig, TaskConfig
 
 Stages = Mapping[str, Stage[Any]]
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -107,8 +107,10 @@ class EvaluateConfig(Section):
     """Windows per forward pass."""
     stride: int | None = Field(default=None, ge=1)
     """Tokens by which a window moves on; only new tokens are scored. null: windows do not overlap."""
-    bos: bool = False
-    """Put the beginning-of-text token before every window, and before every prompt of labeled and generation."""
+    bos: Bos = AUTO
+    """What stands before every window, prompt and question: auto, what the tokenizer itself puts before a text; true,
+    its beginning-of-text token; false, nothing.
+    """
     noise: NoiseConfig | None = None
     """Measure the test text under noise too: {typos: 0.05, case: 0.1, truncation: 0.25}, each a share."""
     tasks: tuple[TaskConfig, ...] = ()
@@ -120,7 +122,7 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _moves_within(self) -> "EvaluateConfig":
-        room = self.window - self.bos
+        room = self.window - (self.bos is True)
         if self.stride is not None and self.stride > room:
             raise ValueError(f"expected a stride of at most {room}, the tokens of text in a window, got {self.stride}")
         return self

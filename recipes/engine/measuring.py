@@ -123,6 +123,8 @@ class Measuring:
             return {"measurements": _plain(taken)}
 
         found = self.engine.obtain(Step(kind="quality", identity=identity, make=make))
+        for protocol in dict.fromkeys(taken["method"] for taken in found.facts["measurements"]):
+            self.engine.log(f"{subject.name}: measured by {protocol}")
         self.seconds["documents"] += found.seconds
         if subject is first:
             scores = found.files / quality.TOKENS_FILE

@@ -22,7 +22,7 @@ from recipes.formats.base import MeasureError
 from recipes.formats.compressed_bytes import METHOD, compressed_bytes
 from recipes.measure.peak_memory import DECODED
 
-MEASURE_VERSION = 9
+MEASURE_VERSION = 10
 
 
 def measure_footprint(artifact: Path, format: FormatName, *, prompt: int) -> list[Measurement]:

@@ -13,7 +13,7 @@ This file imports lm-evaluation-harness; `harness_tasks.py` imports it only once
 templates, sampling, and stopping early (a text is generated in full and then cut).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class ScorerLM(TemplateLM):
         scorer: Scorer,
         generator: Generator,
         tokenizer: "PreTrainedTokenizerBase",
+        prefix: Sequence[int] = (),
         context: int,
         batch: int = 8,
         on_share: Callable[[float], None] = lambda share: None,
@@ -52,10 +53,11 @@ class ScorerLM(TemplateLM):
         """As in `harness.ask_task`.
 
         Args:
+            prefix: tokens before every text that the harness encodes by itself, unless the text begins with them.
             on_share: told which share of the requests of one kind were answered just now.
         """
         super().__init__()
-        self.scorer, self.generator, self.tokenizer = scorer, generator, tokenizer
+        self.scorer, self.generator, self.tokenizer, self.prefix = scorer, generator, tokenizer, list(prefix)
         self.max_length, self.batch, self.on_share = context, batch, on_share
 
     @property
@@ -69,11 +71,11 @@ class ScorerLM(TemplateLM):
         return first if isinstance(first, int) else self.eot_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids; by itself with the special tokens that the tokenizer adds, unless the text begins with them."""
+        """Token ids; by itself with the prefix before them, unless the text begins with it."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self._text(self.prefix_token_id))
-        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
-        return ids
+        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=False)
+        return [*self.prefix, *ids] if add_special_tokens else ids
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """(log-likelihood, whether every token is the one ranked first) of each (context, continuation)."""

@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -33,6 +33,7 @@ from compress.stage import first_line
 from evaluation.quality.generation import Generator
 from evaluation.quality.per_example import Items
 from evaluation.quality.scoring import Scorer
+from evaluation.quality.windows import describe_bos
 from recipes.config.errors import did_you_mean, one_of
 from recipes.config.evaluations import EXTRA, TaskConfig
 from recipes.measure.multiple_choice import Question, TaskError, read_questions, spread
@@ -105,6 +106,7 @@ def ask_task(
     scorer: Scorer,
     generator: Generator,
     tokenizer: "PreTrainedTokenizerBase",
+    prefix: Sequence[int] = (),
     context: int,
     batch: int = 8,
     seed: int = 0,
@@ -115,6 +117,7 @@ def ask_task(
     Args:
         scorer: token ids [B, T], right padded, to scores [B, T, V].
         generator: prompts' ids and a number of new tokens to the new ids, greedy.
+        prefix: tokens before every text, such as the beginning-of-text token.
         context: the longest sequence that the model takes, in tokens.
         seed: which questions a `limit` leaves.
         on_item: told how many items were answered just now; `len(open_task(config))` of them in all.
@@ -131,6 +134,7 @@ def ask_task(
         scorer=scorer,
         generator=generator,
         tokenizer=tokenizer,
+        prefix=prefix,
         context=context,
         batch=batch,
         on_share=lambda share: on_item(share * len(task)),
@@ -141,7 +145,8 @@ def ask_task(
         samples={name: list(rows) for name, rows in task.rows.items()},
         bootstrap_iters=0,
     )
-    return _items(task, found["samples"])
+    protocol = f"{task.protocol}, {describe_bos(prefix, 'text')}"
+    return _items(replace(task, protocol=protocol), found["samples"])
 
 
 def _extra_missing(config: TaskConfig) -> str:

@@ -45,7 +45,7 @@ from recipes.formats.base import LoadedModel, MeasureError
 from recipes.formats.hidden_states import HiddenStates
 from recipes.measure.labeled_files import read_generation, read_labeled
 from recipes.measure.quality_details import ERRORS, ITEMS
-from recipes.measure.text_windows import beginning, windows_in
+from recipes.measure.text_windows import beginnings, windows_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -240,6 +240,7 @@ class _Exam:
                 scorer=self.model.logits,
                 generator=self.model.generate,
                 tokenizer=self.tokenizer,
+                prefix=self._prefix,
                 context=self.model.context,
                 batch=self.config.batch,
                 seed=self.seed,
@@ -279,7 +280,7 @@ class _Exam:
 
     @property
     def _prefix(self) -> list[int]:
-        return [beginning(self.tokenizer)] if self.config.bos else []
+        return beginnings(self.tokenizer, self.config.bos)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
