@@ -262,6 +262,25 @@ def tokenize(documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> 
     return [np.asarray(ids, dtype=np.int64) for ids in encoded]
 
 
+def check_ids(ids: NDArray[np.int64], tokenizer: "PreTrainedTokenizerBase", rows: int) -> None:
+    """See that the model can read what a text became: a tokenizer may name tokens that the model was never given.
+
+    Args:
+        ids: of any shape.
+        rows: of the model's embedding.
+
+    Raises:
+        TextError: a token has no row; the message names it.
+    """
+    largest = int(ids.max(initial=0))
+    if largest >= rows:
+        raise TextError(
+            f"the text holds {tokenizer.convert_ids_to_tokens(largest)!r}, which is number {largest} of the tokenizer, "
+            f"but the model's embedding has {rows} rows; leave it out of the text, or use the tokenizer that the model "
+            "was trained with"
+        )
+
+
 def pack(
     documents: list[NDArray[np.int64]], length: int, end_of_text: int, before: Sequence[int] = ()
 ) -> NDArray[np.int64]:

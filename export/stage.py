@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from compress.checkpoints.folder import count_nonzero, inspect_checkpoint, load_tokenizer
+from compress.checkpoints.folder import count_nonzero, inspect_checkpoint, load_tokenizer, read_config
 from compress.checkpoints.loading import load_float_model
 from compress.stage import Facts, Silent, StageError, StageInput, Task
-from compress.text import read_documents, tokenize
+from compress.text import check_ids, read_documents, tokenize
 from export.bundle import DATA
 from export.config import LIBRARIES, ExportConfig
 from export.coverage import CoverageError, check_carried, coverage
@@ -185,7 +185,10 @@ def _parity_ids(given: StageInput, source: Path, count: int) -> Ids:
         characters += len(texts[-1])
         if characters >= count * CHARACTERS_PER_TOKEN:
             break
-    return np.resize(np.concatenate(tokenize(texts, load_tokenizer(source))), count).astype(np.int64)
+    tokenizer = load_tokenizer(source)
+    ids = np.resize(np.concatenate(tokenize(texts, tokenizer)), count).astype(np.int64)
+    check_ids(ids, tokenizer, read_config(source)["vocab_size"])
+    return ids
 
 
 def _versions() -> dict[str, str]:

@@ -32,7 +32,7 @@ from compress.distillation.students import by_influence, fresh, listed, same_tok
 from compress.models.block_linears import sparsity
 from compress.quantization.fake_quantize import round_int8, unround
 from compress.stage import Facts, StageError, StageInput
-from compress.text import before_text, pack, read_documents, tokenize
+from compress.text import before_text, check_ids, pack, read_documents, tokenize
 from compress.training.loop import Schedule, fit
 from compress.training.sparsity_masks import pruning_facts
 from compress.training.stage import held_out_rows
@@ -53,6 +53,7 @@ def run(config: DistillConfig, given: StageInput) -> Facts:
         end_of_text(tokenizer),
         before_text(tokenizer),
     )
+    check_ids(rows_NT, tokenizer, read_config(given.source)["vocab_size"])
     student, made = _student(config, given, rows_NT)
     objective, teacher = _objective(config, given, student, rows_NT, made)
     if config.quantization_aware:

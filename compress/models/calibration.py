@@ -17,7 +17,7 @@ from torch import Tensor
 
 from compress.checkpoints.folder import context_length, end_of_text, load_tokenizer, read_config
 from compress.stage import StageError, StageInput
-from compress.text import TextError, TextSource, before_text, pack, read_documents, tokenize
+from compress.text import TextError, TextSource, before_text, check_ids, pack, read_documents, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -128,8 +128,11 @@ def rows_of_stage(kind: str, given: StageInput, rows: int, length: int) -> NDArr
     assert given.source is not None
     if given.calibration_text is None:
         raise StageError(f"{kind}: expected a calibration text (data.calibration) for these knobs")
-    longest = context_length(read_config(given.source)) or length
-    return calibration_rows(given.calibration_text, load_tokenizer(given.source), rows, min(length, longest))
+    config, tokenizer = read_config(given.source), load_tokenizer(given.source)
+    longest = context_length(config) or length
+    rows_NT = calibration_rows(given.calibration_text, tokenizer, rows, min(length, longest))
+    check_ids(rows_NT, tokenizer, config["vocab_size"])
+    return rows_NT
 
 
 def calibration_rows(

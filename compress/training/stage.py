@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from compress.checkpoints.folder import end_of_text, load_tokenizer, save_checkpoint
 from compress.checkpoints.loading import load_model
 from compress.stage import Facts, StageError, StageInput
-from compress.text import before_text, pack, read_documents, tokenize
+from compress.text import before_text, check_ids, pack, read_documents, tokenize
 from compress.training.config import TrainConfig, TrainingKnobs
 from compress.training.loop import Schedule, fit
 from compress.training.objective import Objective
@@ -35,6 +35,7 @@ def run(config: TrainConfig, given: StageInput) -> Facts:
     documents = read_documents(given.train_text)
     model, tokenizer = _fresh(config, documents, given.seed) if config.architecture is not None else _source(given)
     rows_NT = pack(tokenize(documents, tokenizer), config.length, end_of_text(tokenizer), before_text(tokenizer))
+    check_ids(rows_NT, tokenizer, model.config.vocab_size)
     schedule = Schedule.of(config)
     history = fit(
         Objective(model),

@@ -30,6 +30,7 @@ from recipes.engine.provenance import recipe_text, sources_of
 from recipes.engine.sequential import Patience
 from recipes.engine.stages import TEACHES, StageStep, obtain_stage
 from recipes.engine.steps import Engine
+from recipes.engine.text_lengths import check_lengths
 from recipes.formats import FORMATS, LIBRARIES
 from recipes.formats.text_generation import FINAL
 from recipes.runs.environment import environment
@@ -113,6 +114,8 @@ def _checked(
     except RecipeError as error:
         errors += error.errors
     errors += [*check_evaluations(recipe.evaluate, store), *check_overlaps(recipe, engine)]
+    if not errors:
+        errors += check_lengths(recipe, source, steps, engine)
     if errors:
         raise RecipeError(errors)
     return source, steps

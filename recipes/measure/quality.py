@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from compress import FormatName, Progress, TextSource
 from compress.checkpoints.folder import load_tokenizer
-from compress.text import read_documents
+from compress.text import check_ids, read_documents
 from evaluation.measurement import Measurement
 from evaluation.quality import (
     NOISES,
@@ -97,6 +99,7 @@ def measure_quality(
         against=None if baseline is None else FORMATS[baseline.format].open(baseline.folder, hidden=hidden),
         cut=out if baseline is None else baseline.scores.parent,
         tokenizer=tokenizer,
+        vocabulary=adapter.sizes(artifact).vocabulary,
         config=config,
         out=out,
         progress=progress,
@@ -162,6 +165,8 @@ class _Exam:
     cut: Path
     """Where the windows are: written there by the baseline, which is measured first, and read by all others."""
     tokenizer: "PreTrainedTokenizerBase"
+    vocabulary: int
+    """Rows of the model's embedding."""
     config: EvaluateConfig
     out: Path
     progress: Progress
@@ -198,7 +203,7 @@ class _Exam:
 
     def _cut(self, texts: Sequence[str]) -> Windows:
         config = self.config
-        return windows_in(
+        windows = windows_in(
             texts,
             self.tokenizer,
             length=config.window,
@@ -208,6 +213,8 @@ class _Exam:
             select=config.select,
             join=config.join,
         )
+        check_ids(windows.ids_WT, self.tokenizer, self.vocabulary)
+        return windows
 
     def tell_hardest(self, baseline: Path) -> None:
         """Write down what lost most."""
@@ -284,6 +291,7 @@ class _Exam:
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        check_ids(np.asarray(ids, dtype=np.int64), self.tokenizer, self.vocabulary)
         return ids
 
     def _decode(self, ids: Sequence[int]) -> str:
