@@ -221,6 +221,6 @@ def _depth(checkpoint: Path) -> int:
 
 def _length(checkpoint: Path, wanted: int) -> int:
     """As long as wanted, or as the model's context."""
-    from compress.checkpoints.folder import context_length, read_config
+    from compress.checkpoints.config import context_length, read_config
 
     return int(np.minimum(wanted, context_length(read_config(checkpoint)) or wanted))

@@ -229,7 +229,7 @@ def speed(order: Order, part: Part) -> None:
 
 def measure_speed(order: Order, teacher: Path, text: Path, batch: int) -> Json:
     """The median step of each block of each arm."""
-    from compress.checkpoints.folder import context_length, read_config
+    from compress.checkpoints.config import context_length, read_config
 
     folder = order.work / "speed" / teacher.resolve().name
     folder.mkdir(parents=True, exist_ok=True)

@@ -123,7 +123,8 @@ def store(results: Json, out: Path) -> None:
 def compare_model(model: str, arms: tuple[str, ...], settings: Settings, work: Path, tell: Tell) -> Json:
     """One model on every arm."""
     from benchmarks.bandwidth import BYTES
-    from compress.checkpoints.folder import inspect_checkpoint, read_config
+    from compress.checkpoints.config import read_config
+    from compress.checkpoints.folder import inspect_checkpoint
 
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = Path(model).resolve() if model not in SHAPES else _shape(model, work)

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from compress.checkpoints.folder import Checkpoint, CheckpointError, inspect_checkpoint
+    from compress.checkpoints.config import CheckpointError
+    from compress.checkpoints.folder import Checkpoint, inspect_checkpoint
     from compress.distillation.config import DISTILL, DistillConfig
     from compress.pruning.config import PRUNE, PruneConfig
     from compress.quantization.config import QUANTIZE, QuantizeConfig
@@ -61,7 +62,7 @@ _HOMES = {
     "STAGES": "stages",
     "TRAIN": "training.config",
     "Checkpoint": "checkpoints.folder",
-    "CheckpointError": "checkpoints.folder",
+    "CheckpointError": "checkpoints.config",
     "DistillConfig": "distillation.config",
     "Facts": "stage",
     "FormatName": "stage",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compress.checkpoints.folder import read_config, weight_files
+from compress.checkpoints.layout import Layout, read_layout
 from compress.stage import StageError, first_line
 from export.attention_facts import describe
 from export.families import check_settings, corrections, graph_type, refusal
@@ -47,48 +47,19 @@ def build_decoder(folder: Path, provider: Provider) -> Decoder:
     Raises:
         StageError: there is no right graph of this model, or the graph cannot take its weights.
     """
-    config = read_config(folder)
-    settings = _read_settings(folder, config)
+    layout = read_layout(folder)
+    empty, settings = layout.model, layout.model.config
     check_settings(folder, settings)
-    empty = _without_memory(folder, settings)
-    if "quantization_config" in config:
+    if any(weight.number == "int8" for weight in layout.taken):
         _check_experts(folder, empty)
     module, package = _build(folder, settings, provider)
     model, architecture = package["model"], package.config
     _check_architecture(folder, architecture)
     _check_graph(folder, settings.model_type, model.graph)
     model.meta.update(describe(empty))
-    weights = _open_weights(folder, module, empty, tied=bool(architecture.tie_word_embeddings))
+    weights = _open_weights(folder, module, layout)
     _check_shapes(folder, settings.model_type, model.graph, weights)
     return Decoder(model, weights, architecture)
-
-
-def _read_settings(folder: Path, config: dict[str, Any]) -> Any:
-    """transformers' reading of a config, as if nothing had been quantized."""
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    if config["model_type"] not in CONFIG_MAPPING:
-        raise refusal(folder, config["model_type"], "transformers has no such type")
-    plain = {key: value for key, value in config.items() if key not in {"quantization_config", "model_type"}}
-    try:
-        return AutoConfig.for_model(config["model_type"], **plain)
-    except Exception as error:  # config classes check themselves, each with errors of its own
-        reason = f"transformers does not take its config ({first_line(error)})"
-        raise refusal(folder, config["model_type"], reason) from error
-
-
-def _without_memory(folder: Path, settings: Any) -> "PreTrainedModel":
-    """The model in transformers, its tensors without memory."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(settings)
-    except ValueError as error:
-        reason = "transformers has no causal language model of this type"
-        raise refusal(folder, settings.model_type, reason) from error
-    return model
 
 
 def _build(folder: Path, settings: Any, provider: Provider) -> tuple[Any, Any]:
@@ -144,17 +115,17 @@ def _check_graph(folder: Path, kind: str, graph: "ir.Graph") -> None:
             raise refusal(folder, kind, f"expected GroupQueryAttention to read {cache.name}, got {found}")
 
 
-def _open_weights(folder: Path, module: Any, empty: "PreTrainedModel", *, tied: bool) -> GraphWeights:
+def _open_weights(folder: Path, module: Any, layout: Layout) -> GraphWeights:
     from transformers.pytorch_utils import Conv1D
 
-    conv1d = frozenset(name for name, part in empty.named_modules() if isinstance(part, Conv1D))
+    conv1d = frozenset(name for name, part in layout.model.named_modules() if isinstance(part, Conv1D))
     try:
-        return read_weights(folder, weight_files(folder), module, conv1d, tied=tied)
+        return read_weights(folder, layout, module, conv1d)
     except WeightError as error:
         raise StageError(f"{folder}: {error}") from error
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # from mobius's renaming
         reason = f"mobius-onnx cannot place its weights ({first_line(error)})"
-        raise refusal(folder, empty.config.model_type, reason) from error
+        raise refusal(folder, layout.model.config.model_type, reason) from error
 
 
 def _check_shapes(folder: Path, kind: str, graph: "ir.Graph", weights: GraphWeights) -> None:

@@ -10,7 +10,6 @@ Weights on which mobius does arithmetic cannot be followed, and are refused.
     O, I    rows (outputs) and columns (inputs) of a matrix
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,24 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.checkpoints.quantized_matrix import ENTRIES, QuantizedMatrix, read_quantized_matrices
+from compress.checkpoints.compressed_tensors import CODES
+from compress.checkpoints.layout import Layout, read_tensor
+from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Rows = NDArray[np.int32]
-BUFFERS = (
-    ".attn.bias",
-    ".attn.masked_bias",
-    ".attention.bias",
-    ".attention.masked_bias",
-    ".rotary_emb.inv_freq",
-    *ENTRIES,
-)
-"""Ends of names that hold no weight: constants that old checkpoints stored along, and the storage of int8 matrices."""
-
-
-HEAD = "lm_head.weight"
+WEIGHT = ".weight"
+PIECE = 4096
+"""Rows that are compared at once."""
 
 
 class WeightError(Exception):
@@ -111,21 +103,18 @@ class GraphWeights:
     int8: Int8Table
 
 
-def read_weights(
-    folder: Path, files: Iterable[Path], module: Any, conv1d: frozenset[str], *, tied: bool
-) -> GraphWeights:
-    """Open a checkpoint (its tensors stay on disk until they are used) and rename it by `module.preprocess_weights`.
+def read_weights(folder: Path, layout: Layout, module: Any, conv1d: frozenset[str]) -> GraphWeights:
+    """Open the weights that transformers takes of a checkpoint, each once (its tensors stay on disk until they are
+    used), and rename them by `module.preprocess_weights`.
 
-    `conv1d` names the modules that hold their matrix as [in, out] (GPT-2's Conv1D). A `tied` head is the embedding: a
-    copy of it that a checkpoint may hold all the same is not read.
+    `conv1d` names the modules that hold their matrix as [in, out] (GPT-2's Conv1D).
 
     Raises:
-        WeightError: an int8 matrix cannot be followed to its place.
+        WeightError: an int8 matrix cannot be followed to its place, or is not what the model computes with.
     """
-    table = Int8Table.of(read_quantized_matrices(folder))
-    floats = _read_floats(files, table.matrices)
-    if tied:
-        floats.pop(HEAD, None)
+    matrices = _matrices(folder, layout)
+    floats = _floats(layout, matrices)
+    table = Int8Table.of(matrices)
     rows = _rename(module, floats, {name: _row_numbers(table, name) for name in table.matrices}, conv1d)
     columns = _rename(module, floats, {name: _column_numbers(table, name) for name in table.matrices}, conv1d)
     places = {name for name, tensor in rows.items() if _is_number(tensor)}
@@ -135,17 +124,41 @@ def read_weights(
     return GraphWeights({name: tensor for name, tensor in rows.items() if name not in places}, table)
 
 
-def _read_floats(files: Iterable[Path], matrices: dict[str, QuantizedMatrix]) -> dict[str, "Tensor"]:
-    from safetensors import safe_open
+def _matrices(folder: Path, layout: Layout) -> dict[str, QuantizedMatrix]:
+    """Every int8 matrix by its module's name, with the base model's prefix where the model has it."""
+    written = {
+        weight.stored.name.removesuffix(CODES).removesuffix(WEIGHT): weight.written.removesuffix(WEIGHT)
+        for weight in layout.taken
+        if weight.number == "int8"
+    }
+    return {written.get(name, name): matrix for name, matrix in read_quantized_matrices(folder).items()}
 
-    skip = {f"{name}.weight" for name in matrices}
+
+def _floats(layout: Layout, matrices: dict[str, QuantizedMatrix]) -> dict[str, "Tensor"]:
+    """Every float weight, but for the table that an int8 embedding stands for, and that must be the same numbers."""
     floats: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
-                if name not in skip and not name.endswith(BUFFERS):
-                    floats[name] = tensors.get_tensor(name)
+    for weight in layout.weights():
+        if weight.number == "float":
+            matrix = matrices.get(weight.name.removesuffix(WEIGHT))
+            if matrix is None:
+                floats[weight.written] = read_tensor(weight.stored)
+            elif not _same(read_tensor(weight.stored), matrix):
+                raise WeightError(
+                    f"{weight.name}: the int8 codes beside the weights stand for other numbers than the weight files "
+                    "hold, which is what transformers loads; quantize the model again"
+                )
     return floats
+
+
+def _same(table_OI: "Tensor", matrix: QuantizedMatrix) -> bool:
+    """Whether a float table is what the codes stand for, to the rounding of its own type; compared in pieces."""
+    if tuple(table_OI.shape) != matrix.codes_OI.shape:
+        return False
+    for at in range(0, len(matrix.codes_OI), PIECE):
+        part = QuantizedMatrix(matrix.codes_OI[at : at + PIECE], matrix.scale_OG[at : at + PIECE])
+        if not np.allclose(part.dequantize(), table_OI[at : at + PIECE].float().numpy(), rtol=1e-6, atol=0):
+            return False
+    return True
 
 
 def _row_numbers(table: Int8Table, name: str) -> "Tensor":

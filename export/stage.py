@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from compress.checkpoints.folder import count_nonzero, inspect_checkpoint, load_tokenizer, read_config
+from compress.checkpoints.config import read_config, vocabulary_size
+from compress.checkpoints.folder import inspect_checkpoint, load_tokenizer
+from compress.checkpoints.layout import count_nonzero
 from compress.checkpoints.loading import load_float_model
 from compress.stage import Facts, Silent, StageError, StageInput, Task
 from compress.text import check_ids, read_documents, tokenize
@@ -187,7 +189,7 @@ def _parity_ids(given: StageInput, source: Path, count: int) -> Ids:
             break
     tokenizer = load_tokenizer(source)
     ids = np.resize(np.concatenate(tokenize(texts, tokenizer)), count).astype(np.int64)
-    check_ids(ids, tokenizer, read_config(source)["vocab_size"])
+    check_ids(ids, tokenizer, vocabulary_size(read_config(source)))
     return ids
 
 

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +57,7 @@ def test_not_a_causal_model(folder: Path) -> None:
 
 
 def test_code_of_its_own_is_never_run(folder: Path) -> None:
-    edit_config(folder, auto_map={"AutoModelForCausalLM": "evil.Model"})
+    edit_config(folder, auto_map={"AutoModelForCausalLM": "evil.Model"}, model_type="evil")
     with pytest.raises(CheckpointError, match="which demitasse never runs"):
         inspect_checkpoint(folder)
 
@@ -89,15 +91,32 @@ def test_no_tokenizer(folder: Path) -> None:
         inspect_checkpoint(folder)
 
 
+def edit_tokenizer(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    edit(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
 def test_a_tokenizer_that_does_not_match(folder: Path) -> None:
-    edit_config(folder, vocab_size=300)
-    with pytest.raises(CheckpointError, match="gives ids up to 319, but the embedding has 300 rows"):
+    edit_tokenizer(folder, lambda content: content["model"]["vocab"].update(abracadabra=400))
+    told = "'abracadabra' is number 400, but the embedding has 320 rows; use the tokenizer that the model was trained"
+    with pytest.raises(CheckpointError, match=told):
         inspect_checkpoint(folder)
 
 
-def test_a_corrupt_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text('{"model": 3}')
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: corrupt tokenizer"):
+def test_an_added_token_without_a_row_is_no_reason_to_refuse(folder: Path) -> None:
+    added = {"id": 320, "content": "<image>", "special": True, "normalized": False}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    edit_tokenizer(folder, lambda content: content["added_tokens"].append(added | flags))
+    assert inspect_checkpoint(folder).parameters
+    assert load_tokenizer(folder).convert_tokens_to_ids("<image>") == 320
+
+
+@pytest.mark.parametrize("content", ['{"model": 3}', "[]", "{", ""])
+def test_a_corrupt_tokenizer(folder: Path, content: str) -> None:
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer cannot be loaded|tokenizer has no vocabulary"):
         inspect_checkpoint(folder)
 
 

@@ -14,13 +14,9 @@ from safetensors.torch import load_file
 
 from compress import StageError, inspect_checkpoint
 from compress.checkpoints.compressed_tensors import pack, packed_faults, unpack
+from compress.checkpoints.config import CheckpointError
 from compress.checkpoints.loading import load_float_model
-from compress.checkpoints.quantized_matrix import (
-    CheckpointError,
-    QuantizedMatrix,
-    quantize_groups,
-    read_quantized_matrices,
-)
+from compress.checkpoints.quantized_matrix import QuantizedMatrix, quantize_groups, read_quantized_matrices
 from export import verify_bundle
 from recipes.formats import FORMATS
 

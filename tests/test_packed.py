@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from compress import CheckpointError, StageError, StageInput, inspect_checkpoint
 from compress.checkpoints.compressed_tensors import WEIGHTS, packed_faults
-from compress.checkpoints.folder import count_nonzero
+from compress.checkpoints.layout import count_nonzero
 from compress.checkpoints.loading import load_float_model, load_model
 from compress.checkpoints.quantized_matrix import read_quantized_matrices
 from compress.quantization.config import QuantizeConfig

@@ -60,7 +60,8 @@ def test_multiplied_out_model_has_the_weights_of_the_codes(
     folder = quantized(request.getfixturevalue(family), tmp_path, embeddings=True)
     model, matrices = load_float_model(folder), read_quantized_matrices(folder)
     for linear in block_linears(model):
-        assert np.array_equal(linear.weight_OI().numpy(), matrices[linear.name].dequantize()), linear.name
+        weight_OI = linear.weight_OI().numpy()  # as bitsandbytes itself multiplies it out, in another order
+        assert np.allclose(weight_OI, matrices[linear.name].dequantize(), rtol=1e-6, atol=0), linear.name
     table = model.get_input_embeddings().weight
     name = next(name for name in matrices if name.endswith(("wte", "embed_tokens")))
     assert np.array_equal(table.detach().numpy(), matrices[name].dequantize())

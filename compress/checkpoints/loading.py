@@ -1,17 +1,18 @@
 """A checkpoint's model, opened: as it runs, and in float32 whatever it is stored as; and the model without its weights.
 
-A quantized matrix is multiplied out as it is read, one at a time. Memory that nobody has written to is not there yet,
-so a model of `empty_model` takes no room until its weights are filled in.
+Every model is one that transformers has loaded. Where a format's library runs it with rounded activations, or is not
+here, its matrices are multiplied out: bitsandbytes' by that library, compressed-tensors' before transformers loads
+them under the names that they had as floats. So a reference never rests on our own reading of names, ties or buffers.
 """
 
-from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-
-from compress.checkpoints.folder import DType, check_loading, load_pretrained, read_config, weight_files
-from compress.checkpoints.quantized_matrix import ENTRIES, read_quantized_matrices
+from compress.checkpoints.config import CheckpointError, in_one_line, quantization_method, read_config
+from compress.checkpoints.folder import DType, load_pretrained, no_bars
+from compress.checkpoints.layout import OPENING, Layout, check_loading, read_layout, read_tensor
+from compress.checkpoints.quantized_matrix import read_quantized_matrices
 
 if TYPE_CHECKING:
     import torch
@@ -25,14 +26,9 @@ def load_model(folder: Path, *, dtype: DType = "float32") -> "PreTrainedModel":
     Raises:
         CheckpointError: the weights do not fit the architecture: some missing, some left over, or of another shape.
     """
-    settings = read_config(folder).get("quantization_config") or {}
-    if settings.get("quant_method") != "compressed-tensors":
+    if quantization_method(read_config(folder)) != "compressed-tensors":
         return load_pretrained(folder, dtype=dtype)
-    import torch
-
-    model = load_float_model(folder)
-    model.to(getattr(torch, dtype))
-    return model
+    return _multiplied_out(folder, dtype)
 
 
 def load_float_model(folder: Path) -> "PreTrainedModel":
@@ -41,67 +37,74 @@ def load_float_model(folder: Path) -> "PreTrainedModel":
     Raises:
         CheckpointError: as `load_model`.
     """
-    config = read_config(folder)
-    if "quantization_config" not in config:
-        return load_pretrained(folder, dtype="float32")
+    method = quantization_method(read_config(folder))
+    if method == "compressed-tensors":
+        return _multiplied_out(folder, "float32")
+    model = load_pretrained(folder, dtype="float32")
+    if method is not None:
+        _dequantize(model)
+    return model
+
+
+def _dequantize(model: "PreTrainedModel") -> None:
+    """Every linear of bitsandbytes becomes the float one that its library says it stands for."""
+    import torch
+    from bitsandbytes.nn.modules import Linear8bitLt
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Linear8bitLt):
+            with torch.device("meta"):
+                linear = torch.nn.Linear(module.in_features, module.out_features, bias=False)
+            linear.weight = torch.nn.Parameter(dequantize_bnb_weight(module.weight, module.state).float())
+            linear.bias = module.bias
+            model.set_submodule(name, linear)
+
+
+def _multiplied_out(folder: Path, dtype: DType) -> "PreTrainedModel":
+    """A checkpoint of compressed-tensors as transformers loads its floats."""
     import torch
 
-    model = empty_model(folder)
-    held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-    missing, unexpected, mismatched = set(dict(model.named_parameters())), set[str](), set[str]()
-    with torch.no_grad():
-        for name, tensor in float_tensors(folder, model):
-            if name not in held:
-                unexpected.add(name)
-            elif held[name].shape != tensor.shape:
-                mismatched.add(name)
-            else:
-                held[name].copy_(tensor)
-            missing.discard(name)
-    missing -= set(model.all_tied_weights_keys)
-    check_loading(folder, {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": mismatched})
+    layout = read_layout(folder)
+    config: Any = deepcopy(layout.model.config)
+    try:
+        with no_bars(), OPENING:
+            model, report = type(layout.model).from_pretrained(
+                None,
+                config=config,
+                state_dict=_floats(folder, layout),
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{folder}: the model cannot be loaded ({in_one_line(error)})") from error
+    check_loading(folder, {**report, "unexpected_keys": ()})
     if (folder / "generation_config.json").is_file():  # tokens that end a text may stand there alone
         from transformers import GenerationConfig
 
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    model.eval()
-    return model
+    return model.eval()
+
+
+def _floats(folder: Path, layout: Layout) -> "dict[str, torch.Tensor]":
+    """Every weight by the file's name of it, the packed ones multiplied out."""
+    import torch
+
+    floats = {weight.stored.name: read_tensor(weight.stored) for weight in layout.taken if weight.number == "float"}
+    matrices = read_quantized_matrices(folder)
+    for name in [name for name in matrices if f"{name}.weight" not in floats]:  # a rounded embedding is there as floats
+        floats[f"{name}.weight"] = torch.from_numpy(matrices.pop(name).dequantize())
+    return floats
 
 
 def empty_model(folder: Path) -> "PreTrainedModel":
     """The checkpoint's architecture in float32, in evaluation mode, its weights not filled in (its buffers are)."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    shape = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if hasattr(shape, "quantization_config"):
-        del shape.quantization_config
-    with no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    config = deepcopy(read_layout(folder).model.config)
+    with OPENING, no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.tie_weights()
-    model.eval()
-    return model
-
-
-def float_tensors(folder: Path, model: "PreTrainedModel") -> "Iterator[tuple[str, torch.Tensor]]":
-    """Tensors by name as a float model of the same architecture holds them, one after the other."""
-    import torch
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, apply_renamings
-    from transformers.pytorch_utils import Conv1D
-
-    # what transformers renames as it loads: GPT-NeoX's head is stored as `embed_out`
-    renamings = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
-    matrices = read_quantized_matrices(folder)
-    skip = {f"{name}.weight" for name in matrices}
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
-                if name not in skip and not name.endswith(ENTRIES):
-                    yield apply_renamings(name, renamings), tensors.get_tensor(name)
-    while matrices:
-        name = next(iter(matrices))
-        matrix = matrices.pop(name)
-        weight_OI = torch.from_numpy(matrix.dequantize())
-        yield f"{name}.weight", weight_OI.T if isinstance(model.get_submodule(name), Conv1D) else weight_OI
+    return model.eval()

@@ -16,7 +16,6 @@ ignores and the ONNX export carries.
 Source: bitsandbytes 0.50 (Linear8bitLt) and "LLM.int8()" (arXiv 2208.07339), section 2.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,15 +27,11 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from compress.checkpoints.compressed_tensors import CODES, SCALES, SHAPE, group_sizes, unpack
+from compress.checkpoints.config import CheckpointError, read_config
+from compress.checkpoints.weight_files import weight_files
 
 EMBEDDINGS_FILE = "int8_embeddings.safetensors"
 LEVELS = 127.0
-ENTRIES = (".SCB", ".weight_format", CODES, SCALES, SHAPE)
-"""Ends of the names of tensors that are no weight of a module, but belong to the storage of one."""
-
-
-class CheckpointError(Exception):
-    """A folder is not a checkpoint that can be used; the message names the file, what was expected and the way out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +97,8 @@ def read_quantized_matrices(folder: Path) -> dict[str, QuantizedMatrix]:
     Raises:
         CheckpointError: a matrix's tensors do not fit each other, or one is missing.
     """
-    shards = [file for file in sorted(folder.glob("*.safetensors")) if file.name != EMBEDDINGS_FILE]
     matrices: dict[str, QuantizedMatrix] = {}
-    for files in (shards, [*folder.glob(EMBEDDINGS_FILE)]):  # which holds tensors of the same names
+    for files in (weight_files(folder), [*folder.glob(EMBEDDINGS_FILE)]):  # which holds tensors of the same names
         with ExitStack() as stack:
             opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
             held = {name: tensors for tensors in opened for name in tensors.keys()}  # noqa: SIM118 (not iterable)
@@ -120,8 +114,7 @@ def read_quantized_matrices(folder: Path) -> dict[str, QuantizedMatrix]:
 def _matrices(held: dict[str, Any], folder: Path) -> Iterator[tuple[str, QuantizedMatrix]]:
     """(module, matrix) for each of the matrices in open safetensors files; `held` says where a tensor lies."""
     packed = any(name.endswith(CODES) for name in held)
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"] if packed else {}
-    sizes = group_sizes(settings) if packed else set()
+    sizes = group_sizes(read_config(folder)["quantization_config"]) if packed else set()
 
     def read(name: str) -> Any:
         return held[name].get_tensor(name)

@@ -3,43 +3,30 @@
 A safetensors file is a header that gives each tensor's type, shape and place, and then the bytes. A stage that changes
 some values and no shape copies the files and writes those bytes anew: every other tensor, name and type stays as it is,
 and no more than one tensor is in memory.
-Source of the format: https://github.com/huggingface/safetensors#format
 
 Not covered: checkpoints whose tensors transformers merges or splits as it loads them (mixtures of experts).
 """
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from compress.checkpoints.folder import CheckpointError, load_tokenizer, weight_files
+from compress.checkpoints.config import CONFIG, CheckpointError
+from compress.checkpoints.folder import load_tokenizer
+from compress.checkpoints.json_file import read_object
+from compress.checkpoints.layout import Weight, read_layout, read_tensor
+from compress.checkpoints.weight_files import INDEX, SINGLE, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CONFIGS = ("config.json", "generation_config.json")
-INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies."""
-
-    file: str
-    """Name of the file within the folder."""
-    name: str
-    """The name that the file gives it."""
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    """Bytes from the start of the file."""
 
 
 class TensorFiles:
@@ -50,24 +37,24 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Path, model: "PreTrainedModel") -> None:
+        layout = read_layout(folder)
         self.folder = folder
-        self.places = _places(folder, model)
-        self.tied = {alias: name for alias, name in model.all_tied_weights_keys.items() if alias in self.places}
-        """Further names under which the files hold a tensor once more."""
+        self._apart = layout.apart
+        self.tied = layout.tied
+        """Further names of a weight, under which the files may hold it once more."""
+        self.places: dict[str, Weight] = {weight.name: weight for weight in layout.taken if not weight.merged}
         for name, parameter in model.named_parameters():
             place = self.places.get(name)
-            if place is None or place.shape != tuple(parameter.shape) or place.dtype not in DTYPES:
-                found = "nothing" if place is None else f"{place.dtype} {list(place.shape)}"
+            shape, dtype = (None, None) if place is None else (place.stored.shape, place.stored.dtype)
+            if shape != tuple(parameter.shape) or dtype not in DTYPES:
+                found = "nothing" if shape is None else f"{dtype} {list(shape)}"
                 raise CheckpointError(
                     f"{folder}: expected {name} as floats {list(parameter.shape)} in its weight files, got {found}"
                 )
 
     def read(self, name: str) -> Tensor:
         """A tensor in float32."""
-        place = self.places[name]
-        with safe_open(self.folder / place.file, framework="pt") as tensors:
-            tensor: Tensor = tensors.get_tensor(place.name)
-        return tensor.float()
+        return read_tensor(self.places[name].stored).float()
 
     @torch.no_grad()
     def fill(self, module: torch.nn.Module, prefix: str) -> None:
@@ -77,45 +64,35 @@ class TensorFiles:
 
     def copy_to(self, out: Path) -> None:
         """The whole checkpoint, to be changed by `write`."""
-        for name in (*CONFIGS, INDEX):
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, out / name)
-        for file in weight_files(self.folder):
-            shutil.copyfile(file, out / file.name)
+        files = weight_files(self.folder)
+        others = [GENERATION] if [file.name for file in files] == [SINGLE] else [GENERATION, INDEX]
+        for file in (*files, *(self.folder / name for name in others)):
+            if file.is_file():
+                shutil.copyfile(file, out / file.name)
+        self._write_config(out / CONFIG)
         load_tokenizer(self.folder).save_pretrained(out)
 
     def write(self, out: Path, name: str, tensor: Tensor) -> None:
         """Replace a tensor's values in the copy that lies in `out`, in the type that it has there."""
         for same in (name, *(alias for alias, tied in self.tied.items() if tied == name)):
-            place = self.places[same]
+            if same not in self.places:
+                continue
+            place = self.places[same].stored
             if tuple(tensor.shape) != place.shape:
                 raise ValueError(f"{same}: expected {list(place.shape)}, got {list(tensor.shape)}")
             values = tensor.detach().to(DTYPES[place.dtype]).contiguous().cpu()
-            with (out / place.file).open("r+b") as stream:
+            with (out / place.file.name).open("r+b") as stream:
                 stream.seek(place.offset)
                 stream.write(values.flatten().view(torch.uint8).numpy().data)
 
     def nonzero(self, out: Path, name: str) -> int:
         """How many of a tensor's values are not exactly zero in the copy that lies in `out`."""
-        place = self.places[name]
-        with safe_open(out / place.file, framework="pt") as tensors:
-            return int(tensors.get_tensor(place.name).count_nonzero())
+        place = self.places[name].stored
+        return int(read_tensor(replace(place, file=out / place.file.name)).count_nonzero())
 
-
-def _places(folder: Path, model: "PreTrainedModel") -> dict[str, Place]:
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    renamings = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
-    wanted = model.state_dict()
-    found = {}
-    for file in weight_files(folder):
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(size))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                renamed, _ = rename_source_key(name, renamings, [], model.base_model_prefix, wanted)
-                start = 8 + size + entry["data_offsets"][0]
-                found[renamed] = Place(file.name, name, entry["dtype"], tuple(entry["shape"]), start)
-    return found
+    def _write_config(self, file: Path) -> None:
+        """The source's config.json, but for what names code, and a tie that its files contradict."""
+        config = {key: value for key, value in read_object(self.folder / CONFIG).items() if key != "auto_map"}
+        if self._apart:
+            config["tie_word_embeddings"] = False
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

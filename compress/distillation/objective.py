@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compress.checkpoints.folder import weight_files
+from compress.checkpoints.weight_files import weight_files
 from compress.digests import digest_file, digest_of
 from compress.distillation.config import LAYER_LOSSES, DistillConfig, Fade
 from compress.distillation.layer_losses import LayerLosses, layer_pairs

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from compress.checkpoints.folder import end_of_text, load_tokenizer, read_config, save_checkpoint
+from compress.checkpoints.config import read_config, vocabulary_size
+from compress.checkpoints.folder import end_of_text, load_tokenizer, save_checkpoint
 from compress.checkpoints.loading import load_model
 from compress.distillation.config import DistillConfig
 from compress.distillation.objective import Distillation, Live, cached
@@ -53,7 +54,7 @@ def run(config: DistillConfig, given: StageInput) -> Facts:
         end_of_text(tokenizer),
         before_text(tokenizer),
     )
-    check_ids(rows_NT, tokenizer, read_config(given.source)["vocab_size"])
+    check_ids(rows_NT, tokenizer, vocabulary_size(read_config(given.source)))
     student, made = _student(config, given, rows_NT)
     objective, teacher = _objective(config, given, student, rows_NT, made)
     if config.quantization_aware:

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.checkpoints.folder import context_length, end_of_text, load_tokenizer, read_config
+from compress.checkpoints.config import context_length, read_config, vocabulary_size
+from compress.checkpoints.folder import end_of_text, load_tokenizer
 from compress.stage import StageError, StageInput
 from compress.text import TextError, TextSource, before_text, check_ids, pack, read_documents, tokenize
 
@@ -131,7 +132,7 @@ def rows_of_stage(kind: str, given: StageInput, rows: int, length: int) -> NDArr
     config, tokenizer = read_config(given.source), load_tokenizer(given.source)
     longest = context_length(config) or length
     rows_NT = calibration_rows(given.calibration_text, tokenizer, rows, min(length, longest))
-    check_ids(rows_NT, tokenizer, config["vocab_size"])
+    check_ids(rows_NT, tokenizer, vocabulary_size(config))
     return rows_NT
 
 

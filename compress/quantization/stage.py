@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from compress.checkpoints.folder import CheckpointError, load_pretrained, load_tokenizer, no_bars, read_config
+from compress.checkpoints.config import CheckpointError, read_config
+from compress.checkpoints.folder import load_pretrained, load_tokenizer, no_bars
 from compress.checkpoints.quantized_matrix import (
     EMBEDDINGS_FILE,
     QuantizedMatrix,

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from compress.checkpoints.folder import DType, load_tokenizer, read_config, save_checkpoint
+from compress.checkpoints.config import read_config
+from compress.checkpoints.folder import DType, load_tokenizer, save_checkpoint
 from compress.models.calibration import rows_of_stage
 from compress.models.families import Family, Shape, config_for, family_of, shape_of
 from compress.models.layerwise import BlockWalk

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from compress.checkpoints.weight_files import passed_over
 from compress.pruning.config import SensitivityConfig
 from compress.stage import Stage
 from compress.text import TextSource
@@ -51,6 +52,9 @@ def run(
         store=store,
         launcher=None if launcher is None else Launcher(command=launcher, place=out.absolute().parent),
     )
+    note = None if model is None else passed_over(model)
+    if note is not None:
+        terminal.say(f"note: {note}")
     started = time.monotonic()
     facts = run_stage(request, terminal.progress, log_to=terminal.log_to)
     terminal.console.print(facts_table(facts))

@@ -7,15 +7,18 @@ code. The commit is its key; a folder's key is a digest over the files that a mo
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress import Checkpoint, CheckpointError, FormatName, inspect_checkpoint
+from compress import CheckpointError, FormatName, inspect_checkpoint
+from compress.checkpoints.folder import Outline, files_of_weights, outline
 from compress.digests import digest_file, digest_of
 from compress.stage import first_line
 from export.manifest import MANIFEST, bundle_folder, is_bundle, listed
-from recipes.config.errors import Locations, raise_problems
+from recipes.config.errors import Locations, Problem, raise_problems
 from recipes.config.recipe import ModelSource, Recipe
 
-SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
-"""Endings of the files that a model and its tokenizer are loaded from."""
+DESCRIPTIONS = (".json", ".txt", ".model", ".jinja")
+"""Endings of the files that a model's shape and its tokenizer are read from."""
+SUFFIXES = (*DESCRIPTIONS, ".safetensors")
+"""Endings of all files that a model is loaded from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class Source:
     """None: the recipe starts from nothing."""
     format: FormatName
     key: str
-    checkpoint: Checkpoint | None = None
+    checkpoint: Outline | None = None
 
 
 NOTHING = Source(folder=None, format="nothing", key="nothing")
@@ -42,7 +45,7 @@ def resolve(recipe: Recipe) -> Source:
         return NOTHING
     try:
         if recipe.model.folder is not None:
-            checkpoint = inspect_checkpoint(recipe.model.folder)
+            checkpoint = outline(recipe.model.folder)
             key = digest_folder(checkpoint.folder)
         else:
             checkpoint = _from_hub(recipe.model, recipe.where)
@@ -53,20 +56,31 @@ def resolve(recipe: Recipe) -> Source:
     return Source(folder=checkpoint.folder, format=checkpoint.format, key=key, checkpoint=checkpoint)
 
 
+def check_whole(recipe: Recipe, source: Source) -> list[Problem]:
+    """What is wrong with the model once its weights and its tokenizer are looked at as transformers takes them."""
+    if source.checkpoint is not None:
+        try:
+            inspect_checkpoint(source.checkpoint.folder)
+        except CheckpointError as error:
+            return [recipe.where.problem(("model",), str(error))]
+    return []
+
+
 def digest_folder(folder: Path) -> str:
     """sha256 (hex) over names and contents of the files that a checkpoint is loaded from, or of all of a bundle's."""
     if is_bundle(folder):
         bundle = bundle_folder(folder)
         files = [bundle / name for name in (*listed(bundle), MANIFEST)]
-    else:
-        files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in SUFFIXES)
+    else:  # weights that no model is loaded from are no part of it
+        about = [file for file in folder.iterdir() if file.is_file() and file.suffix in DESCRIPTIONS]
+        files = sorted({*about, *files_of_weights(folder)})
     return digest_of({file.name: digest_file(file) for file in files})
 
 
-def _from_hub(model: ModelSource, where: Locations) -> Checkpoint:
+def _from_hub(model: ModelSource, where: Locations) -> Outline:
     """The copy that is here already, or a new one; with a pinned commit they are the same."""
     try:
-        return inspect_checkpoint(_snapshot(model, local=True))
+        return outline(_snapshot(model, local=True))
     except (OSError, ValueError, CheckpointError):
         pass  # not here, or only a part of it
     try:
@@ -75,7 +89,7 @@ def _from_hub(model: ModelSource, where: Locations) -> Checkpoint:
         way = "without a network, give a folder: --set model=FOLDER"
         raise_problems([where.problem(("model",), f"{model} cannot be had from the hub ({first_line(error)}); {way}")])
         raise
-    return inspect_checkpoint(folder)
+    return outline(folder)
 
 
 def _snapshot(model: ModelSource, *, local: bool) -> Path:

@@ -199,7 +199,7 @@ def unfit_batch(stage: Stage[Any], config: StageConfig, size: Size) -> str | Non
 def estimates(steps: tuple[StageStep, ...], source: Source, size: Size = ALONE) -> list[Estimate]:
     """What each stage will take; one that makes the model smaller is taken to leave it as large as it was."""
     config = source.checkpoint.config if source.checkpoint else _architecture(steps)
-    weights = source.checkpoint.parameters if source.checkpoint else _weights(config)
+    weights = source.checkpoint.elements if source.checkpoint else _weights(config)
     format: FormatName = source.format
     found = []
     for step in steps:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress import TextError, TextSource
-from compress.checkpoints.folder import context_length
+from compress.checkpoints.config import context_length
 from compress.text import read_documents
 from recipes.config.errors import Problem, RecipeError, raise_problems
 from recipes.config.loader import order_problem

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from compress.checkpoints.weight_files import passed_over
 from compress.stage import Progress, Silent
 from evaluation.formats import model_card
 from evaluation.gate import GateResult, overall
@@ -22,7 +23,7 @@ from recipes.config.errors import Problem, RecipeError, raise_problems
 from recipes.config.recipe import Recipe, Stages, short_benchmark
 from recipes.engine.launcher import Launcher, Size
 from recipes.engine.measuring import Measuring, Subject
-from recipes.engine.model_source import NOTHING, Source, resolve
+from recipes.engine.model_source import NOTHING, Source, check_whole, resolve
 from recipes.engine.output import CURVES
 from recipes.engine.plan import ALONE, chain, estimates, run_folder, store_of, unfit_batches
 from recipes.engine.preflight import check_evaluations, check_model, check_overlaps, check_room
@@ -74,6 +75,9 @@ def run(
     command = launcher or recipe.launcher
     workers = None if command is None else Launcher(command=command, place=folder)
     source, steps = _checked(recipe, engine, stages, workers)
+    note = None if source.folder is None else passed_over(source.folder)
+    if note is not None:
+        log(note)
     patience = Patience(recipe=recipe, minutes=until_decided, log=log)
     under_way = _Run(
         folder=folder,
@@ -110,6 +114,7 @@ def _checked(
         parallel = launcher is not None and any(step.stage.parallel for step in missing)
         size = launcher.size() if launcher is not None and parallel else ALONE
         problems += unfit_batches(recipe, steps, size)
+        problems += check_whole(recipe, source) if missing else []
         raise_problems([*problems, *_check_room(recipe, source, steps, store, size)])
     except RecipeError as error:
         errors += error.errors

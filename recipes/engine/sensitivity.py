@@ -10,7 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from compress.checkpoints.folder import context_length, load_tokenizer, read_config
+from compress.checkpoints.config import context_length, read_config
+from compress.checkpoints.folder import load_tokenizer
 from compress.pruning.config import SensitivityConfig
 from compress.pruning.sensitivity import Sensitivity
 from compress.stage import FormatName, Progress

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.folder import context_length, load_tokenizer
+from compress.checkpoints.config import context_length, vocabulary_size
+from compress.checkpoints.folder import load_tokenizer
 from compress.text import TextError, TextSource, check_ids, read_documents
 from evaluation.measurement import SEPARATOR
 from evaluation.statistics import FEWEST_DOCUMENTS
@@ -90,6 +91,6 @@ def _calibration(recipe: Recipe, source: Source, rows: dict[int, tuple[int, int]
         kind = recipe.stages[index].kind
         try:
             rows_NT = calibration_rows(text, tokenizer, count, length)
-            check_ids(rows_NT, tokenizer, source.checkpoint.config["vocab_size"])
+            check_ids(rows_NT, tokenizer, vocabulary_size(source.checkpoint.config))
         except TextError as error:
             yield ("stages", index, kind), str(error)

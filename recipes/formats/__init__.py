@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-from compress.checkpoints.folder import inspect_checkpoint
+from compress.checkpoints.folder import outline
 from compress.stage import FormatName
 from export.manifest import is_bundle
 from recipes.formats.base import Format, LoadedModel
@@ -39,7 +39,7 @@ def format_of(folder: Path) -> FormatName:
     Raises:
         CheckpointError: it holds no checkpoint.
     """
-    return "onnx" if is_bundle(folder) else inspect_checkpoint(folder).format
+    return "onnx" if is_bundle(folder) else outline(folder).format
 
 
 def open_model(folder: Path, format: FormatName, *, threads: int) -> LoadedModel:

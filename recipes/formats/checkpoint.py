@@ -15,16 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.checkpoints.folder import (
-    context_length,
-    count_nonzero,
-    held_weights,
-    inspect_checkpoint,
-    read_config,
-    weight_files,
-)
+from compress.checkpoints.config import context_length, quantization_method, read_config, vocabulary_size
+from compress.checkpoints.folder import files_of_weights, inspect_checkpoint
+from compress.checkpoints.layout import count_nonzero, held_weights
 from compress.checkpoints.loading import load_model
-from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
 from compress.models.components import bytes_by_part
 from evaluation.latency import Arm
 from recipes.formats.base import NOT_NUMBERS, Device, Ids, Sizes
@@ -69,12 +63,12 @@ class CheckpointFormat:
 
     def runtime(self, folder: Path) -> str:
         """PyTorch, and what it computes the products with."""
-        return RUNTIMES[(read_config(folder).get("quantization_config") or {}).get("quant_method")]
+        return RUNTIMES[quantization_method(read_config(folder))]
 
     def sizes(self, folder: Path) -> Sizes:
         """Context and vocabulary, as config.json has them."""
         config = read_config(folder)
-        return Sizes(context=context_length(config), vocabulary=int(config["vocab_size"]))
+        return Sizes(context=context_length(config), vocabulary=vocabulary_size(config))
 
     def device(self, folder: Path) -> Device:
         """The CPU."""
@@ -82,7 +76,7 @@ class CheckpointFormat:
 
     def weight_files(self, folder: Path) -> list[Path]:
         """Its safetensors, those of a quantized embedding among them."""
-        return sorted({*weight_files(folder), *folder.glob(EMBEDDINGS_FILE)})
+        return files_of_weights(folder)
 
     def weight_bytes(self, folder: Path) -> int:
         """float32 where a weight is not quantized."""

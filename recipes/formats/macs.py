@@ -13,17 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.compressed_tensors import CODES, SCALES
-from compress.checkpoints.folder import read_config, weight_files
+from compress.checkpoints.config import read_config
+from compress.checkpoints.layout import read_layout
 from compress.models.components import part_of
 from compress.models.families import size_in
 from export.manifest import bundle_folder
 
 if TYPE_CHECKING:
     from onnx import NodeProto
-
-PACKED = 4
-"""int8 codes in each packed int32."""
 
 
 def macs_of_checkpoint(folder: Path, context: int) -> int:
@@ -43,15 +40,10 @@ def macs_of_checkpoint(folder: Path, context: int) -> int:
 
 
 def _matrices(folder: Path) -> Iterator[tuple[str, int]]:
-    """(name, number of weights) of every tensor of two or more dimensions."""
-    from safetensors import safe_open
-
-    for file in weight_files(folder):
-        with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
-                shape = tensors.get_slice(name).get_shape()
-                if len(shape) >= 2 and not name.endswith((".attn.bias", ".attn.masked_bias", SCALES)):
-                    yield name, math.prod(shape) * (PACKED if name.endswith(CODES) else 1)
+    """(name, number of weights) of every weight of two or more dimensions."""
+    for weight in read_layout(folder).weights():
+        if weight.number in ("float", "int8") and len(weight.stored.shape) >= 2:
+            yield weight.stored.name, weight.count
 
 
 def _share_of_experts(config: dict[str, Any]) -> float:

@@ -59,7 +59,7 @@ class DecodeTimer:
 
 def shape_of(folder: Path) -> str:
     """Everything of a checkpoint's config that its graph may depend on."""
-    from compress.checkpoints.folder import read_config
+    from compress.checkpoints.config import read_config
 
     config = {key: value for key, value in read_config(folder).items() if key not in NO_SHAPE}
     return json.dumps(config, sort_keys=True)

@@ -1,0 +1,246 @@
+"""config.json: what it must look like before anything believes it, and how transformers reads it.
+
+What demitasse reads itself is checked here, key by key. null is absent there, as it is for transformers. Everything
+else is transformers' own affair: `open_config` gives its reading, or one line on what it does not take.
+
+Code that a checkpoint names is never run, neither as a model (`auto_map`, where transformers has no class of its own)
+nor as a kernel (`_attn_implementation: org/repo`).
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.checkpoints.compressed_tensors import packed_faults
+from compress.checkpoints.json_file import JsonError, kind_of, read_object
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
+MERGE = "merge it into its base first: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)"
+KINDS: dict[str, type] = {
+    "architectures": list,
+    "auto_map": dict,
+    "quantization_config": dict,
+    "text_config": dict,
+}
+"""Keys and what they hold where they are no null."""
+ABSENT_WHERE_EMPTY = ("auto_map", "quantization_config")
+MOST_LAYERS, MOST_TOKENS, WIDEST = 10_000, 2**24, 2**20
+"""More than any model has; a config that says more would take memory before anything could look at it."""
+SIZES: dict[str, int] = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), MOST_LAYERS),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "num_attention_heads", "n_head", "num_heads"), WIDEST),
+    "head_dim": WIDEST,
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "n_positions", "n_ctx"), MOST_TOKENS),
+}
+"""Keys that hold a whole number above zero, and the most that it may be."""
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok")
+"""Keys that hold the same, or zero in a model that is no mixture."""
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+ELSEWHERE = {
+    "transformers_weights": "another name for its weight files; call them model.safetensors and take the key out",
+    "fusion_config": "a change of the model's modules; take the key out",
+}
+"""Keys that make transformers load something else."""
+KERNELS = frozenset(
+    {"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"}
+)
+
+
+class CheckpointError(Exception):
+    """A folder is not a checkpoint that can be used; the message names the file, what was expected and the way out."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a causal language model; of the keys that are read here, none is null.
+
+    Raises:
+        CheckpointError: it is missing, broken, or describes another kind of model.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give a folder with config.json and *.safetensors")
+    _check_adapter(folder)
+    file = folder / CONFIG
+    if not os.path.lexists(file):
+        raise CheckpointError(
+            f"{folder}: expected a Hugging Face checkpoint, but it has no config.json{_instead(folder)}"
+        )
+    try:
+        config = read_object(file)
+    except JsonError as error:
+        raise CheckpointError(f"{error}; download the checkpoint again") from error
+    config = {key: value for key, value in config.items() if not (value is None and (key in KINDS or key in SIZES))}
+    config = {key: value for key, value in config.items() if value or key not in ABSENT_WHERE_EMPTY}
+    faults = [*_shape_faults(config)]
+    if faults:
+        raise CheckpointError(f"{file}: {'; '.join(faults)}")
+    _check_architecture(folder, config)
+    _check_code(folder, config)
+    _check_quantization(folder, config)
+    return config
+
+
+def open_config(folder: Path) -> "PreTrainedConfig":
+    """transformers' reading of config.json, free of what would make it look for code.
+
+    Raises:
+        CheckpointError: as `read_config`; or transformers has no such type, or does not take a value.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    plain = read_config(folder)
+    if plain["model_type"] not in CONFIG_MAPPING:
+        code = " of its own code (auto_map), which demitasse never runs" if "auto_map" in plain else ""
+        raise CheckpointError(
+            f"{folder}: the model type {plain['model_type']!r}{code} is none that transformers has; "
+            "use an architecture that transformers has"
+        )
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # config classes check themselves, each with errors of its own
+        raise CheckpointError(f"{folder / CONFIG}: transformers does not take it ({in_one_line(error)})") from error
+    for key in ABSENT_WHERE_EMPTY[:1] if "quantization_config" in plain else ABSENT_WHERE_EMPTY:
+        if hasattr(config, key):
+            delattr(config, key)
+    config._attn_implementation = None  # what is best here, whatever it was on the machine that wrote the file
+    return config
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says, whole, in one line of at most 300 characters."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    return told if len(told) <= 300 else f"{told[:297]}..."
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """The longest sequence of a model, in tokens, or None where its config does not say."""
+    keys = ("max_position_embeddings", "n_positions", "n_ctx")
+    return next((int(config[key]) for key in keys if config.get(key)), None)
+
+
+def vocabulary_size(config: Mapping[str, Any]) -> int:
+    """Rows of the embedding.
+
+    Raises:
+        CheckpointError: the config does not say.
+    """
+    rows = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    if rows is None:
+        raise CheckpointError(f"{CONFIG}: expected the key `vocab_size`, the rows of the embedding")
+    return int(rows)
+
+
+def _shape_faults(config: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    if not place and (not isinstance(config.get("model_type"), str) or not config["model_type"]):
+        yield "expected the key `model_type`, which names the architecture"
+    for key, kind in KINDS.items():
+        if key in config and not isinstance(config[key], kind):
+            yield f"`{place}{key}`: expected {kind_of(kind())}, got {_shown(config[key])}"
+    names = config.get("architectures")
+    if isinstance(names, list) and not all(name is None or isinstance(name, str) for name in names):
+        yield f"`{place}architectures`: expected names, got {_shown(names)}"
+    for key, most in {**SIZES, **dict.fromkeys(EXPERTS, WIDEST)}.items():
+        value, least = config.get(key), 0 if key in EXPERTS else 1
+        if value is not None and (type(value) is not int or not least <= value <= most):
+            yield f"`{place}{key}`: expected a whole number from {least} to {most:,}, got {_shown(value)}"
+    for key in TOKENS:
+        value = config.get(key)
+        ids = value if isinstance(value, list) else [value]
+        if not all(token is None or type(token) is int for token in ids):
+            yield f"`{place}{key}`: expected a token's number, or a list of them, got {_shown(value)}"
+    if not place and isinstance(config.get("text_config"), dict):
+        yield from _shape_faults(config["text_config"], "text_config.")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else kind_of(value)
+
+
+def _check_architecture(folder: Path, config: Mapping[str, Any]) -> None:
+    architectures = [name for name in config.get("architectures", []) if name]
+    if architectures and not any("CausalLM" in name or "LMHead" in name for name in architectures):
+        raise CheckpointError(
+            f"{folder}: expected a causal language model (such as GPT2LMHeadModel), got {', '.join(architectures)}; "
+            "demitasse compresses decoder-only models"
+        )
+
+
+def _check_code(folder: Path, config: Mapping[str, Any]) -> None:
+    remote = [f"`{key}: {value}`" for key, value in _named_kernels(config)]
+    if remote:
+        raise CheckpointError(
+            f"{folder / CONFIG}: {remote[0]} names code in a repository, which demitasse never runs; take the key out"
+        )
+    for key, what in ELSEWHERE.items():
+        if config.get(key):
+            raise CheckpointError(f"{folder / CONFIG}: `{key}`: expected none, got {what}")
+
+
+def _named_kernels(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, value) wherever a choice of kernels names a repository."""
+    if isinstance(value, str) and key in KERNELS and "/" in value:
+        yield key, value
+    if isinstance(value, dict):
+        for inner, part in value.items():
+            yield from _named_kernels(part, key if key in KERNELS else inner)
+    if isinstance(value, list):
+        for part in value:
+            yield from _named_kernels(part, key)
+
+
+def _check_quantization(folder: Path, config: Mapping[str, Any]) -> None:
+    settings = config.get("quantization_config")
+    if settings is None:
+        return
+    method = quantization_method(config)
+    if method == "compressed-tensors":
+        faults = packed_faults(settings)
+    elif method == "bitsandbytes":
+        faults = [] if settings.get("load_in_8bit") else ["`load_in_8bit`: expected true"]
+    else:
+        faults = [f"`quant_method`: expected 'bitsandbytes' or 'compressed-tensors', got {method!r}"]
+    if faults:
+        raise CheckpointError(
+            f"{folder}: quantized in a way that is not covered: {'; '.join(faults)}; start from the float checkpoint"
+        )
+
+
+def quantization_method(config: Mapping[str, Any]) -> str | None:
+    """What a checkpoint was quantized with; None: it holds floats."""
+    settings = config.get("quantization_config")
+    if settings is None:
+        return None
+    in_8_bits = settings.get("load_in_8bit") and not settings.get("quant_method")  # as bitsandbytes once wrote it
+    return "bitsandbytes" if in_8_bits else settings.get("quant_method")
+
+
+def _check_adapter(folder: Path) -> None:
+    if not os.path.lexists(folder / ADAPTER):
+        return
+    try:
+        about = read_object(folder / ADAPTER)
+    except JsonError as error:
+        raise CheckpointError(str(error)) from error
+    kind, base = about.get("peft_type") or "an adapter", about.get("base_model_name_or_path")
+    if os.path.lexists(folder / "model.safetensors") or os.path.lexists(folder / "model.safetensors.index.json"):
+        raise CheckpointError(
+            f"{folder}: expected a model by itself, got an adapter ({kind}) beside its base model, which transformers "
+            f"adds where peft is installed; {MERGE}; or, to compress the base alone, take {ADAPTER} out"
+        )
+    raise CheckpointError(f"{folder}: expected a model, got an adapter ({kind}) of {base}; {MERGE}")
+
+
+def _instead(folder: Path) -> str:
+    """What is there in place of a Hugging Face checkpoint, and the way out."""
+    names = sorted(file.name for file in folder.iterdir())
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        return f"; it has {ggufs[0]}, which is another format: get the safetensors that it was made of"
+    if "params.json" in names:
+        return "; it has params.json, its maker's own format: get the files for transformers"
+    return ""
