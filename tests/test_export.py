@@ -68,9 +68,8 @@ def test_int8_values_are_the_checkpoints_bit_for_bit(
 def test_embedding_and_head_share_one_int8_table(family: str, bundles: dict[str, Path]) -> None:
     model = onnx.load(bundles[family] / "model.onnx", load_external_data=False)
     head = next(node for node in model.graph.node if "logits" in node.output)
-    lookup = next(node for node in model.graph.node if node.op_type == "Gather" and node.input[1] == "input_ids")
     assert head.op_type == "MatMulNBits"
-    assert lookup.input[0] == head.input[1]
+    assert [node.op_type for node in model.graph.node if head.input[1] in node.input] == ["Gather", "MatMulNBits"]
     assert verify_bundle(bundles[family]).coverage["shared_table"]
 
 
@@ -124,7 +123,7 @@ def test_graph_is_fused(bundles: dict[str, Path]) -> None:
     assert gpt2["MatMulNBits"] == 3 * 4 + 1, "packed QKV, output, two of the MLP; the head"
     assert not gpt2["MatMul"]
     assert not llama["MatMul"]
-    assert not gpt2["Add"], "biases are folded"
+    assert gpt2["Add"] == 3, "biases are folded; three count where the rows of a batch begin"
     assert gpt2["SkipLayerNormalization"] == 2 * 3 + 1
     assert llama["QuickGelu"] == 3
     assert not llama["Sigmoid"]
