@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 
-from compress.checkpoints.config import CheckpointError, in_one_line, open_config, read_config, vocabulary_size
+from compress.checkpoints.config import CONFIG, CheckpointError, in_one_line, open_config, read_config, vocabulary_size
 from compress.checkpoints.layout import OPENING, check_loading, count_weights, held_in, read_layout
 from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
 from compress.checkpoints.weight_files import stored_tensors, weight_files
@@ -141,11 +141,13 @@ def _check_vocabulary(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Non
     """Every id of the vocabulary must have a row in the embedding. Tokens that were added to it may have none: where
     a text holds one, whoever reads the text says so.
     """
-    rows = vocabulary_size(read_config(folder))
     added = tokenizer.get_added_vocab()
     ids = {token: index for token, index in tokenizer.get_vocab().items() if token not in added}
     if not ids and not added:
         raise CheckpointError(f"{folder}: the tokenizer has no vocabulary; copy the files the model was trained with")
+    if not (folder / CONFIG).is_file():
+        return  # a bundle, whose checkpoint was looked at before it was made
+    rows = vocabulary_size(read_config(folder))
     token = max(ids, key=lambda token: ids[token], default=None)
     if token is not None and ids[token] >= rows:
         raise CheckpointError(
