@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from clocked_arms import OPENER, make_arm, not_numbers
 from conftest import Demitasse
+from forging import edit_sealed
 
 from benchmarks.slowdown import table as slowdown_table
 from benchmarks.slowdown import take as take_slowdown
@@ -377,8 +378,7 @@ def test_a_provider_that_is_not_there_is_invalid_and_no_fallback_is_timed(
 ) -> None:
     elsewhere = tmp_path / "cuda"
     shutil.copytree(bundle, elsewhere)
-    manifest = json.loads((elsewhere / "manifest.json").read_text(encoding="utf-8"))
-    (elsewhere / "manifest.json").write_text(json.dumps({**manifest, "provider": "cuda"}), encoding="utf-8")
+    edit_sealed(elsewhere / "manifest.json", lambda manifest: manifest.update(provider="cuda"))
     (entrant,) = entrants_of((elsewhere,))
     assert entrant.on_gpu
     if shutil.which("nvidia-smi"):
