@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.folder import load_tokenizer
 from compress.text import before_text
+from export.runtime.prompts import TOKENIZER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 OTHERS = (
     SETTINGS,

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from compress.text import beginning, no_text
 from export.runtime.batch import PromptError
-from export.tokenizer_files import TOKENIZER
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+TOKENIZER = "tokenizer.json"
 TAIL = 16
 """Ids before a piece that its text is told from."""
 HALF = "\ufffd"

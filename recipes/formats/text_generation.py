@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from export import bundle_folder
 from export.runtime.batch import PromptError
-from export.runtime.prompts import open_tokenizer, read_prompt, stream_text
-from export.tokenizer_files import TOKENIZER
+from export.runtime.prompts import TOKENIZER, open_tokenizer, read_prompt, stream_text
 
 if TYPE_CHECKING:
     from export.runtime.session import Provider
