@@ -123,6 +123,14 @@ def test_what_is_no_prompt_is_refused(tokenizer_files: Path) -> None:
         read_prompt(tokenizer, "It \udcff was")
 
 
+def test_a_tokenizer_over_which_the_library_panics_is_refused(written: Path, tmp_path: Path) -> None:
+    content = json.loads((written / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(PromptError, match=r"corrupt tokenizer \(Precompiled: .*; export the bundle again"):
+        open_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("knob", ["temperature", "top_p", "repetition_penalty"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_number_is_no_knob(knob: str, value: float) -> None:

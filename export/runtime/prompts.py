@@ -38,7 +38,9 @@ def open_tokenizer(bundle: Path) -> "Tokenizer":
         raise PromptError(f"{bundle}: expected a bundle that export left, but it has no {TOKENIZER}")
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exceptions
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exceptions, and a panic of its Rust is not even one
         raise PromptError(f"{file}: corrupt tokenizer ({error}); export the bundle again") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
