@@ -18,7 +18,7 @@ from compress.digests import digest_file
 from compress.stage import first_line
 from export.coverage import coverage
 from export.external_data import GRAPH, BundleIntegrityError, external_files, read_graph, real_file
-from export.manifest import MANIFEST, bundle_folder, foreign, listed, read_manifest
+from export.manifest import MANIFEST, bundle_folder, check_listed, foreign, listed, read_manifest
 from export.runtime.session import Provider
 
 if TYPE_CHECKING:
@@ -55,11 +55,7 @@ def verify_bundle(folder: Path) -> BundleSummary:
     _check_files(folder, manifest["files"])
     model = read_graph(folder)
     _check_graph(model, folder)
-    unlisted = external_files(model) - set(manifest["files"])
-    if unlisted:
-        raise BundleIntegrityError(
-            f"{folder / GRAPH}: its weights lie in {', '.join(sorted(unlisted))}, which the manifest does not list"
-        )
+    check_listed(model, folder, manifest)
     if coverage(model) != manifest["coverage"]:
         raise BundleIntegrityError(
             f"{folder / MANIFEST}: the coverage it states is not the graph's; export the bundle again"

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+    from google.protobuf.message import Message
+    from onnx import ModelProto, TensorProto
 
 GRAPH = "model.onnx"
 
@@ -163,34 +164,21 @@ def _entries(tensor: "TensorProto") -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
-def _external_tensors(model: "ModelProto") -> Iterator["TensorProto"]:
+def _external_tensors(model: "ModelProto") -> list["TensorProto"]:
     from onnx import TensorProto
 
-    for tensor in _tensors_of_graph(model.graph):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            yield tensor
-    for function in model.functions:
-        for tensor in _tensors_of_nodes(function.node):
-            if tensor.data_location == TensorProto.EXTERNAL:
-                yield tensor
+    return [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
 
 
-def _tensors_of_graph(graph: "GraphProto") -> Iterator["TensorProto"]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _tensors_of_nodes(graph.node)
+def _tensors(message: "Message") -> Iterator["TensorProto"]:
+    """Every tensor in a message, whichever field holds it: graphs, sparse tensors, attributes, functions, training."""
+    from google.protobuf.message import Message
+    from onnx import TensorProto
 
-
-def _tensors_of_nodes(nodes: "Iterator[NodeProto] | list[NodeProto]") -> Iterator["TensorProto"]:
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from _tensors_of_attribute(attribute)
-
-
-def _tensors_of_attribute(attribute: "AttributeProto") -> Iterator["TensorProto"]:
-    if attribute.HasField("t"):
-        yield attribute.t
-    yield from attribute.tensors
-    for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-        yield from _tensors_of_graph(graph)
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in (value,) if isinstance(value, Message) else value:
+                yield from _tensors(part)

@@ -7,10 +7,13 @@ over all that (`compress.digests`). A bundle may lie in a folder of its own, or 
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.digests import digest_file, sealed, unsealed
-from export.external_data import GRAPH, BundleError, BundleIntegrityError, real_file
+from export.external_data import GRAPH, BundleError, BundleIntegrityError, external_files, real_file
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 MANIFEST = "manifest.json"
 FORMAT = 3
@@ -86,3 +89,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{file}: expected a bundle's manifest of format {FORMAT}; export it again with this version"
         )
     return manifest
+
+
+def check_listed(model: "ModelProto", folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise a BundleIntegrityError where the graph reads a file that the manifest does not list."""
+    unlisted = external_files(model) - set(manifest["files"])
+    if unlisted:
+        raise BundleIntegrityError(
+            f"{folder / GRAPH}: its weights lie in {', '.join(sorted(unlisted))}, which the manifest does not list"
+        )

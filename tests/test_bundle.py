@@ -264,13 +264,71 @@ def test_overlapping_weights_are_refused(bundle: Path) -> None:
         read_graph(bundle)
 
 
-def test_external_weights_inside_a_node_are_checked_too(bundle: Path) -> None:
+def in_a_node(model: onnx.ModelProto) -> onnx.TensorProto:
+    return model.graph.node.add().attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t
+
+
+def in_a_sparse_attribute(model: onnx.ModelProto) -> onnx.TensorProto:
+    return (
+        model.graph.node.add().attribute.add(name="value", type=onnx.AttributeProto.SPARSE_TENSOR).sparse_tensor.values
+    )
+
+
+def in_a_list_of_sparse_tensors(model: onnx.ModelProto) -> onnx.TensorProto:
+    attribute = model.graph.node.add().attribute.add(name="values", type=onnx.AttributeProto.SPARSE_TENSORS)
+    return attribute.sparse_tensors.add().indices
+
+
+def in_a_branch(model: onnx.ModelProto) -> onnx.TensorProto:
+    return model.graph.node.add().attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH).g.initializer.add()
+
+
+def in_a_function(model: onnx.ModelProto) -> onnx.TensorProto:
+    return model.functions.add().node.add().attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t
+
+
+def in_the_default_of_a_function(model: onnx.ModelProto) -> onnx.TensorProto:
+    return model.functions.add().attribute_proto.add(name="value", type=onnx.AttributeProto.TENSOR).t
+
+
+def in_the_training(model: onnx.ModelProto) -> onnx.TensorProto:
+    return model.training_info.add().algorithm.initializer.add()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        in_a_node,
+        in_a_sparse_attribute,
+        in_a_list_of_sparse_tensors,
+        in_a_branch,
+        in_a_function,
+        in_the_default_of_a_function,
+        in_the_training,
+    ],
+)
+def test_external_data_is_checked_wherever_a_tensor_may_lie(
+    place: Callable[[onnx.ModelProto], onnx.TensorProto], bundle: Path
+) -> None:
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
-    tensor = onnx.TensorProto(name="hidden", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    tensor = place(model)
+    tensor.name, tensor.data_type, tensor.data_location = "hidden", 1, onnx.TensorProto.EXTERNAL
+    tensor.dims.append(4)
     tensor.external_data.add(key="location", value="../outside.data")
-    model.graph.node.append(onnx.helper.make_node("Constant", [], ["unused"], value=tensor))
     (bundle / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(BundleIntegrityError, match="'hidden' points at"):
+        OnnxCausalLM.open(bundle)
+
+
+def test_a_graph_reads_only_files_that_the_manifest_lists(bundle: Path) -> None:
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    tensor = in_the_training(model)
+    tensor.name, tensor.data_type, tensor.data_location = "hidden", 1, onnx.TensorProto.EXTERNAL
+    tensor.dims.append(4)
+    tensor.external_data.add(key="location", value="unlisted")
+    (bundle / "unlisted").write_bytes(bytes(16))
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleIntegrityError, match="lie in unlisted, which the manifest does not list"):
         OnnxCausalLM.open(bundle)
 
 

@@ -7,6 +7,7 @@ last position on for `generate`. `export.runtime.batch` holds the cache and what
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.external_data import BundleError
+from export.external_data import BundleError, read_graph
 from export.genai import CONFIG
-from export.manifest import bundle_folder, read_manifest
+from export.manifest import MANIFEST, bundle_folder, check_listed, read_manifest
 from export.runtime.batch import Batch, Floats, Ids, PromptError
 from export.runtime.sampling import Sampling, choose
 from export.runtime.session import Provider, open_session
@@ -73,13 +74,17 @@ class OnnxCausalLM:
             prepack: False saves memory, and is slower.
 
         Raises:
-            BundleError: the folder is no bundle, or points outside of itself.
+            BundleError: the folder is no bundle, or reads what is not its own.
             ProviderError: `provider` is not there or did not load.
         """
         bundle = bundle_folder(Path(bundle))
         config = BundleConfig.read(bundle)
-        provider = read_manifest(bundle)["provider"] if provider is None else provider
-        session = open_session(bundle, provider=provider, threads=threads, prepack=prepack)
+        graph = read_graph(bundle)
+        if provider is None or os.path.lexists(bundle / MANIFEST):  # parity is proven before there is one
+            manifest = read_manifest(bundle)
+            check_listed(graph, bundle, manifest)
+            provider = manifest["provider"] if provider is None else provider
+        session = open_session(bundle, provider=provider, threads=threads, graph=graph, prepack=prepack)
         return cls(session, config, provider=provider)
 
     def score(self, ids_BT: Ids) -> Floats:
