@@ -9,6 +9,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from compress.checkpoints.folder import files_of_weights
 from compress.digests import digest_file
 from compress.text import TextSource
 from evaluation.report import Source
@@ -30,7 +31,7 @@ def sources_of(recipe: Recipe, source: models.Source) -> list[Source]:
     """The model and the texts of a recipe; the model's hash is that of its weights, where they are one file."""
     found: list[Source] = []
     if recipe.model is not None and source.folder is not None:
-        weights = sorted(source.folder.glob("*.safetensors"))
+        weights = files_of_weights(source.folder)
         found.append(
             Source(
                 role="model",
