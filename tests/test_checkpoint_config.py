@@ -30,9 +30,10 @@ def test_a_null_that_means_something_to_transformers_stays(tmp_path: Path) -> No
     assert read_config(written(tmp_path, sliding_window=None))["sliding_window"] is None
 
 
+@pytest.mark.parametrize("nothing", [None, {}])
 @pytest.mark.parametrize("key", ["quantization_config", "auto_map"])
-def test_nothing_in_braces_is_absent(tmp_path: Path, key: str) -> None:
-    folder = written(tmp_path, **{key: {}})
+def test_null_and_nothing_in_braces_are_absent(tmp_path: Path, key: str, nothing: object) -> None:
+    folder = written(tmp_path, **{key: nothing})
     assert key not in read_config(folder)
     assert not hasattr(open_config(folder), key)
 
@@ -57,6 +58,8 @@ def test_old_bitsandbytes_is_known_by_its_width(tmp_path: Path) -> None:
         ({"num_experts": -1}, "`num_experts`: expected a whole number from 0"),
         ({"quantization_config": "int8"}, "`quantization_config`: expected an object, got 'int8'"),
         ({"quantization_config": ["a"]}, "`quantization_config`: expected an object"),
+        ({"quantization_config": []}, "`quantization_config`: expected an object, got []"),
+        ({"configuration_files": ["config.4.0.0.json"]}, "`configuration_files`: expected none"),
         ({"text_config": []}, "`text_config`: expected an object"),
         ({"text_config": {"vocab_size": "512"}}, "`text_config.vocab_size`: expected a whole number"),
         ({"architectures": "LlamaForCausalLM"}, "`architectures`: expected a list, got 'LlamaForCausalLM'"),

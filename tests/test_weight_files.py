@@ -123,6 +123,12 @@ def test_a_pointer_of_git_lfs_is_named(folder: Path) -> None:
         inspect_checkpoint(folder)
 
 
+def test_a_pointer_in_place_of_the_tokenizer_is_named(folder: Path) -> None:
+    (folder / "tokenizer.json").write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: a pointer of git-lfs; fetch it: git lfs pull"):
+        inspect_checkpoint(folder)
+
+
 def test_a_folder_of_links_is_read(gpt2: Path, tmp_path: Path, shared_checkpoint: Callable[..., Path]) -> None:
     for file in gpt2.iterdir():
         (tmp_path / file.name).symlink_to(file)

@@ -43,6 +43,7 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "num_experts_
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ELSEWHERE = {
     "transformers_weights": "another name for its weight files; call them model.safetensors and take the key out",
+    "configuration_files": "other files for other versions; keep the one that is meant, as config.json",
     "fusion_config": "a change of the model's modules; take the key out",
 }
 """Keys that make transformers load something else."""
@@ -74,7 +75,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except JsonError as error:
         raise CheckpointError(f"{error}; download the checkpoint again") from error
     config = {key: value for key, value in config.items() if not (value is None and (key in KINDS or key in SIZES))}
-    config = {key: value for key, value in config.items() if value or key not in ABSENT_WHERE_EMPTY}
+    config = {key: value for key, value in config.items() if value != {} or key not in ABSENT_WHERE_EMPTY}
     faults = [*_shape_faults(config)]
     if faults:
         raise CheckpointError(f"{file}: {'; '.join(faults)}")
@@ -90,7 +91,7 @@ def open_config(folder: Path) -> "PreTrainedConfig":
     Raises:
         CheckpointError: as `read_config`; or transformers has no such type, or does not take a value.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
     plain = read_config(folder)
     if plain["model_type"] not in CONFIG_MAPPING:
@@ -100,7 +101,11 @@ def open_config(folder: Path) -> "PreTrainedConfig":
             "use an architecture that transformers has"
         )
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        told, _ = PreTrainedConfig.get_config_dict(folder, local_files_only=True)
+        if told.get("auto_map", {}) is None:  # which AutoConfig trips over
+            config = CONFIG_MAPPING[plain["model_type"]].from_dict({**told, "auto_map": {}})
+        else:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # config classes check themselves, each with errors of its own
         raise CheckpointError(f"{folder / CONFIG}: transformers does not take it ({in_one_line(error)})") from error
     for key in ABSENT_WHERE_EMPTY[:1] if "quantization_config" in plain else ABSENT_WHERE_EMPTY:

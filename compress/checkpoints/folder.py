@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from compress.checkpoints.config import CONFIG, CheckpointError, in_one_line, open_config, read_config, vocabulary_size
 from compress.checkpoints.layout import OPENING, check_loading, count_weights, held_in, read_layout
 from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
-from compress.checkpoints.weight_files import stored_tensors, weight_files
+from compress.checkpoints.weight_files import is_pointer, stored_tensors, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -122,6 +122,10 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the tokenizers' own is no Exception
+        if is_pointer(folder / "tokenizer.json"):
+            raise CheckpointError(
+                f"{folder / 'tokenizer.json'}: a pointer of git-lfs; fetch it: git lfs pull"
+            ) from error
         raise CheckpointError(
             f"{folder}: its tokenizer cannot be loaded ({in_one_line(error)}); "
             "copy the files that the model was trained with"

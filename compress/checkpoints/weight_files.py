@@ -105,7 +105,7 @@ def headers(file: Path) -> Iterator[Stored]:
             size = int.from_bytes(stream.read(8), "little")
             header = parse_json(stream.read(size), str(file))
     except (SafetensorError, OSError, JsonError) as error:
-        if _starts_with(file, LFS_POINTER):
+        if is_pointer(file):
             raise CheckpointError(f"{file}: a pointer of git-lfs, not the weights; fetch them: git lfs pull") from error
         raise CheckpointError(f"{file}: corrupt weights ({error}); download or save the checkpoint again") from error
     for name, entry in header.items():
@@ -154,6 +154,9 @@ def _instead(folder: Path) -> str:
     return ""
 
 
-def _starts_with(file: Path, start: bytes) -> bool:
+def is_pointer(file: Path) -> bool:
+    """Whether a file is what git-lfs leaves in place of another."""
+    if not file.is_file():
+        return False
     with file.open("rb") as stream:
-        return stream.read(len(start)) == start
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
