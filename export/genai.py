@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compress.checkpoints.config import TOKENS, read_config, read_generation
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -56,13 +58,11 @@ def genai_config(
 def _special_ids(source: Path, vocabulary: int) -> dict[str, Any]:
     """bos, eos and pad: generation_config.json's before config.json's; an id outside of the vocabulary is none."""
     found: dict[str, Any] = {}
-    for name in ("config.json", "generation_config.json"):
-        if (source / name).is_file():
-            content = json.loads((source / name).read_text(encoding="utf-8"))
-            for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                ids = content.get(key) if isinstance(content.get(key), list) else [content.get(key)]
-                if ids and all(isinstance(token, int) and 0 <= token < vocabulary for token in ids):
-                    found[key] = content[key]
+    for content in (read_config(source), read_generation(source)):
+        for key in TOKENS:
+            ids = content.get(key) if isinstance(content.get(key), list) else [content.get(key)]
+            if ids and all(isinstance(token, int) and 0 <= token < vocabulary for token in ids):
+                found[key] = content[key]
     end = found.get("eos_token_id", found.get("bos_token_id", 0))
     first = end[0] if isinstance(end, list) else end
     return {"bos_token_id": first, "eos_token_id": end, "pad_token_id": first} | found

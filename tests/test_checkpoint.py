@@ -120,6 +120,20 @@ def test_a_corrupt_tokenizer(folder: Path, content: str) -> None:
         inspect_checkpoint(folder)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"\\ud800": 1}', '{"model_max_length": ["x"]}'])
+def test_a_broken_description_of_the_tokenizer(folder: Path, content: str) -> None:
+    (folder / "tokenizer_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: "):
+        inspect_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"eos_token_id": "2"}'])
+def test_a_broken_generation_config(folder: Path, content: str) -> None:
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: "):
+        inspect_checkpoint(folder)
+
+
 def test_a_missing_tensor_is_an_error_where_transformers_would_invent_it(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["transformer.h.1.mlp.c_fc.weight"]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 ADAPTER = "adapter_config.json"
 MERGE = "merge it into its base first: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)"
 KINDS: dict[str, type] = {
@@ -83,6 +84,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     _check_code(folder, config)
     _check_quantization(folder, config)
     return config
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """generation_config.json, where tokens that end a text may stand alone; nothing where there is none.
+
+    Raises:
+        CheckpointError: it is broken.
+    """
+    file = folder / GENERATION
+    if not os.path.lexists(file):
+        return {}
+    try:
+        settings = read_object(file)
+    except JsonError as error:
+        raise CheckpointError(f"{error}; download the checkpoint again, or take the file out") from error
+    faults = [*_token_faults(settings)]
+    if faults:
+        raise CheckpointError(f"{file}: {'; '.join(faults)}")
+    return settings
 
 
 def open_config(folder: Path) -> "PreTrainedConfig":
@@ -152,13 +172,17 @@ def _shape_faults(config: Mapping[str, Any], place: str = "") -> Iterator[str]:
         value, least = config.get(key), 0 if key in EXPERTS else 1
         if value is not None and (type(value) is not int or not least <= value <= most):
             yield f"`{place}{key}`: expected a whole number from {least} to {most:,}, got {_shown(value)}"
+    yield from _token_faults(config, place)
+    if not place and isinstance(config.get("text_config"), dict):
+        yield from _shape_faults(config["text_config"], "text_config.")
+
+
+def _token_faults(settings: Mapping[str, Any], place: str = "") -> Iterator[str]:
     for key in TOKENS:
-        value = config.get(key)
+        value = settings.get(key)
         ids = value if isinstance(value, list) else [value]
         if not all(token is None or type(token) is int for token in ids):
             yield f"`{place}{key}`: expected a token's number, or a list of them, got {_shown(value)}"
-    if not place and isinstance(config.get("text_config"), dict):
-        yield from _shape_faults(config["text_config"], "text_config.")
 
 
 def _shown(value: object) -> str:

@@ -8,6 +8,7 @@ Only safetensors is ever read: a pickle runs code when it is opened. Code that a
 What is opened is compared with what was read of the folder before (`layout.py`).
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 
-from compress.checkpoints.config import CONFIG, CheckpointError, in_one_line, open_config, read_config, vocabulary_size
+from compress.checkpoints.config import (
+    CONFIG,
+    CheckpointError,
+    in_one_line,
+    open_config,
+    read_config,
+    read_generation,
+    vocabulary_size,
+)
+from compress.checkpoints.json_file import JsonError, read_object
 from compress.checkpoints.layout import OPENING, check_loading, count_weights, held_in, read_layout
 from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
 from compress.checkpoints.weight_files import is_pointer, stored_tensors, weight_files
@@ -27,6 +37,9 @@ if TYPE_CHECKING:
 DType = Literal["float32", "float16", "bfloat16"]
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 """Names of files that hold a tokenizer's vocabulary."""
+DESCRIPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+LARGEST = 64 * 2**20
+"""Bytes of a file that may list every token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +80,10 @@ def outline(folder: Path) -> Outline:
             corrupt ones, no tokenizer.
     """
     config = read_config(folder)
+    read_generation(folder)
     elements = sum(tensor.count for tensor in stored_tensors(folder))
     _check_vocabulary_file(folder)
+    _check_descriptions(folder)
     return Outline(
         folder=folder,
         format="quantized" if "quantization_config" in config else "dense",
@@ -115,6 +130,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     _check_vocabulary_file(folder)
+    _check_descriptions(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -132,6 +148,19 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         ) from error
     _check_vocabulary(folder, tokenizer)
     return tokenizer
+
+
+def _check_descriptions(folder: Path) -> None:
+    """The small files beside a vocabulary are JSON, and say how long a text may be in a number."""
+    for name in DESCRIPTIONS:
+        if not os.path.lexists(folder / name):
+            continue
+        try:
+            longest = read_object(folder / name, limit=LARGEST).get("model_max_length")
+        except JsonError as error:
+            raise CheckpointError(f"{error}; copy the file that the model was trained with") from error
+        if not isinstance(longest, int | float | None):
+            raise CheckpointError(f"{folder / name}: `model_max_length`: expected a number, got {longest!r}")
 
 
 def _check_vocabulary_file(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from compress.checkpoints.config import CONFIG, CheckpointError
+from compress.checkpoints.config import CONFIG, GENERATION, CheckpointError
 from compress.checkpoints.folder import load_tokenizer
 from compress.checkpoints.json_file import read_object
 from compress.checkpoints.layout import Weight, read_layout, read_tensor
@@ -25,7 +25,6 @@ from compress.checkpoints.weight_files import INDEX, SINGLE, weight_files
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-GENERATION = "generation_config.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from compress.checkpoints.config import CheckpointError
+from compress.checkpoints.config import CheckpointError, in_one_line
 from compress.checkpoints.json_file import LFS_POINTER, JsonError, parse_json, read_object
 
 SINGLE = "model.safetensors"
@@ -107,7 +107,8 @@ def headers(file: Path) -> Iterator[Stored]:
     except (SafetensorError, OSError, JsonError) as error:
         if is_pointer(file):
             raise CheckpointError(f"{file}: a pointer of git-lfs, not the weights; fetch them: git lfs pull") from error
-        raise CheckpointError(f"{file}: corrupt weights ({error}); download or save the checkpoint again") from error
+        told = in_one_line(error)
+        raise CheckpointError(f"{file}: corrupt weights ({told}); download or save the checkpoint again") from error
     for name, entry in header.items():
         if name != "__metadata__":
             start = 8 + size + entry["data_offsets"][0]

@@ -15,10 +15,11 @@ from typing import cast
 import torch
 from safetensors.numpy import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from compress.checkpoints.config import CheckpointError, read_config
 from compress.checkpoints.folder import load_pretrained, load_tokenizer, no_bars
+from compress.checkpoints.layout import read_layout
 from compress.checkpoints.quantized_matrix import (
     EMBEDDINGS_FILE,
     QuantizedMatrix,
@@ -60,10 +61,8 @@ def int8_rows(config: QuantizeConfig, given: StageInput) -> Facts:
 
 
 def _block_linear_names(folder: Path) -> list[str]:
-    """Names of the block linears, from an empty model: no weight is read."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-    return [linear.name for linear in block_linears(model)]
+    """Names of the block linears; no weight is read."""
+    return [linear.name for linear in block_linears(read_layout(folder).model)]
 
 
 def _load_in_8bit(folder: Path, config: QuantizeConfig) -> PreTrainedModel:
