@@ -92,10 +92,10 @@ def carry_out(kind: Kind, *, place: Path, out: Path, count: int, seed: int, work
     tally = Tally(kind=kind.name, seed=seed, unit=kind.unit)
     began = time.monotonic()
     kind.prepare(emptied(place / "given"))
-    seen: Counter[str] = Counter()
+    until, seen = time.monotonic() + seconds, Counter[str]()
     with multiprocessing.get_context("fork").Pool(1 if kind.alone else workers) as pool:
         told = time.monotonic()
-        for number, case, findings in pool.imap_unordered(_attempt, _numbers(count, seed, began + seconds)):
+        for number, case, findings in pool.imap_unordered(_attempt, _numbers(count, seed, until)):
             tally.tried += 1
             tally.counted.update(case.pop("counted", {}))
             tally.found.update({finding.what for finding in findings})
@@ -121,7 +121,10 @@ def _attempt(which: tuple[int, int]) -> tuple[int, Case, list[Finding]]:
     seed, number = which
     case = _kind.draw(Random(f"{seed}/{_kind.name}/{number}"))
     place = _place / str(os.getpid())
-    findings = _kind.attempt(case, emptied(place))
+    try:
+        findings = _kind.attempt(case, emptied(place))
+    except (Exception, SystemExit) as error:  # the campaign's own fault, which must not end it
+        return number, case, [Finding(what="unexpected", text=f"the campaign itself: {type(error).__name__}: {error}")]
     if findings:
         counted = case.pop("counted", {})
         case = shrunk(_kind, case, findings, place) | {"counted": counted}

@@ -12,7 +12,7 @@ from typing import Any
 
 from attempt import BROKEN, INVALID, PASSED, REFUSED, Finding, command, forked
 from campaign import Case
-from mutate import Op, apply, drawn_byte_op, drawn_file_op, drawn_tree_op, header_of, parsed
+from mutate import Op, apply, drawn_byte_op, drawn_file_op, drawn_tree_op, header_of, parsed, readable
 from tiny import bundle
 
 ASIDE = {"README.md"}
@@ -88,6 +88,8 @@ def _do(op: Op, folder: Path) -> None:
     import onnx
 
     file = folder / op["file"]
+    if not readable(file):
+        return
     try:
         model = onnx.load(file, load_external_data=False)
         _GRAPH[op["how"]](model, Random(op["seed"]))
@@ -108,10 +110,12 @@ def sealed_again(folder: Path, only: tuple[str, ...]) -> None:
     from compress.digests import SEAL, digest_file, sealed
 
     file = folder / "manifest.json"
+    if not readable(file):
+        return
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         for name in only:
-            if name != "manifest.json" and (folder / name).is_file() and (folder / name).stat().st_size < 10**9:
+            if name != "manifest.json" and readable(folder / name):
                 manifest["files"][name] = {
                     "sha256": digest_file(folder / name),
                     "bytes": (folder / name).stat().st_size,

@@ -15,7 +15,7 @@ from typing import Any
 
 from attempt import INVALID, PASSED, REFUSED, Finding, command, forked
 from campaign import Case
-from mutate import Op, apply, drawn_byte_op, drawn_file_op, drawn_tree_op, header_of, parsed
+from mutate import Op, apply, drawn_byte_op, drawn_file_op, drawn_tree_op, header_of, parsed, readable
 from tiny import dense, quantized, sharded
 
 COMMON: tuple[tuple[str, Any], ...] = (
@@ -168,14 +168,14 @@ def _do(op: Op, folder: Path) -> None:
     file = folder / op["file"]
     if op["do"] == "put":
         file.write_text(op["text"], encoding="utf-8")
-    elif op["do"] == "key" and file.is_file():
+    elif op["do"] == "key" and readable(file):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             return
         if isinstance(content, dict):
             file.write_text(json.dumps(content | {op["key"]: op["value"]}), encoding="utf-8")
-    elif op["do"] == "tensor" and file.is_file():
+    elif op["do"] == "tensor" and readable(file):
         try:
             TENSORS[op["how"]](file, Random(op["seed"]))
         except Exception:  # another op left nothing that can be read

@@ -13,7 +13,7 @@ from random import Random
 
 from attempt import BROKEN, FAILED, INCONCLUSIVE, INVALID, PASSED, REFUSED, Ended, Finding, command
 from campaign import Case
-from mutate import apply, drawn_byte_op, drawn_file_op, drawn_tree_op, header_of, parsed
+from mutate import apply, drawn_byte_op, drawn_file_op, drawn_tree_op, header_of, parsed, readable
 from tiny import ROOT
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -93,7 +93,7 @@ def _seal_again(file: Path) -> None:
     from evaluation.report import UNSEALED, seal_of
 
     try:
-        content = parsed(file)
+        content = parsed(file) if readable(file) else None
         if file.name == "report.json":
             text = json.dumps(content | {"seal": ""}, indent=2) + "\n"
             file.write_text(text.replace(UNSEALED, f'"seal": "{seal_of(text)}"', 1), encoding="utf-8")
