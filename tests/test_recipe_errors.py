@@ -227,3 +227,42 @@ def test_no_yaml(write: Write, tmp_path: Path) -> None:
 def test_no_such_recipe() -> None:
     with pytest.raises(RecipeError, match=r"quikstart: expected a recipe file .*; did you mean 'quickstart'\?"):
         load_recipe("quikstart")
+
+
+# ---- what people leave behind
+
+
+def test_an_empty_list_of_stages(write: Write) -> None:
+    file = write()
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text[: text.index("stages:")] + "stages:\nseed: 1\n", encoding="utf-8")
+    assert "stages: expected a list of stages" in errors_of(file)
+
+
+def test_the_home_of_nobody(write: Write) -> None:
+    error = errors_of(write(("model: model", "model: ~nosuch/a/model")))
+    assert error == "recipe.yaml:1: model: expected an existing folder, got '~nosuch/a/model'"
+
+
+def test_a_name_too_long_for_any_file(write: Write) -> None:
+    error = errors_of(write(("test: test.txt", f"test: {'a' * 5000}.txt")))
+    assert "data.test: expected an existing file" in error
+    assert len(error) < 1200
+
+
+def test_a_recipe_that_is_no_file_that_can_be_read_whole(tmp_path: Path) -> None:
+    huge = tmp_path / "huge.yaml"
+    with huge.open("wb") as stream:
+        stream.truncate(40 * 2**30)  # a hole: no disk is used
+    assert errors_of(huge).endswith("expected at most 1,048,576 bytes, got more")
+
+
+def test_settings_of_items_and_of_whole_stages(write: Write) -> None:
+    file = write()
+    assert load_recipe(file, ["distill.layers=1", "quantize=null"]).stages[2].kind == "quantize"
+    assert "--set prune=null: expected either `sparsity`" in errors_of(file, "prune=null")
+    tasks = "evaluate.tasks=[{name: hs, file: test.txt}]"
+    assert "expected the number of an item of evaluate.tasks, of which there are 1 from 0 on, got '7'" in errors_of(
+        file, tasks, "evaluate.tasks.7.limit=3"
+    )
+    assert "--set evaluate.tasks.0.limit=x: expected an integer" in errors_of(file, tasks, "evaluate.tasks.0.limit=x")

@@ -81,13 +81,29 @@ def kind_of(value: object) -> str:
 
 def _read(file: Path, limit: int) -> bytes:
     try:
+        return read_plain(file, limit)
+    except PlainFileError as error:
+        raise JsonError(f"{file}: {error}") from error
+
+
+class PlainFileError(ValueError):
+    """A file is none that can be read whole; the message says why, without its name."""
+
+
+def read_plain(file: Path, limit: int) -> bytes:
+    """The bytes of a plain file of at most `limit` bytes, whatever is in it.
+
+    Raises:
+        PlainFileError: it is missing, no plain file, or larger.
+    """
+    try:
         with open(file, "rb", opener=_open_plain) as stream:
             raw = stream.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or error
-        raise JsonError(f"{file}: expected a JSON file, but it cannot be read ({reason})") from error
+        raise PlainFileError(f"expected a plain file, but it cannot be read ({reason})") from error
     if len(raw) > limit:
-        raise JsonError(f"{file}: expected at most {limit:,} bytes of JSON, got more")
+        raise PlainFileError(f"expected at most {limit:,} bytes, got more")
     return raw
 
 

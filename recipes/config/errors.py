@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 KeyPath = tuple[str | int, ...]
+LONGEST = 1000
+"""Characters of an error that are shown."""
 _ARTICLES = {
     "int_type": "an integer",
     "int_parsing": "an integer",
@@ -48,8 +50,14 @@ class RecipeError(Exception):
     exit_code = 2
 
     def __init__(self, errors: Sequence[str]) -> None:
-        self.errors = tuple(errors)
+        self.errors = tuple(map(_one_line, errors))
         super().__init__("\n".join(self.errors))
+
+
+def _one_line(text: str) -> str:
+    """A line break is shown as a blank, and the middle of what is too long left out."""
+    line = " ".join(text.splitlines())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"
 
 
 @dataclass(frozen=True, order=True)

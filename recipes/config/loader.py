@@ -9,6 +9,7 @@ working directory.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,7 +78,7 @@ def load_gates(path: str | Path) -> dict[str, Limit]:
 
 def _find(path: str | Path) -> Path:
     file = Path(path)
-    if file.is_file():
+    if os.path.isfile(file):
         return file
     shipped = shipped_recipes()
     if str(path) in shipped:

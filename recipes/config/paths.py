@@ -1,6 +1,7 @@
 """The files and folders that a recipe names, found: absolute paths, or an error for each that is not there.
 
-Relative paths count from the recipe's folder, those of an override from the working directory.
+Relative paths count from the recipe's folder, those of an override from the working directory. Whether something is
+there is asked of os.path, for which a name that is too long is not there; to pathlib that is an error.
 """
 
 import os
@@ -24,7 +25,10 @@ _Model = TypeVar("_Model", bound=BaseModel)
 def _absolute(draft: Draft, path: KeyPath, file: Path, folder: Path) -> Path:
     """A path of the recipe from its folder, of an override from the working directory."""
     base = folder if draft.where.override(path) is None else Path.cwd()
-    return Path(os.path.normpath(base.absolute() / file.expanduser()))
+    try:
+        return Path(os.path.normpath(base.absolute() / file.expanduser()))
+    except RuntimeError:  # `~nosuch`: a file may be called so, and what is not there is refused like any other
+        return Path(os.path.normpath(base.absolute() / file))
 
 
 def resolve_folders(
@@ -43,7 +47,7 @@ def _resolved(draft: Draft, path: KeyPath, planned: PlannedStage, stages: Stages
         for knob, named in stages[planned.kind].folders(planned.config).items()
     }
     for knob, place in found.items():
-        if not place.is_dir():
+        if not os.path.isdir(place):
             draft.refuse((*path, knob), f"expected an existing checkpoint folder, got {str(place)!r}")
     return planned.model_copy(update={"config": planned.config.model_copy(update=found)})
 
@@ -53,14 +57,14 @@ def resolve_model(draft: Draft, model: ModelSource | None, folder: Path) -> Mode
     if model is None or model.folder is None:
         return model
     resolved = _absolute(draft, ("model",), model.folder, folder)
-    if not resolved.is_dir():
+    if not os.path.isdir(resolved):
         written = str(model.folder)
         way = (
             f"; a model of the hub is written {{hub: {written}, revision: <commit hash>}}"
             if written.count("/") == 1
             else ""
         )
-        problem = "expected a folder" if resolved.exists() else "expected an existing folder"
+        problem = "expected a folder" if os.path.exists(resolved) else "expected an existing folder"
         draft.refuse(("model",), f"{problem}, got {written!r}{way}")
     return model.model_copy(update={"folder": resolved})
 
@@ -73,7 +77,7 @@ def texts_exist(draft: Draft, folder: Path) -> None:
     for key in DataConfig.model_fields:
         value = texts.get(key)
         file = value.get("file") if isinstance(value, dict) else value
-        if isinstance(file, str) and not _absolute(draft, ("data", key), Path(file), folder).is_file():
+        if isinstance(file, str) and not os.path.isfile(_absolute(draft, ("data", key), Path(file), folder)):
             draft.refuse(("data", key), f"expected an existing file, got {file!r}")
 
 
@@ -103,7 +107,7 @@ def _with_files(draft: Draft, place: KeyPath, config: _Model, folder: Path) -> _
     for key, value in config:
         if isinstance(value, Path):
             found[key] = _absolute(draft, (*place, key), value, folder)
-            if not found[key].exists():
+            if not os.path.exists(found[key]):
                 draft.refuse((*place, key), f"expected an existing file, got {str(value)!r}")
     return config.model_copy(update=found)
 

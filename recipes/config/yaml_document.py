@@ -4,18 +4,16 @@ Nothing is known here of what a recipe may hold, except that stages come as a li
 written as one word. Repeated keys are collected, not raised, so that they come in one message with everything else.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from compress.stage import first_line
+from compress.checkpoints.json_file import PlainFileError, read_plain
 from recipes.config.errors import KeyPath, Locations, Problem, RecipeError, got, shown_path, unknown_key
+from recipes.config.yaml_text import LARGEST, YamlError, parse_yaml
 
 SECTIONS = ("model", "data", "stages", "evaluate", "benchmark", "gate", "seed", "launcher")
 
@@ -34,7 +32,7 @@ class Draft:
     @property
     def items(self) -> list[tuple[str, Any]]:
         """(kind, knobs) of every stage."""
-        return [next(iter(item.items())) for item in self.content.get("stages", [])]
+        return [next(iter(item.items())) for item in self.content.get("stages") or ()]
 
 
 def read(file: Path) -> Draft:
@@ -45,20 +43,15 @@ def read(file: Path) -> Draft:
     """
     shown = shown_path(file)
     try:
-        text = file.read_text(encoding="utf-8")
-        tree = YAML(typ="rt", pure=True).compose(text)
-        loader = YAML(typ="safe", pure=True)
-        loader.allow_duplicate_keys = True  # they are reported with all the other errors, below
-        content = json.loads(json.dumps(loader.load(text), default=str))
+        text = read_plain(file, LARGEST).decode("utf-8")
+        tree, content = parse_yaml(text)
     except UnicodeDecodeError as error:
         raise RecipeError([f"{shown}: expected a YAML text in UTF-8, got binary data at byte {error.start}"]) from error
-    except MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError([f"{shown}{line}: no valid YAML: {error.problem or error.context}"]) from error
-    except (YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise RecipeError([f"{shown}: no valid YAML: {error}"]) from error
-    except OSError as error:
-        raise RecipeError([f"{shown}: cannot be read ({error.strerror or error})"]) from error
+    except PlainFileError as error:
+        raise RecipeError([f"{shown}: {error}"]) from error
+    except YamlError as error:
+        line = f":{error.line}" if error.line else ""
+        raise RecipeError([f"{shown}{line}: {error}"]) from error
     if not isinstance(content, dict):
         raise RecipeError([f"{shown}:1: expected a mapping with {', '.join(SECTIONS)}, got {got(content)}"])
     lines: dict[KeyPath, int] = {}
@@ -119,9 +112,9 @@ def override(draft: Draft, given: str) -> None:
         draft.problems.append(Problem(0, f"--set {given}: expected key=value, such as data.test=my.txt"))
         return
     try:
-        value = json.loads(json.dumps(YAML(typ="safe", pure=True).load(text), default=str))
-    except (YAMLError, ValueError) as error:
-        draft.problems.append(Problem(0, f"--set {given}: expected a YAML value, got: {first_line(error)}"))
+        _, value = parse_yaml(text)
+    except YamlError as error:
+        draft.problems.append(Problem(0, f"--set {given}: {error}"))
         return
     path = _address(draft, name.split("."), given)
     if path is not None:
@@ -157,19 +150,44 @@ def _address(draft: Draft, parts: list[str], given: str) -> KeyPath | None:
 
 def _set(draft: Draft, path: KeyPath, value: Any, given: str) -> None:
     target: Any = draft.content
-    for depth, key in enumerate(path[:-1]):
-        inner = target[key] if isinstance(key, int) else target.setdefault(key, {})
-        if isinstance(inner, str) and path[:depth] in {(), ("data",)}:  # the short form of a model or a text
-            inner = target[key] = {"folder" if key == "model" else "file": inner}
-        if not isinstance(inner, dict | list):
-            shown = draft.where.show(path[: depth + 1])
-            draft.problems.append(Problem(0, f"--set {given}: expected {shown} to be a mapping, got {got(inner)}"))
+    keys: list[str | int] = []
+    for name in path[:-1]:
+        key = _key(draft, target, name, keys, given)
+        if key is None:
             return
-        target = inner
-    if value is None and not isinstance(path[-1], int):
-        target.pop(path[-1], None)
-    else:
-        target[path[-1]] = value
-    draft.where = replace(draft.where, overrides={**draft.where.overrides, path: given})
-    if path == ("stages",):
+        target = _inside(target, key, keys)
+        keys.append(key)
+    last = _key(draft, target, path[-1], keys, given)
+    if last is None:
+        return
+    if value is None and isinstance(target, dict) and (len(keys), *keys[:1]) != (2, "stages"):
+        target.pop(last, None)
+    else:  # a stage without knobs is one with its defaults, as in the file
+        target[last] = value
+    draft.where = replace(draft.where, overrides={**draft.where.overrides, (*keys, last): given})
+    if path[0] == "stages" and len(path) <= 3:
         _normalize_stages(draft)
+
+
+def _key(draft: Draft, target: Any, name: str | int, above: list[str | int], given: str) -> str | int | None:
+    """The key that a part of an override means in `target`, a list's as a number; None where that is refused."""
+    if isinstance(target, dict):
+        return name
+    shown = draft.where.show(tuple(above))
+    if isinstance(target, list):
+        number = int(name) if str(name).isascii() and str(name).isdecimal() else len(target)
+        if number < len(target):
+            return number
+        text = f"expected the number of an item of {shown}, of which there are {len(target)} from 0 on, got {name!r}"
+    else:
+        text = f"expected {shown} to be a mapping, got {got(target)}"
+    draft.problems.append(Problem(0, f"--set {given}: {text}"))
+    return None
+
+
+def _inside(target: Any, key: str | int, above: list[str | int]) -> Any:
+    """What stands under `key`, made where there is nothing; a model or a text in its short form becomes a mapping."""
+    inner = target.setdefault(key, {}) if isinstance(target, dict) else target[key]
+    if isinstance(inner, str) and above in ([], ["data"]):
+        inner = target[key] = {"folder" if key == "model" else "file": inner}
+    return inner
