@@ -66,10 +66,10 @@ def _operators(bundle: Path, context: int, threads: int) -> Json:
 
     with tempfile.TemporaryDirectory() as scratch:
         session = open_session(bundle, threads=threads, profile=Path(scratch) / "profile")
-        model = OnnxCausalLM(session, BundleConfig.read(bundle), provider="cpu")
-        model.prefill(np.arange(1, context + 1)[None], reserve=STEPS + WARMUP)
+        cursor = OnnxCausalLM(session, BundleConfig.read(bundle), provider="cpu").cursor()
+        cursor.prefill(np.arange(1, context + 1)[None], reserve=STEPS + WARMUP)
         for _ in range(STEPS + WARMUP):
-            model.step()
+            cursor.step()
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return operators_of(events, STEPS)
 

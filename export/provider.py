@@ -27,10 +27,10 @@ def prove_provider(folder: Path, provider: Provider) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         session = open_session(folder, provider=provider, profile=Path(scratch) / "profile")
-        model = OnnxCausalLM(session, BundleConfig.read(folder), provider=provider)
-        model.prefill(np.zeros((1, 2), dtype=np.int64), reserve=STEPS)
+        cursor = OnnxCausalLM(session, BundleConfig.read(folder), provider=provider).cursor()
+        cursor.prefill(np.zeros((1, 2), dtype=np.int64), reserve=STEPS)
         for _ in range(STEPS):
-            model.step()
+            cursor.step()
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return judge_profile(events, provider)
 

@@ -299,7 +299,7 @@ def test_a_launcher_that_waits_for_the_others_of_a_failed_worker_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recipes.engine.launcher.FAILED_SECONDS", 0.1)
-    (tmp_path / "error-1.json").touch()
+    (tmp_path / "error-1.json").write_text('{"final": true, "code": 143, "text": "", "at": 1}', encoding="utf-8")
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as process:
         Launcher(command="srun")._wait(process, tmp_path, lambda: None)
         assert process.poll() == -signal.SIGTERM

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,26 @@ def test_rows_do_not_depend_on_batch_mates(model: OnnxCausalLM) -> None:
 def test_generate_stream_and_steps_agree(model: OnnxCausalLM) -> None:
     expected = model.generate(PROMPTS[:1], max_new_tokens=10, stop_ids=[])[0]
     assert list(model.stream(PROMPTS[0], max_new_tokens=10, stop_ids=[])) == expected
+    cursor = model.cursor()
     for _ in range(2):  # the second prefill finds the first one's cache
-        first = model.prefill(np.asarray(PROMPTS[:1]))
-        assert [first, *(model.step() for _ in range(9))] == expected
+        first = cursor.prefill(np.asarray(PROMPTS[:1]))
+        assert [first, *(cursor.step() for _ in range(9))] == expected
+
+
+def test_callers_that_share_a_model_do_not_meet(model: OnnxCausalLM) -> None:
+    """Each in a place of its own, and in threads at once."""
+    alone = [model.generate([prompt], max_new_tokens=8, stop_ids=[])[0] for prompt in PROMPTS]
+    cursors = [model.cursor() for _ in PROMPTS]
+    found = [[cursor.prefill(np.asarray([prompt]))] for cursor, prompt in zip(cursors, PROMPTS, strict=True)]
+    for _ in range(7):
+        for text, cursor in zip(found, cursors, strict=True):
+            text.append(cursor.step())
+    assert found == alone
+    with ThreadPoolExecutor(4) as threads:
+        each = threads.map(
+            lambda index: model.generate([PROMPTS[index % 3]], max_new_tokens=8, stop_ids=[])[0], range(24)
+        )
+        assert list(each) == alone[:3] * 8
 
 
 def test_padding_on_the_right_does_no_harm(model: OnnxCausalLM) -> None:
@@ -171,10 +189,11 @@ def test_context_can_be_filled_but_not_exceeded(model: OnnxCausalLM) -> None:
         model.generate([[3] * (context + 1)], max_new_tokens=1)
     with pytest.raises(PromptError, match="context holds"):
         model.score(np.zeros((1, context + 1), dtype=np.int64))
-    model.prefill(np.asarray([[3, 4]]), reserve=1)
-    model.step()
+    cursor = model.cursor()
+    cursor.prefill(np.asarray([[3, 4]]), reserve=1)
+    cursor.step()
     with pytest.raises(PromptError, match="cache is full"):
-        model.step()
+        cursor.step()
 
 
 def test_prompts_that_make_no_sense_are_refused(model: OnnxCausalLM) -> None:
@@ -183,7 +202,7 @@ def test_prompts_that_make_no_sense_are_refused(model: OnnxCausalLM) -> None:
     with pytest.raises(PromptError, match=r"token ids below \d+, got 999999"):
         model.generate([[999999]], max_new_tokens=1)
     with pytest.raises(PromptError, match="prefill"):
-        model.step()
+        model.cursor().step()
 
 
 def test_onnxruntime_genai_runs_the_folder_as_it_is(family: str, bundles: dict[str, Path], model: OnnxCausalLM) -> None:

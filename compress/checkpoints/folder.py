@@ -28,6 +28,7 @@ from compress.checkpoints.config import (
 )
 from compress.checkpoints.json_file import JsonError, read_object
 from compress.checkpoints.layout import OPENING, check_loading, count_weights, held_in, read_layout
+from compress.checkpoints.one_at_a_time import one_at_a_time
 from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
 from compress.checkpoints.weight_files import is_pointer, stored_tensors, weight_files
 
@@ -197,6 +198,7 @@ def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
     return 0
 
 
+@one_at_a_time
 def load_pretrained(folder: Path, *, dtype: DType, **settings: Any) -> "PreTrainedModel":
     """The model as transformers loads it, in evaluation mode on the CPU.
 

@@ -32,6 +32,7 @@ from compress.checkpoints.config import (
     quantization_method,
     read_config,
 )
+from compress.checkpoints.one_at_a_time import one_at_a_time
 from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
 from compress.checkpoints.weight_files import Stored, headers, stored_tensors
 from compress.models.components import Held
@@ -203,6 +204,7 @@ def read_tensor(stored: Stored) -> "torch.Tensor":
     return tensor
 
 
+@one_at_a_time
 def _empty(folder: Path, config: "PreTrainedConfig", tensors: int) -> "PreTrainedModel":
     """The float model of a config, without memory."""
     from transformers import AutoModelForCausalLM

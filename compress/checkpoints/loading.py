@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compress.checkpoints.config import CheckpointError, in_one_line, quantization_method, read_config
 from compress.checkpoints.folder import DType, load_pretrained, no_bars
 from compress.checkpoints.layout import OPENING, Layout, check_loading, read_layout, read_tensor
+from compress.checkpoints.one_at_a_time import one_at_a_time
 from compress.checkpoints.quantized_matrix import read_quantized_matrices
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@one_at_a_time
 def load_model(folder: Path, *, dtype: DType = "float32") -> "PreTrainedModel":
     """The checkpoint's model in evaluation mode on the CPU. An int8 one runs through bitsandbytes in its format, and
     multiplied out in compressed-tensors'.
@@ -31,6 +33,7 @@ def load_model(folder: Path, *, dtype: DType = "float32") -> "PreTrainedModel":
     return _multiplied_out(folder, dtype)
 
 
+@one_at_a_time
 def load_float_model(folder: Path) -> "PreTrainedModel":
     """The checkpoint's model in float32, its int8 matrices multiplied out: the weights that an export must reproduce.
 
@@ -97,6 +100,7 @@ def _floats(folder: Path, layout: Layout) -> "dict[str, torch.Tensor]":
     return floats
 
 
+@one_at_a_time
 def empty_model(folder: Path) -> "PreTrainedModel":
     """The checkpoint's architecture in float32, in evaluation mode, its weights not filled in (its buffers are)."""
     import torch

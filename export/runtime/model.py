@@ -8,6 +8,7 @@ last position on for `generate`. `export.runtime.batch` holds the cache and what
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,8 +60,7 @@ class OnnxCausalLM:
         self.session = session
         self.config = config
         self.provider = provider
-        self._batch: Batch | None = None
-        self._idle: Batch | None = None
+        self._idle: deque[Batch] = deque(maxlen=1)
 
     @classmethod
     def open(
@@ -165,26 +165,9 @@ class OnnxCausalLM:
                 seen_BV[np.arange(len(prompts)), next_B] = True
                 logits_BV = batch.step(np.asarray(next_B, dtype=np.int64))
 
-    def prefill(self, ids_1T: Ids, *, reserve: int = RESERVE) -> int:
-        """Read a prompt into an empty cache with room for `reserve` more tokens; the likeliest next id."""
-        tokens = ids_1T.shape[1]
-        capacity = min(self.config.context, tokens + reserve)
-        if self._batch is None or self._batch.capacity != capacity:
-            self._batch = self.new_batch(1, capacity)
-        logits = self._batch.feed(ids_1T, np.asarray([tokens], dtype=np.int64), logits_from=tokens - 1)
-        self._next = int(logits[0, -1].argmax())
-        return self._next
-
-    def step(self) -> int:
-        """Feed the last id back in; the likeliest next id.
-
-        Raises:
-            PromptError: nothing was prefilled, or the cache is full.
-        """
-        if self._batch is None:
-            raise PromptError("step() goes on from a prompt: call prefill() first")
-        self._next = int(self._batch.step(np.asarray([self._next], dtype=np.int64))[0].argmax())
-        return self._next
+    def cursor(self) -> "Cursor":
+        """A place of its own in a text; callers that share the model take one each."""
+        return Cursor(self)
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
         if not prompts or not all(len(prompt) for prompt in prompts):
@@ -221,13 +204,45 @@ class OnnxCausalLM:
     @contextmanager
     def _borrowed(self, rows: int, capacity: int) -> Iterator[Batch]:
         """A batch for one call: the last call's memory (and, on CUDA, its captured graph) where that fits."""
-        batch, self._idle = self._idle, None
+        try:
+            batch = self._idle.pop()  # at once, so that no two threads get the same
+        except IndexError:
+            batch = None
         if batch is None or batch.rows != rows or not capacity <= batch.capacity <= 2 * capacity + RESERVE:
             batch = self.new_batch(rows, capacity)
         try:
             yield batch.rewind(0)
         finally:
-            self._idle = batch
+            self._idle.append(batch)
+
+
+class Cursor:
+    """A prompt, and the likeliest token after token; its cache is its own."""
+
+    def __init__(self, model: OnnxCausalLM) -> None:
+        self._model = model
+        self._batch: Batch | None = None
+
+    def prefill(self, ids_1T: Ids, *, reserve: int = RESERVE) -> int:
+        """Read a prompt into an empty cache with room for `reserve` more tokens; the likeliest next id."""
+        tokens = ids_1T.shape[1]
+        capacity = min(self._model.config.context, tokens + reserve)
+        if self._batch is None or self._batch.capacity != capacity:
+            self._batch = self._model.new_batch(1, capacity)
+        logits = self._batch.feed(ids_1T, np.asarray([tokens], dtype=np.int64), logits_from=tokens - 1)
+        self._next = int(logits[0, -1].argmax())
+        return self._next
+
+    def step(self) -> int:
+        """Feed the last id back in; the likeliest next id.
+
+        Raises:
+            PromptError: nothing was prefilled, or the cache is full.
+        """
+        if self._batch is None:
+            raise PromptError("step() goes on from a prompt: call prefill() first")
+        self._next = int(self._batch.step(np.asarray([self._next], dtype=np.int64))[0].argmax())
+        return self._next
 
 
 def _read(batch: Batch, prompts: Sequence[Sequence[int]]) -> Floats:

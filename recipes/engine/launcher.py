@@ -30,6 +30,7 @@ from typing import Any
 
 from compress.stage import Facts, Progress, Stage, StageConfig, StageInput, Task
 from recipes.runs.failures import GOES_ON
+from recipes.runs.processes import environment, python_module
 
 POLL_SECONDS = 0.1
 END_SECONDS = 45.0
@@ -123,7 +124,7 @@ class Launcher:
         failed: float | None = None
         while process.poll() is None:
             follow()
-            if failed is None and any(folder.glob("error-*.json")) and "restarts" not in self.command:
+            if failed is None and any(error["final"] for error in _errors(folder)):
                 failed = time.monotonic()
             if failed is not None and time.monotonic() > failed + FAILED_SECONDS:
                 _end(process)
@@ -133,9 +134,9 @@ class Launcher:
     def _words(self, folder: Path) -> list[str]:
         words = shlex.split(self.command)
         if words[:1] == ["ray"]:
-            return [sys.executable, "-m", "recipes.engine.ray_workers", *words[1:], str(folder)]
+            return python_module("recipes.engine.ray_workers", *words[1:], str(folder))
         starts_python = any(Path(word).name in PYTHON_LAUNCHERS for word in words)
-        return [*words, *([] if starts_python else [sys.executable]), "-m", WORKER, str(folder)]
+        return [*words, "-m", WORKER, str(folder)] if starts_python else [*words, *python_module(WORKER, str(folder))]
 
 
 @cache
@@ -189,14 +190,13 @@ def _folder(scratch: Path) -> Iterator[Path]:
 
 
 def _started(command: Sequence[str], log: Any) -> "subprocess.Popen[bytes]":
-    here = os.pathsep.join(path for path in (os.getcwd(), *sys.path) if path)
     try:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=os.environ | {"PYTHONPATH": here},
+            env=environment(),
             start_new_session=True,  # an interruption from the keyboard is passed on by this process, once
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
@@ -224,7 +224,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _failure(folder: Path, said: str, code: int, what: str = "") -> LauncherError:
     """The error that ended a launch: of several, the first that is not about another process being gone."""
-    told = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("error-*.json")]
+    told = _errors(folder)
     causes = [error for error in told if error["code"] not in ENDED and not _lost(error)]
     if causes:
         first = min(causes, key=lambda error: error["at"])
@@ -235,6 +235,11 @@ def _failure(folder: Path, said: str, code: int, what: str = "") -> LauncherErro
         return LauncherError(f"{what}ended with {code} ({words.removeprefix('error: ')})", code=2)
     reason = next((error["text"] for error in told if _lost(error)), words.removeprefix("error: "))
     return LauncherError(f"training broke off because a process ended or cannot be reached ({reason}); {GOES_ON}")
+
+
+def _errors(folder: Path) -> list[dict[str, Any]]:
+    """What each worker that failed has told; one that its launcher starts again fails no launch yet."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("error-*.json")]
 
 
 def _lost(error: Mapping[str, Any]) -> bool:

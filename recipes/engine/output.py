@@ -66,7 +66,7 @@ def engine_for(
             raise RequestError("\n".join(problems))
         work.mkdir(exist_ok=True)
         log_to(work)
-        kept = Store(work / "store" if store is None else store)
+        kept = Store(work / "store") if store is None else Store(store, option="--store")
         with kept.in_use():
             yield Engine(store=kept, progress=progress), work
         shutil.rmtree(work)

@@ -128,7 +128,7 @@ def run_folder(recipe: Recipe, out: Path | None) -> Path:
 
 def store_of(folder: Path, store: Path | None) -> Store:
     """The store of a run in this folder: `store`, or its own."""
-    return Store(folder / "artifacts" if store is None else store.absolute())
+    return Store(folder / "artifacts") if store is None else Store(store.absolute(), option="--store")
 
 
 def _planned(step: StageStep, store: Store, estimate: Estimate) -> PlannedStep:

@@ -10,11 +10,12 @@ opens the group. All machines of the cluster must share the run's folder and hav
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from recipes.runs.processes import search_path
 
 INSTALL = "expected Ray Train; install it with pip install 'demitasse[ray]'"
 
@@ -33,8 +34,8 @@ def main() -> None:
         from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError:
         sys.exit(f"error: {INSTALL}")
-    path = os.pathsep.join(path for path in sys.path if path)
-    ray.init(address=asked.address, runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=True)
+    variables = {"PYTHONPATH": search_path(), "PYTHONSAFEPATH": "1"}
+    ray.init(address=asked.address, runtime_env={"env_vars": variables}, log_to_driver=True)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"folder": str(asked.folder.absolute())},

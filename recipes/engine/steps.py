@@ -8,12 +8,16 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from compress.digests import digest_of
 from compress.stage import Progress, Silent
 from recipes.runs.records import Artifact, StoreError
 from recipes.runs.store import Store
+
+_MAKING = RLock()
+"""Results are made one at a time in a process: random numbers, threads and what libraries patch belong to all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,12 @@ class Engine:
             StoreError: the store cannot be written.
         """
         waiting = self._waiting(step.kind)
-        found = self.store.obtain(step.kind, step.identity, step.make, waiting=waiting)
+
+        def make(files: Path, scratch: Path) -> dict[str, Any]:
+            with _MAKING:
+                return step.make(files, scratch)
+
+        found = self.store.obtain(step.kind, step.identity, make, waiting=waiting)
         what = "reused" if found.reused else f"made in {found.seconds:.1f} s"
         self.log(f"{step.kind} {found.folder.name} {what}")
         self.use(found.folder.name)

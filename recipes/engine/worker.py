@@ -9,9 +9,11 @@ for the launch tells its user; the exit code ends the launch.
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from recipes.engine.launcher import FACTS, POLL_SECONDS, PROGRESS, REQUEST, Laun
 from recipes.runs.failures import exit_code, message, terminable
 
 MEET_SECONDS = 300.0
+WATCH_SECONDS = 0.5
 OTHER_LAUNCHES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
@@ -39,6 +42,7 @@ def main() -> None:
             f"error: cannot see {folder}; all machines of a launch must share the folder that is written to: name one "
             "on a shared file system"
         )
+    end_with_parent()
     sys.exit(work(folder))
 
 
@@ -57,11 +61,32 @@ def work(folder: Path) -> int:
             facts = _run(folder, request, here)
     except BaseException as error:  # the one place that tells of whatever ended this process
         told = {"rank": here.rank, "world": here.world, "text": message(error), "code": exit_code(error)}
-        _write(folder / f"error-{here.rank}.json", {**told, "at": time.time()})
+        _write(folder / f"error-{here.rank}.json", {**told, "final": not _restarts_left(), "at": time.time()})
         return exit_code(error)
     if facts is not None:
         _write(folder / FACTS, facts)
     return 0
+
+
+def _restarts_left() -> bool:
+    """Whether the launcher starts its workers again when one fails; torchrun and accelerate tell them how often."""
+    count, most = (os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return int(count) < int(most)
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it is gone, whatever it computes just then.
+
+    A signal alone would not do: Python looks at signals only between its own instructions.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _check_launcher() -> None:

@@ -9,9 +9,7 @@ Everything heavy is imported when it is needed.
 """
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 from compress import FormatName
@@ -21,6 +19,7 @@ from recipes.formats import FORMATS
 from recipes.formats.base import MeasureError
 from recipes.formats.compressed_bytes import METHOD, compressed_bytes
 from recipes.measure.peak_memory import DECODED
+from recipes.runs.processes import environment, python_module
 
 MEASURE_VERSION = 10
 
@@ -69,12 +68,9 @@ def compared(measurement: Measurement, baseline: Row) -> Measurement:
 
 def probe(artifact: Path, format: FormatName, *, prompt: int, threads: int) -> int:
     """Bytes of peak memory, as `peak_memory.py` finds them in a process of its own."""
-    command = [sys.executable, "-m", "recipes.measure.peak_memory", str(artifact), format, str(prompt), str(threads)]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    command = python_module("recipes.measure.peak_memory", str(artifact), format, str(prompt), str(threads))
+    variables = environment(OMP_NUM_THREADS=str(threads))
+    finished = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
     if finished.returncode != 0:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise MeasureError(

@@ -13,11 +13,9 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
@@ -25,13 +23,13 @@ from pydantic import ValidationError
 
 from evaluation.latency import Turn
 from recipes.measure.variant_process import Order, pieces
+from recipes.runs.processes import environment, python_module
 
 PATIENCE = 1800.0
 """Seconds that one piece may take."""
 BREATH = 0.01
 """Seconds between two arms, in which the threads of the one before stop waiting for more."""
-ROOT = Path(__file__).resolve().parent.parent.parent
-COMMAND = [sys.executable, "-m", "recipes.measure.variant_process"]
+COMMAND = python_module("recipes.measure.variant_process")
 
 
 class Running:
@@ -151,6 +149,4 @@ def _shared(turns: list[Turn]) -> list[Turn]:
 def _environment(threads: int) -> dict[str, str]:
     """The same for every arm; the packages are found where this process found them."""
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    here = os.pathsep.join(path for path in (str(ROOT), *sys.path) if path)
-    settings = {"PYTHONPATH": here, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return os.environ | counts | settings
+    return environment(**counts, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")

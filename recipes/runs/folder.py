@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from recipes.runs.failures import of_the_system
 from recipes.runs.records import CARD, StoreError
@@ -36,11 +37,9 @@ def writing() -> Iterator[None]:
 
 def make_writable(folder: Path) -> None:
     """Make the run folder, and see that it can be written, before anything runs."""
-    probe = folder / f".probe.{os.getpid()}"
     with writing():
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        TemporaryFile(dir=folder).close()  # it has no name where the system allows that, so a kill leaves nothing
 
 
 def point_at(link: Path, target: Path) -> None:

@@ -25,7 +25,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ class Store:
     """A run store in a folder, which is made when the first result is."""
 
     root: Path
+    option: str = field(default="--out", compare=False)
+    """Of the command, which names another place."""
 
     def name(self, kind: str, key: str) -> Path:
         return self.root / name_of(kind, key)
@@ -116,7 +118,7 @@ class Store:
             StoreError: the store cannot be written.
         """
         note = replace(_note_of(folder), results=tuple(sorted(results)))
-        with _writing("store"):
+        with _writing("store", self.option):
             write_note(note, self.root / RUNS)
 
     def noted(self, folder: Path) -> set[str]:
@@ -160,7 +162,7 @@ class Store:
         leftover = _lock_of(work).exists() and os.access(work.parent, os.W_OK)  # of a kill after the rename
         if found is not None and not leftover:
             return found
-        with _writing(kind), _locked(work, waiting):
+        with _writing(kind, self.option), _locked(work, waiting):
             found = self.find(kind, key)  # another run may have made it meanwhile
             if found is None:
                 self._make(kind, key, identity, make, work)
@@ -217,12 +219,12 @@ def _lock_of(work: Path) -> Path:
 
 
 @contextmanager
-def _writing(kind: str) -> Iterator[None]:
+def _writing(kind: str, option: str) -> Iterator[None]:
     """A disk that cannot be written becomes one clear message, also where a library wraps the system's error."""
     try:
         yield
     except Exception as error:
-        reason = "" if is_ours(error) else of_the_system(error)
+        reason = "" if is_ours(error) else of_the_system(error).replace("--out", option)
         if not reason:
             raise
         raise StoreError(f"{kind}: {reason}; {GOES_ON}") from error
