@@ -22,7 +22,7 @@ from recipes.config.evaluations import TaskConfig
 from recipes.formats import FORMATS
 from recipes.formats.base import LoadedModel
 from recipes.measure import harness_tasks as harness
-from recipes.measure.harness_tasks import ask_task, open_task, task_problems
+from recipes.measure.harness_tasks import ask_task, digest_of_evaluation, open_task, task_problems
 from recipes.measure.multiple_choice import TaskError
 
 pytest.importorskip("lm_eval")
@@ -323,3 +323,36 @@ def test_what_is_wrong_is_known_early(questions: Path, tmp_path: Path, monkeypat
     assert "pip install 'demitasse[tasks]'" in problems[0]
     with pytest.raises(TaskError, match="lm-evaluation-harness for `tasks`, which is not installed; pip install"):
         open_task(TaskConfig(name="novels", file=questions))
+
+
+@pytest.mark.parametrize("swapped", ["data", "configuration", "code", "what the code calls"])
+def test_the_digest_of_a_task_holds_what_it_reads_wherever_that_lies(swapped: str, tmp_path: Path) -> None:
+    """The folder that is named stays as it is."""
+    include, elsewhere = tmp_path / "include", tmp_path / "elsewhere"
+    include.mkdir()
+    elsewhere.mkdir()
+    rows = [{"text": "It was", "good": " a night", "bad": " an xylophone", "label": 0} for _ in range(3)]
+    data = write(elsewhere / "data.jsonl", rows)
+    code = "def choices(doc):\n    return order([doc['good'], doc['bad']])\n\n\ndef order(pair):\n    return pair\n"
+    (elsewhere / "own.py").write_text(code, encoding="utf-8")
+    base = (
+        f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: text\ndoc_to_target: label\n"
+        "doc_to_choice: !function own.choices\n"
+    )
+    (elsewhere / "base.yaml").write_text(base, encoding="utf-8")
+    (include / "mine.yaml").write_text(f"task: mine\ninclude: {elsewhere}/base.yaml\n", encoding="utf-8")
+    config = TaskConfig(name="mine", include=include)
+    before, named = digest_of_evaluation(config), config.digest()
+    assert digest_of_evaluation(config) == before
+    if swapped == "data":
+        write(data, [{**row, "label": 1} for row in rows])
+    elif swapped == "configuration":
+        (elsewhere / "base.yaml").write_text(base.replace("doc_to_text: text", "doc_to_text: bad"), encoding="utf-8")
+    elif swapped == "code":
+        (elsewhere / "own.py").write_text(code.replace("doc['bad']", "doc['text']"), encoding="utf-8")
+    else:
+        (elsewhere / "own.py").write_text(code.replace("return pair", "return pair[::-1]"), encoding="utf-8")
+    assert config.digest() == named
+    harness._manager.cache_clear()
+    assert digest_of_evaluation(config) != before

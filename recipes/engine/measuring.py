@@ -24,6 +24,7 @@ from recipes.engine.steps import Engine, Step
 from recipes.formats import FORMATS
 from recipes.formats.hidden_states import HiddenStates
 from recipes.measure import footprint, latency, quality
+from recipes.measure.harness_tasks import digest_of_evaluation
 from recipes.measure.quality_details import findings
 from recipes.runs.records import Artifact
 from recipes.runs.store import versions
@@ -56,6 +57,7 @@ class Measuring:
     """Row -> the folder of its raw samples of quality."""
     seconds: dict[str, float] = field(default_factory=dict)
     """What was spent on "documents" and on "blocks"."""
+    _read: dict[str, str] = field(default_factory=dict)  # digest of what each named evaluation reads
     _baseline: quality.Baseline | None = None
     _hidden: HiddenStates = field(default_factory=HiddenStates)
     _latencies: Path | None = None  # the folder of the raw ones, once they are taken
@@ -63,6 +65,7 @@ class Measuring:
     def begin(self, recipe: Recipe) -> None:
         """Measure from the first subject on, as this recipe asks for."""
         self.recipe, self.subjects, self.rows, self.seconds = recipe, [], [], {"documents": 0.0}
+        self._read = {named.name: digest_of_evaluation(named) for named in recipe.evaluate.named}
 
     @property
     def session(self) -> Session | None:
@@ -101,7 +104,7 @@ class Measuring:
             "format": subject.format,
             "baseline": None if subject is first else first.key,
             "evaluate": recipe.evaluate.identity(),
-            "evaluations": {named.name: named.digest() for named in recipe.evaluate.named},
+            "evaluations": self._read,
             "test": recipe.data.test.digest(),
             "seed": recipe.seed,
             "libraries": versions(tuple(libraries)),

@@ -69,8 +69,8 @@ def _made(steps: Sequence[StageStep]) -> int | None:
 
 def check_evaluations(evaluate: EvaluateConfig, store: Store) -> list[str]:
     """What is wrong with the named evaluations; opening the harness's own tasks takes seconds, and is done once."""
-    tasks = [task for task in evaluate.tasks if task.file is None]
-    given = [task for task in evaluate.tasks if task.file is not None]
+    tasks = [task for task in evaluate.tasks if task.file is None and task.include is None]
+    given = [task for task in evaluate.tasks if task not in tasks]
     errors = evaluation_problems(given, evaluate.labeled, evaluate.generation)
     if tasks:
         identity = {"version": VERSION, "tasks": [task.digest() for task in tasks], "libraries": versions(("lm-eval",))}

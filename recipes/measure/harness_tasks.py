@@ -17,6 +17,7 @@ drawn (the harness's filters beyond the first), chat templates, tasks that run c
 """
 
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,13 +30,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.digests import digest_file, digest_of
 from compress.stage import first_line
 from evaluation.quality.generation import Generator
 from evaluation.quality.per_example import Items
 from evaluation.quality.scoring import Scorer
 from evaluation.quality.windows import describe_bos
 from recipes.config.errors import did_you_mean, one_of
-from recipes.config.evaluations import EXTRA, TaskConfig
+from recipes.config.evaluations import EXTRA, GenerationConfig, LabeledConfig, TaskConfig
 from recipes.measure.multiple_choice import Question, TaskError, read_questions, spread
 
 if TYPE_CHECKING:
@@ -98,6 +100,32 @@ def open_task(config: TaskConfig, *, seed: int = 0) -> OpenTask:
     limit = config.limit if config.file is None else None  # of a file, only those that are asked were kept
     rows = {name: spread(len(task.eval_docs), limit, seed) for name, task in tasks.items()}
     return OpenTask(config=config, tasks=tasks, rows=rows, protocol=_protocol(config, tasks, rows))
+
+
+def digest_of_evaluation(named: TaskConfig | LabeledConfig | GenerationConfig) -> str:
+    """sha256 (hex) of everything that an evaluation reads.
+
+    The configuration of a task in an `include` folder names data, other configurations and code that may lie anywhere,
+    so what it came to is hashed once it is loaded: settings, the files of its functions, questions and examples.
+
+    Raises:
+        TaskError: as in `open_task`.
+    """
+    if not isinstance(named, TaskConfig) or named.include is None:
+        return named.digest()
+    read = [
+        [name, task.config.to_dict(keep_callable=True), list(task.eval_docs), list(task.fewshot_docs() or ())]
+        for name, task in sorted(open_task(named).tasks.items())
+    ]
+    return digest_of([named.digest(), json.dumps(read, sort_keys=True, default=_as_read)])
+
+
+def _as_read(value: Any) -> Any:
+    """What stands for a value that JSON does not know: of code, the file that it is in."""
+    if not callable(value):
+        return type(value).__qualname__ if " at 0x" in repr(value) else repr(value)  # an address says nothing
+    file = inspect.getsourcefile(value) if inspect.isroutine(value) or inspect.isclass(value) else None
+    return [type(value).__qualname__, getattr(value, "__qualname__", ""), digest_file(Path(file)) if file else ""]
 
 
 def ask_task(
