@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from compress.models.families import Family, Shape, family_of, shape_of
+from compress.models.families import Family, Shape, shape_of
+from compress.structured.unknown_family import family_of
 
 GROUPS = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16}
 """Two query heads to a key-value head, as Qwen3-0.6B has them, and heads wider than hidden / heads."""

@@ -90,11 +90,10 @@ def test_a_layer_that_does_nothing_goes_first(family: str, make_checkpoint: Make
                 parameter.zero_()
     save_checkpoint(model, load_tokenizer(folder), folder)
     assert by_influence(folder, ROWS_NT, 3)[0] == [0, 1, 3]
-    if family != "phi":  # slimming has no table of it
-        kept, facts = by_influence(folder, ROWS_NT, 3, by="perplexity")
-        assert facts["depth"]["by"] == "perplexity"
-        assert len(kept) == 3
-        assert facts["depth"]["gone"][0]["layer"] not in kept
+    kept, facts = by_influence(folder, ROWS_NT, 3, by="perplexity")
+    assert facts["depth"]["by"] == "perplexity"
+    assert len(kept) == 3
+    assert facts["depth"]["gone"][0]["layer"] not in kept
 
 
 # --- students of some layers

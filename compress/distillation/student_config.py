@@ -21,8 +21,6 @@ from compress.stage import StageError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-PER_LAYER = ("attention_layers", "mlp_layer_types", "no_rope_layers")
-"""Config lists with an entry for each layer, beside those that slimming knows."""
 NOT_SHAPE = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 """Keys of a config.json that describe the file, not the model; they are passed over."""
 VOCABULARY = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -52,11 +50,6 @@ def of_layers(config: "PreTrainedConfig", kept: Sequence[int]) -> "PreTrainedCon
     """A copy of a config that says that these layers are all."""
 
     changed: Any = copy.deepcopy(config)
-    for key in PER_LAYER:
-        if getattr(config, key, None):
-            setattr(changed, key, [getattr(config, key)[layer] for layer in kept])
-    if getattr(config, "attention_types", None):  # GPT-Neo says it twice
-        changed.attention_types = [[list(changed.attention_layers), 1]]
     follow_layers(changed, kept)
     changed.num_hidden_layers = len(kept)
     answer: PreTrainedConfig = changed

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from compress.distillation.student_config import is_dropout, of_layers, student_config, without_dropout
 from compress.distillation.student_config import spread as spread  # the third way to choose layers
 from compress.models.block_linears import block_list, blocks
-from compress.models.families import family_of
 from compress.models.layerwise import BlockWalk
 from compress.stage import Facts, Progress, Silent, StageError, first_line
 from compress.structured.depth import Stack, block_influence, least_missed, most_influential
@@ -63,17 +62,11 @@ def by_influence(
     by: Measure = "block_influence",
     progress: Progress | None = None,
 ) -> tuple[list[int], Facts]:
-    """The `layers` layers of a dense checkpoint that do most on the rows, in rising order, and what was measured.
-
-    Raises:
-        StageError: `perplexity` is asked of a family that slimming has no table of.
-    """
-
+    """The `layers` layers of a dense checkpoint that do most on the rows, in rising order, and what was measured."""
     progress = progress or Silent()
     walk = BlockWalk(folder, rows_NT)
     if by == "perplexity":
-        family = family_of(walk.model.config, [name for name, _ in walk.model.named_parameters()])
-        kept, gone = least_missed(Stack(folder, family, rows_NT), layers, progress)
+        kept, gone = least_missed(Stack(folder, rows_NT), layers, progress)
         return kept, {"depth": {"by": by, "gone": gone}}
     influence = []
     with progress.task("weigh layers", total=len(walk)) as task:

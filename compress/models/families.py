@@ -14,6 +14,7 @@ and for those that can be slimmed, `FAMILIES`, the axes:
     query        query heads, head_dim wide each
     key_value    key-value heads, head_dim wide each
     stacked      [all queries | all keys | all values], as GPT-2 packs them
+    gated        [the gates of all neurons | their values], as Phi-3 packs the two linears that neurons have
     interleaved  [query, key, value] of one head after the other, as GPT-NeoX packs them
     fixed        what slimming never cuts: vocabulary, positions, the columns within a head
 
@@ -21,7 +22,9 @@ Removing one unit of an axis means removing its slice from every dimension that 
 have no config key for a head's width, it is hidden / heads there: heads and hidden channels can only go together. A
 Llama config wants `hidden` to be a multiple of `heads`; Mistral, Qwen2 and Qwen3 take any pair.
 
-Not covered: families that are not in FAMILIES, mixtures of experts, ALiBi, parameters that a family's table lacks.
+The axes of a family that FAMILIES lacks are found by tracing a tiny model of it (`structured/unknown_family.py`).
+
+Not covered: mixtures of experts, parameters that a family's table lacks.
 """
 
 import copy
@@ -36,18 +39,23 @@ if TYPE_CHECKING:
 
 Part = Literal["hidden", "query", "key", "value"]
 """What may be looked at of a layer as it runs."""
-Axis = Literal["hidden", "ffn", "query", "key_value", "stacked", "interleaved", "fixed"]
+Axis = Literal["hidden", "ffn", "gated", "query", "key_value", "stacked", "interleaved", "fixed"]
 Axes = tuple[Axis, ...]
 Size = Literal["layers", "hidden", "heads", "kv_heads", "ffn"]
 SIZES: tuple[Size, ...] = ("layers", "hidden", "heads", "kv_heads", "ffn")
-CONFIG_KEYS: dict[Literal["layers", "hidden", "heads", "head_dim", "vocabulary"], tuple[str, ...]] = {
-    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+CONFIG_KEYS: dict[Size | Literal["head_dim", "vocabulary", "experts"], tuple[str, ...]] = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model"),
-    "heads": ("num_attention_heads", "n_head", "num_heads"),
+    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads"),
+    "ffn": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
     "head_dim": ("head_dim",),
     "vocabulary": ("vocab_size",),
+    "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
 }
 """Size -> the keys under which config.json may have it."""
+PER_LAYER = ("attention_layers", "layer_types", "mlp_layer_types", "no_rope_layers")
+"""Config lists with an entry for each layer."""
 PARTS: dict[str, str] = {
     "head": r"lm_head|embed_out",
     "norms": r"norm|\bln_",
@@ -91,9 +99,17 @@ class Shape:
 
     def width(self, axis: Axis) -> int:
         """How long a dimension is that lies on `axis`."""
-        query = self.heads * self.head_dim
-        widths = {"hidden": self.hidden, "ffn": self.ffn, "query": query, "key_value": self.kv_heads * self.head_dim}
-        return 3 * query if axis in {"stacked", "interleaved"} else widths[axis]
+        query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        widths = {
+            "hidden": self.hidden,
+            "ffn": self.ffn,
+            "gated": 2 * self.ffn,
+            "query": query,
+            "key_value": key_value,
+            "stacked": query + 2 * key_value,
+            "interleaved": 3 * query,
+        }
+        return widths[axis]
 
     def sizes(self) -> dict[str, int]:
         """Size by name, for facts and messages."""
@@ -127,6 +143,8 @@ class Family:
     """Further config keys that are always the hidden width."""
     requires: Mapping[str, object] = field(default_factory=dict)
     """Config values without which the table does not hold."""
+    frozen: Mapping[Size, str] = field(default_factory=dict)
+    """Sizes that cannot change, and why."""
 
     def axes(self, name: str) -> Axes | None:
         """Axes of a parameter by its name in the model; None where the table has no such parameter."""
@@ -292,7 +310,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def size_in(config: Mapping[str, Any], size: Literal["layers", "hidden", "heads", "head_dim", "vocabulary"]) -> int:
+def size_in(config: Mapping[str, Any], size: Size | Literal["head_dim", "vocabulary", "experts"]) -> int:
     """A size that a config.json gives, whatever its family calls it; 0 where it gives none."""
     return next((int(config[key]) for key in CONFIG_KEYS[size] if isinstance(config.get(key), int)), 0)
 
@@ -303,15 +321,12 @@ def split_name(family: Family, name: str) -> tuple[int, str]:
     return int(index), rest
 
 
-def family_of(config: "PreTrainedConfig", names: Sequence[str]) -> Family:
-    """The family of a model with these parameters.
+def check_family(family: Family, config: "PreTrainedConfig", names: Sequence[str]) -> None:
+    """Make sure that a table holds for a model with these parameters.
 
     Raises:
-        StageError: no table has it, a setting is not covered, or a parameter is in no table.
+        StageError: a setting is not covered, or the table lacks a parameter.
     """
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        raise StageError(f"slim: model_type: expected one of {', '.join(sorted(FAMILIES))}, got {config.model_type!r}")
     for key, wanted in family.requires.items():
         if getattr(config, key, wanted) != wanted:
             raise StageError(f"slim: {key}: expected {wanted}, got {getattr(config, key)}; choose another model")
@@ -321,7 +336,6 @@ def family_of(config: "PreTrainedConfig", names: Sequence[str]) -> Family:
             f"slim: {config.model_type}: cannot tell which axes {', '.join(unknown[:3])} lie on, so they could not "
             "follow a narrower model; choose a model without them"
         )
-    return family
 
 
 def shape_of(config: "PreTrainedConfig", family: Family) -> Shape:
@@ -333,7 +347,9 @@ def shape_of(config: "PreTrainedConfig", family: Family) -> Shape:
         hidden=hidden,
         heads=heads,
         kv_heads=found.get("kv_heads") or heads,
-        ffn=found["ffn"] or 4 * hidden,  # GPT-2 says nothing where it is four times the width
+        ffn=(found["ffn"] or 4 * hidden)
+        if "ffn" in found
+        else 0,  # GPT-2 says nothing where it is four times the width
         head_dim=getattr(config, "head_dim", None) or hidden // heads,
     )
 
@@ -342,7 +358,8 @@ def config_for(config: "PreTrainedConfig", family: Family, shape: Shape, layers:
     """A copy of a config that says `shape`, its layers being the source's layers `layers`."""
     changed = copy.deepcopy(config)
     for size, key in family.keys.items():
-        setattr(changed, key, getattr(shape, size))
+        if size not in family.frozen:
+            setattr(changed, key, getattr(shape, size))
     for key in family.follow_hidden:
         setattr(changed, key, shape.hidden)
     if not family.square and (hasattr(config, "head_dim") or shape.head_dim * shape.heads != shape.hidden):
@@ -353,8 +370,11 @@ def config_for(config: "PreTrainedConfig", family: Family, shape: Shape, layers:
 
 def follow_layers(config: Any, layers: Sequence[int]) -> None:
     """What a config says of single layers."""
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in layers]
+    for key in PER_LAYER:
+        if getattr(config, key, None):
+            setattr(config, key, [getattr(config, key)[layer] for layer in layers])
+    if getattr(config, "attention_types", None):  # GPT-Neo says it twice
+        config.attention_types = [[list(config.attention_layers), 1]]
     whole = getattr(config, "max_window_layers", None)
     if whole is not None and any(layer >= whole for layer in layers):
         config.max_window_layers = sum(layer < whole for layer in layers)

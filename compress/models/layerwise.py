@@ -81,7 +81,7 @@ class BlockWalk:
         if self.hidden_NTD is None or call is None:
             raise ValueError("expected token ids to run a block on, got none")
         args, kwargs = call
-        self.hidden_NTD = _hidden(module(self.hidden_NTD, *args, **kwargs))
+        self.hidden_NTD = hidden_of(module(self.hidden_NTD, *args, **kwargs))
         return self.hidden_NTD
 
     @torch.inference_mode()
@@ -130,7 +130,8 @@ class _AllNotedError(Exception):
     """Ends a forward pass whose rest is of no interest."""
 
 
-def _hidden(output: Any) -> Tensor:
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states in what a block returns; some families put them first in a tuple."""
     hidden_NTD: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden_NTD
 

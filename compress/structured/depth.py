@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from compress.checkpoints.loading import load_model
 from compress.models.block_linears import blocks
-from compress.models.families import Family
+from compress.models.layerwise import hidden_of
 from compress.stage import Progress
 from compress.structured.importance import most_important
 
@@ -46,11 +46,10 @@ def most_influential(influence: list[float], layers: int) -> list[int]:
 class Stack:
     """A model's blocks, run one by one on rows of text, with any of them left out."""
 
-    def __init__(self, folder: Path, family: Family, ids_NT: "NDArray[np.int64]") -> None:
+    def __init__(self, folder: Path, ids_NT: "NDArray[np.int64]") -> None:
         self.model = load_model(folder)
         self.modules = [module for _, module in blocks(self.model)]
-        self.norm: nn.Module = self.model.get_submodule(family.final_norm)
-        self.head: nn.Module = self.model.get_output_embeddings()
+        self.in_tuple = False
         self.ids = list(torch.from_numpy(ids_NT).split(max(1, AT_ONCE // ids_NT.shape[1])))
         self.entering: list[Tensor] = []
         """What enters the first block, for each batch of rows."""
@@ -61,12 +60,13 @@ class Stack:
         """What each block is called with beside the hidden states."""
         noted: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not noted:
                 self.entering.append(args[0])
+            self.in_tuple = isinstance(output, tuple)
             noted.append((args[1:], kwargs))
 
-        hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in self.modules]
+        hooks = [module.register_forward_hook(note, with_kwargs=True) for module in self.modules]
         self.model.base_model(input_ids=ids_BT, use_cache=False)
         for hook in hooks:
             hook.remove()
@@ -79,7 +79,7 @@ class Stack:
         for batch, calls in zip(hidden, self.calls, strict=True):
             for layer in layers:
                 args, kwargs = calls[layer]
-                batch = self.modules[layer](batch, *args, **kwargs)
+                batch = hidden_of(self.modules[layer](batch, *args, **kwargs))
             left.append(batch)
         return left
 
@@ -88,10 +88,25 @@ class Stack:
         """Mean next-token loss in nats, given what leaves the last block."""
         total, count = 0.0, 0
         for hidden_BTD, ids_BT in zip(hidden, self.ids, strict=True):
-            logits_BTV = self.head(self.norm(hidden_BTD[:, :-1]))
+            logits_BTV = self._logits(hidden_BTD, ids_BT)[:, :-1]
             total += float(functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum"))
             count += ids_BT[:, 1:].numel()
         return total / count
+
+    def _logits(self, hidden_BTD: Tensor, ids_BT: Tensor) -> Tensor:
+        """What the model makes of hidden states that leave its last block: its own norm, head, scale and cap."""
+
+        def give(*args: Any, **kwargs: Any) -> Any:
+            return (hidden_BTD, None) if self.in_tuple else hidden_BTD
+
+        for module in self.modules:
+            module.forward = give
+        try:
+            logits_BTV: Tensor = self.model(input_ids=ids_BT, use_cache=False).logits
+        finally:
+            for module in self.modules:
+                del module.forward  # the class's own again
+        return logits_BTV
 
 
 def least_missed(stack: Stack, layers: int, progress: Progress) -> tuple[list[int], list[dict[str, float]]]:

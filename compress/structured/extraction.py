@@ -9,14 +9,13 @@ layer's number does the query part of a layer that has moved up carry the ratio 
 Not covered: which units to keep (`importance.py`), and what is left to repair in the weights (`reconstruction.py`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from compress.checkpoints.safetensors_files import TensorFiles
 from compress.models.families import Axis, Family, Shape, config_for, split_name
 
 if TYPE_CHECKING:
@@ -53,15 +52,19 @@ def positions(axis: Axis, units: KeptUnits, hidden: list[int], source: Shape) ->
         return torch.tensor(hidden)
     if axis == "ffn":
         return torch.tensor(units.ffn)
+    if axis == "gated":
+        return torch.arange(2 * source.ffn).view(2, source.ffn)[:, units.ffn].flatten()
+    query = torch.arange(source.heads * columns).view(source.heads, columns)[units.heads].flatten()
+    key = torch.arange(source.kv_heads * columns).view(source.kv_heads, columns)[units.kv_heads].flatten()
     if axis == "key_value":
-        return torch.arange(source.kv_heads * columns).view(source.kv_heads, columns)[units.kv_heads].flatten()
+        return key
     if axis == "query":
-        return torch.arange(source.heads * columns).view(source.heads, columns)[units.heads].flatten()
-    packed = torch.arange(3 * source.heads * columns)
+        return query
     if axis == "stacked":
-        return packed.view(3, source.heads, columns)[:, units.heads].flatten()
+        keys = source.heads * columns
+        return torch.cat([query, keys + key, keys + source.kv_heads * columns + key])
     if axis == "interleaved":
-        return packed.view(source.heads, 3 * columns)[units.heads].flatten()
+        return torch.arange(3 * source.heads * columns).view(source.heads, 3 * columns)[units.heads].flatten()
     raise ValueError(f"expected an axis that can be cut, got {axis!r}")
 
 
@@ -84,16 +87,26 @@ def slices(tensor: Tensor, axes: tuple[Axis, ...], axis: str, shape: Shape) -> I
             yield flat
         elif axis == "heads" and found in {"query", "interleaved"}:
             yield flat.reshape(shape.heads, -1)
+        elif axis == "ffn" and found == "gated":
+            yield flat.reshape(2, shape.ffn, -1).transpose(0, 1).reshape(shape.ffn, -1)
         elif axis == "heads" and found == "stacked":
-            yield flat.reshape(3, shape.heads, -1).transpose(0, 1).reshape(shape.heads, -1)
+            query, *packed = flat.split([shape.width("query"), shape.width("key_value"), shape.width("key_value")])
+            parts = [query.reshape(shape.heads, -1), *(_shared(part, shape) for part in packed)]
+            yield torch.cat(parts, dim=1)
         elif axis == "heads" and found == "key_value":
-            queries = shape.heads // shape.kv_heads
-            yield flat.reshape(shape.kv_heads, -1).repeat_interleave(queries, dim=0) / queries**0.5
+            yield _shared(flat, shape)
+
+
+def _shared(flat: Tensor, shape: Shape) -> Tensor:
+    """Key-value heads as their query heads hold them: [query heads, any]."""
+    queries = shape.heads // shape.kv_heads
+    repeated: Tensor = flat.reshape(shape.kv_heads, -1).repeat_interleave(queries, dim=0) / queries**0.5
+    return repeated
 
 
 @torch.no_grad()
 def sliced_model(
-    files: TensorFiles,
+    read: Callable[[str], Tensor],
     source: "PreTrainedModel",
     family: Family,
     shapes: tuple[Shape, Shape],
@@ -103,7 +116,7 @@ def sliced_model(
     """A new model of the kept units, in float32.
 
     Args:
-        files: the source's weights.
+        read: a parameter of the source by its name, in float32.
         source: the source's architecture; its weights are not read.
         shapes: the source's shape and the result's.
         changed: parameters of the source, by name, that are taken instead of the files' own.
@@ -122,7 +135,7 @@ def sliced_model(
         if name.startswith(f"{family.blocks}."):
             index, rest = split_name(family, name)
             origin, units = f"{family.blocks}.{layers[index]}.{rest}", kept.layers[layers[index]]
-        tensor = changed[origin] if origin in changed else files.read(origin)
+        tensor = changed[origin] if origin in changed else read(origin)
         axes = family.axes(name)
         assert axes is not None, name
         parameter.copy_(cut(tensor, axes, units, kept.hidden, whole))

@@ -80,7 +80,7 @@ class _Chooser:
             self.facts["depth"] = {"by": self.config.depth_by, "influence": self.seen.influence}
             return most_influential(self.seen.influence, self.wanted.layers)
         assert self.ids_NT is not None
-        stack = Stack(self.folder, self.family, self.ids_NT)
+        stack = Stack(self.folder, self.ids_NT)
         kept, gone = least_missed(stack, self.wanted.layers, self.given.progress)
         self.facts["depth"] = {"by": self.config.depth_by, "gone": gone}
         return kept

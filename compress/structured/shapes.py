@@ -14,7 +14,7 @@ Not covered: axes of unequal worth; a target spreads what it removes evenly, wha
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -67,47 +67,67 @@ def asked_shape(source: Shape, family: Family, asked: Mapping[Size, Width]) -> S
     Raises:
         StageError: a width is impossible; the message names the possible ones.
     """
+    check_frozen(family, asked)
     shape = source
     if "layers" in asked:
         shape = replace(shape, layers=_pick("layers", range(1, source.layers + 1), asked["layers"], source.layers))
     if "ffn" in asked:
         shape = replace(shape, ffn=_pick("ffn", _multiples(source.ffn, asked["ffn"], "ffn"), asked["ffn"], source.ffn))
-    return _asked_square(shape, asked) if family.square else _asked_free(shape, family, asked)
+    return _asked_square(shape, family, asked) if family.square else _asked_free(shape, family, asked)
 
 
-def _asked_square(source: Shape, asked: Mapping[Size, Width]) -> Shape:
+def check_frozen(family: Family, sizes: Iterable[Size]) -> None:
+    """Refuse sizes that cannot change in this architecture.
+
+    Raises:
+        StageError: all of them, with the reasons.
+    """
+    reasons = {size: family.frozen.get("heads" if size == "kv_heads" else size) for size in sizes}
+    told = [f"{size} cannot change in this architecture: {reason}" for size, reason in reasons.items() if reason]
+    if told:
+        possible = [size for size in SHRINK_AXES if size not in family.frozen]
+        raise StageError(f"slim: {'; '.join(told)}. Choose among {', '.join(possible)}")
+
+
+def _asked_square(source: Shape, family: Family, asked: Mapping[Size, Width]) -> Shape:
     """Heads and hidden channels of a family in which they only go together."""
-    if "kv_heads" in asked:
+    if "kv_heads" in asked and "kv_heads" not in family.keys:
         raise StageError("slim: kv_heads: this architecture has one key-value head per head; ask for `heads`")
-    heads, counts = source.heads, range(1, source.heads + 1)
-    if "heads" in asked:
-        heads = _pick("heads", counts, asked["heads"], source.heads)
+    pairs = head_pairs(source)
+    shape = _asked_heads(source, sorted(pairs), asked)
     if "hidden" in asked:
-        hidden = _pick("hidden", [count * source.head_dim for count in counts], asked["hidden"], source.hidden)
-        if "heads" in asked and hidden != heads * source.head_dim:
+        widths = [count * source.head_dim for count in sorted(pairs)]
+        hidden = _pick("hidden", widths, asked["hidden"], source.hidden)
+        if {"heads", "kv_heads"} & set(asked) and hidden != shape.heads * source.head_dim:
             raise StageError(
-                f"slim: hidden: expected {heads * source.head_dim} beside {heads} heads, because this architecture "
-                f"has heads of hidden / heads columns, {source.head_dim} each; got {hidden}. Give one of the two"
+                f"slim: hidden: expected {shape.heads * source.head_dim} beside {shape.heads} heads, because this "
+                f"architecture has heads of hidden / heads columns, {source.head_dim} each; got {hidden}. Give one of "
+                "the two"
             )
         heads = hidden // source.head_dim
-    return replace(source, heads=heads, kv_heads=heads, hidden=heads * source.head_dim)
+        shape = shape if heads == shape.heads else replace(shape, heads=heads, kv_heads=pairs[heads])
+    return replace(shape, hidden=shape.heads * source.head_dim)
 
 
-def _asked_free(source: Shape, family: Family, asked: Mapping[Size, Width]) -> Shape:
-    """Heads and hidden channels of a family whose config has a key for each."""
-    shape = source
-    pairs = head_pairs(source)
+def _asked_heads(source: Shape, possible: Sequence[int], asked: Mapping[Size, Width]) -> Shape:
+    """Heads as asked for, of the possible numbers, each with the most key-value heads it can have."""
     if "kv_heads" in asked:
         kv_heads = _pick("kv_heads", range(1, source.kv_heads + 1), asked["kv_heads"], source.kv_heads)
         groups = [kv_heads * queries for queries in range(1, source.heads // source.kv_heads + 1)]
         heads = _pick("heads", groups, asked["heads"], source.heads) if "heads" in asked else groups[-1]
-        shape = replace(shape, heads=heads, kv_heads=kv_heads)
-    elif "heads" in asked:
-        possible = sorted(pairs)
-        if family.divides and "hidden" not in asked:
-            possible = [count for count in possible if source.hidden % count == 0]
+        return replace(source, heads=heads, kv_heads=kv_heads)
+    if "heads" in asked:
         heads = _pick("heads", possible, asked["heads"], source.heads)
-        shape = replace(shape, heads=heads, kv_heads=pairs[heads])
+        return replace(source, heads=heads, kv_heads=head_pairs(source)[heads])
+    return source
+
+
+def _asked_free(source: Shape, family: Family, asked: Mapping[Size, Width]) -> Shape:
+    """Heads and hidden channels of a family whose config has a key for each."""
+    possible = sorted(head_pairs(source))
+    if family.divides and "hidden" not in asked:
+        possible = [count for count in possible if source.hidden % count == 0]
+    shape = _asked_heads(source, possible, asked)
     if "hidden" in asked:
         multiples = _multiples(source.hidden, asked["hidden"], "hidden", shape.heads if family.divides else 1)
         shape = replace(shape, hidden=_pick("hidden", multiples, asked["hidden"], source.hidden))
@@ -163,6 +183,7 @@ def _listed(possible: Sequence[int], asked: int) -> str:
 
 def path(source: Shape, family: Family, axes: Sequence[ShrinkAxis], count: Callable[[Shape], int]) -> list[Shape]:
     """Ever smaller shapes, the source first, in which each of `axes` keeps about the same share of itself."""
+    check_frozen(family, axes)
     if family.square and ("heads" in axes) != ("hidden" in axes):
         raise StageError("slim: axes: this architecture's heads and hidden width go together; name both or neither")
     found = [source]
@@ -181,11 +202,12 @@ def _at(factor: float, source: Shape, family: Family, axes: Sequence[ShrinkAxis]
         shape = replace(shape, layers=max(1, round(factor * source.layers)))
     if "ffn" in axes:
         shape = replace(shape, ffn=nearest(_multiples(source.ffn, factor, "ffn"), factor * source.ffn))
+    pairs = head_pairs(source)
     if family.square:
         heads = max(1, round(factor * source.heads)) if "heads" in axes else source.heads
-        return replace(shape, heads=heads, kv_heads=heads, hidden=heads * source.head_dim)
+        heads = heads if heads in pairs else nearest(list(pairs), factor * source.heads)
+        return replace(shape, heads=heads, kv_heads=pairs[heads], hidden=heads * source.head_dim)
     if "heads" in axes:
-        pairs = head_pairs(source)
         heads = nearest([count for count in pairs if _hiddens(source, family, axes, count)], factor * source.heads)
         shape = replace(shape, heads=heads, kv_heads=pairs[heads])
     return replace(shape, hidden=nearest(_hiddens(source, family, axes, shape.heads), factor * source.hidden))

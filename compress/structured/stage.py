@@ -11,7 +11,9 @@ again.
 
 Width costs less quality than depth at the same number of weights, depth buys more decoding speed for one user.
 
-Not covered: layers of unequal width, and families without a table in `families.py`.
+A family that `families.py` has no table of is traced (`unknown_family.py`).
+
+Not covered: layers of unequal width.
 """
 
 import shutil
@@ -26,14 +28,16 @@ from transformers import AutoModelForCausalLM
 
 from compress.checkpoints.config import read_config
 from compress.checkpoints.folder import DType, load_tokenizer, save_checkpoint
+from compress.checkpoints.loading import empty_model
 from compress.models.calibration import rows_of_stage
-from compress.models.families import Family, Shape, config_for, family_of, shape_of
+from compress.models.families import FAMILIES, Family, Shape, config_for, shape_of
 from compress.models.layerwise import BlockWalk
 from compress.stage import Facts, StageError, StageInput
 from compress.structured.config import SlimConfig, materials
 from compress.structured.extraction import sliced_model
 from compress.structured.selection import choose
 from compress.structured.shapes import Parameters, asked_shape, fit_latency, fit_parameters, path, thin
+from compress.structured.unknown_family import family_of
 
 GENERATION = "generation_config.json"
 
@@ -41,27 +45,38 @@ GENERATION = "generation_config.json"
 def run(config: SlimConfig, given: StageInput) -> Facts:
     """Leaves a smaller dense checkpoint in the source's own precision."""
     assert given.source is not None
+    model = empty_model(given.source)
+    family = family_of(model.config, [name for name, _ in model.named_parameters()])
     walk = BlockWalk(given.source)
-    names = [name for name, _ in walk.model.named_parameters()]
-    family = family_of(walk.model.config, names)
     source = shape_of(walk.model.config, family)
     parameters = _parameters(walk, family, source)
     wanted, found = _wanted(config, given, walk, family, parameters)
     if wanted == source:
         raise StageError(f"slim: nothing to remove: the model has these widths already: {source.sizes()}")
     choice = choose(config, given, family, (source, wanted), _calibration(config, given))
-    model = sliced_model(walk.files, walk.model, family, (source, wanted), choice.kept, choice.changed)
+    model = sliced_model(walk.files.read, walk.model, family, (source, wanted), choice.kept, choice.changed)
     save_checkpoint(model, load_tokenizer(given.source), given.out, dtype=_own_dtype(given.source))
     if (given.source / GENERATION).is_file():
         shutil.copyfile(given.source / GENERATION, given.out / GENERATION)
     before, after = parameters.count(source), sum(parameter.numel() for parameter in model.parameters())
     return {
-        "widths": {"before": source.sizes(), "after": wanted.sizes(), "head_dim": source.head_dim},
+        "widths": {
+            "before": _told(source, family),
+            "after": _told(wanted, family),
+            "head_dim": source.head_dim,
+        },
         "parameters": {"before": before, "after": after, "ratio": after / before},
         "kept_layers": list(choice.kept.layers),
+        **({} if walk.model.config.model_type in FAMILIES else {"traced": {"frozen": dict(family.frozen)}}),
         **found,
         **choice.facts,
     }
+
+
+def _told(shape: Shape, family: Family) -> dict[str, int]:
+    """The sizes that the family's table is sure of."""
+    unsure = {*family.frozen, *(("kv_heads",) if "heads" in family.frozen else ())}
+    return {size: width for size, width in shape.sizes().items() if size not in unsure}
 
 
 def _parameters(walk: BlockWalk, family: Family, source: Shape) -> Parameters:
