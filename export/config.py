@@ -13,8 +13,10 @@ LIBRARIES = ("mobius-onnx", "onnx-ir", "onnx", "onnxruntime-gpu", "onnxruntime",
 class ExportConfig(StageConfig):
     """The knobs of `export`."""
 
-    layout: Literal["bundle", "triton"] = "bundle"
-    """bundle: the folder itself; triton: a model repository of NVIDIA Triton with the bundle inside."""
+    layout: Literal["bundle", "triton", "transformers.js"] = "bundle"
+    """bundle: the folder itself; triton: a model repository of NVIDIA Triton with the bundle inside; transformers.js: a
+    folder as on the hub, with the bundle as onnx/.
+    """
     provider: Literal["cpu", "cuda"] = "cpu"
     """Where the bundle will run: cpu (float32 activations) or cuda (float16)."""
     block_size: Literal[16, 32, 64, 128, 256] = 64

@@ -34,7 +34,7 @@ def bundle_folder(folder: Path) -> Path:
     """
     if (folder / GRAPH).is_file():
         return folder
-    places = (GRAPH, f"[1-9]*/{GRAPH}", f"*/[1-9]*/{GRAPH}")
+    places = ("onnx", GRAPH, f"[1-9]*/{GRAPH}", f"*/[1-9]*/{GRAPH}")
     found = sorted(place for pattern in places for place in folder.glob(pattern) if (place / GRAPH).is_file())
     if len(found) > 1:
         raise BundleError(

@@ -2,11 +2,12 @@
 
 build      mobius-onnx gives the decoder's graph from the config         graph.py
 fill       our passes place the weights, int8 ones bit for bit           passes/, row_tracking.py
-write      graph, data, tokenizer, genai_config.json                     tokenizer_files.py, genai.py
+write      graph, data, tokenizer, configs for other programs            tokenizer_files.py, genai.py, hub_config.py
 prove      int8 values, provider and parity, on the written files        coverage.py, provider.py, parity.py
-seal       manifest.json                                                 bundle.py
+seal       manifest.json, and README.md beside it                        bundle.py, readme.py
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,10 +29,12 @@ from export.coverage import CoverageError, check_carried, coverage
 from export.external_data import GRAPH, read_graph
 from export.genai import CONFIG, genai_config, write_json
 from export.graph import Decoder, build_decoder
+from export.hub_config import HUB_DATA, copy_for_hub, write_configs
 from export.manifest import write_manifest
 from export.parity import ROWS, ParityError, check_parity
 from export.passes import PassContext, apply_passes
 from export.provider import prove_provider
+from export.readme import take_sample, write_readme
 from export.row_tracking import WeightError
 from export.runtime.batch import LOGITS_FROM, Ids
 from export.runtime.session import ProviderError, check_provider
@@ -42,6 +45,12 @@ from export.triton import bundle_place, write_config
 
 MODEL = "model"
 """The name under which Triton serves a bundle."""
+PLACES: dict[str, Callable[[Path], Path]] = {
+    "bundle": lambda out: out,
+    "triton": lambda out: bundle_place(out, MODEL),
+    "transformers.js": lambda out: out / "onnx",
+}
+"""Layout -> where in the exported folder the bundle lies."""
 STEPS = 6
 CHARACTERS_PER_TOKEN = 20
 """No text has more, in any tokenizer that is worth the name."""
@@ -78,7 +87,7 @@ def run(config: ExportConfig, given: StageInput) -> Facts:
 
 
 def _export(config: ExportConfig, given: StageInput, source: Path, task: Task) -> Facts:
-    bundle = given.out if config.layout == "bundle" else bundle_place(given.out, MODEL)
+    bundle = PLACES[config.layout](given.out)
     bundle.mkdir(parents=True, exist_ok=True)
     built = build_bundle(config, source, bundle, task)
     proof = prove_provider(bundle, config.provider)
@@ -95,12 +104,16 @@ def _export(config: ExportConfig, given: StageInput, source: Path, task: Task) -
         "coverage": built.coverage,
         "parity": parity,
         "proof_of_provider": proof,
+        "sample": take_sample(bundle, source, config.provider),
         "libraries": _versions(),
     }
     write_manifest(bundle, about)
     read_graph(bundle)
     if config.layout == "triton":
         write_config(given.out, MODEL)
+    if config.layout == "transformers.js":
+        copy_for_hub(bundle, given.out)
+    write_readme(given.out)
     task.advance(note="sealed")
     sizes = {file.name: file.stat().st_size for file in sorted(bundle.iterdir())}
     return {key: about[key] for key in ("passes", "coverage", "parity", "proof_of_provider")} | {"bytes": sizes}
@@ -138,7 +151,7 @@ def build_bundle(config: ExportConfig, source: Path, out: Path, task: Task | Non
     if config.layout == "triton":
         _offer_logits_from(decoder)
     task.advance(note="weights placed")
-    covered = _write(decoder, context, source, out)
+    covered = _write(decoder, context, source, out, HUB_DATA if config.layout == "transformers.js" else DATA)
     task.advance(note="written")
     return Built(context=decoder.architecture.max_position_embeddings, passes=passes, coverage=covered)
 
@@ -150,10 +163,11 @@ def _offer_logits_from(decoder: Decoder) -> None:
         graph.inputs.append(graph.initializers[LOGITS_FROM])
 
 
-def _write(decoder: Decoder, context: PassContext, source: Path, out: Path) -> dict[str, Any]:
-    """Write the graph, its data, the tokenizer and genai_config.json; the coverage of what was written."""
+def _write(decoder: Decoder, context: PassContext, source: Path, out: Path, data: str) -> dict[str, Any]:
+    """Write the graph, its data, the tokenizer and the configs; the coverage of what was written."""
 
-    onnx_ir.save(decoder.model, out / GRAPH, external_data=DATA)
+    onnx_ir.save(decoder.model, out / GRAPH, external_data=data)
+    write_configs(source, out, data)
     write_tokenizer(source, out)
     write_json(out / CONFIG, genai_config(source, decoder.architecture, decoder.model, context.provider))
     table = context.weights.int8

@@ -15,6 +15,7 @@ import pytest
 from evaluation.render import FILES, TEMPLATES
 from evaluation.report import Report, read_report
 from export import verify_bundle
+from export.readme import usage
 from recipes.engine.rejudge import judge_run
 
 pytest.importorskip("sacrebleu")
@@ -121,9 +122,8 @@ def test_a_real_runs_file_keeps_its_schema(name: str, named_run: Report) -> None
 def test_the_card_lies_in_the_bundle_that_stays_whole(named_run: Report) -> None:
     final = folder_of(named_run) / "final"
     assert named_run.verdict == "PASS"
-    assert (final / "README.md").read_text(encoding="utf-8") == (folder_of(named_run) / "model_card.md").read_text(
-        "utf-8"
-    )
+    card = (folder_of(named_run) / "model_card.md").read_text("utf-8")
+    assert (final / "README.md").read_text(encoding="utf-8") == f"{card}\n{usage(final)}"
     verify_bundle(final)
     assert "README.md" not in named_run.final.hashes
     judged = judge_run(folder_of(named_run))

@@ -220,7 +220,10 @@ def test_export_lays_the_bundle_out_for_triton(llama: Path, text_file: Path, tmp
 
     repository = exported(llama, tmp_path / "repository", text_file, layout="triton")
     assert sorted(str(file.relative_to(repository)) for file in repository.rglob("*.*") if file.is_file()) == [
+        "README.md",
+        "model/1/model.onnx/config.json",
         "model/1/model.onnx/genai_config.json",
+        "model/1/model.onnx/generation_config.json",
         "model/1/model.onnx/manifest.json",
         "model/1/model.onnx/model.onnx",
         "model/1/model.onnx/model.onnx.data",

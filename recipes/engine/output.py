@@ -13,6 +13,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from compress.stage import Progress
+from export.manifest import is_bundle
+from export.readme import write_readme
 from recipes.engine.steps import Engine
 from recipes.runs.records import CARD, flush
 from recipes.runs.store import Store
@@ -86,6 +88,8 @@ def publish(made: Path, out: Path, work: Path, beside: Sequence[Path] = ()) -> N
         shutil.rmtree(copy, ignore_errors=True)  # of a command that was killed
         shutil.copytree(made, copy)
         (copy / CARD).unlink(missing_ok=True)  # it tells the verdict of somebody's run
+        if is_bundle(copy):
+            write_readme(copy)
         made = copy
     for file in (path for folder in (made, *beside) for path in folder.rglob("*") if path.is_file()):
         flush(file)

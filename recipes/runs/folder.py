@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from export.manifest import is_bundle
+from export.readme import usage
 from recipes.runs.failures import of_the_system
 from recipes.runs.records import CARD, StoreError
 
@@ -51,9 +53,11 @@ def point_at(link: Path, target: Path) -> None:
 
 
 def add_card(card: str, bundle: Path, folder: Path) -> None:
-    """Put the model card into the bundle of the run in a folder; beside its report, if other runs share the bundle."""
+    """Put the model card, above how to run it, into a run's bundle; beside its report, if others share that."""
     place = bundle if bundle.is_relative_to(folder) else folder
     unfinished = folder / f".{CARD}.{os.getpid()}"  # where a kill leaves nothing that is added to a result
+    if place == bundle and is_bundle(bundle):
+        card = f"{card}\n{usage(bundle)}"
     try:
         unfinished.write_text(card, encoding="utf-8")
         unfinished.replace(place / CARD)

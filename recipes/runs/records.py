@@ -205,6 +205,8 @@ def _hash_and_flush(folder: Path) -> dict[str, dict[str, Any]]:
             raise StoreError(f"{file}: a stage left a link, which a stored result may not hold")
         if file.is_file():
             flush(file)
+            if file == folder / CARD:
+                continue
             entries[file.relative_to(folder).as_posix()] = {"sha256": digest_file(file), "bytes": file.stat().st_size}
         else:
             flush(file)

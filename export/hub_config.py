@@ -1,0 +1,45 @@
+"""config.json and generation_config.json: what optimum and transformers.js read of a model beside its graph.
+
+They are the checkpoint's own, without what told how its weights were stored or who opened it. transformers.js looks
+for a graph's weights under the graph's name and `_data`, and is told so where they lie there; else ONNX Runtime finds
+them itself, which in Node it does.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoints.folder import read_config
+from export.external_data import GRAPH
+from export.genai import write_json
+from export.tokenizer_files import OTHERS, TOKENIZER
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+LEFT_OUT = {"quantization_config", "auto_map", "_name_or_path", "_attn_implementation"}
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+HUB_DATA = f"{GRAPH}_data"
+"""The weights' name for transformers.js."""
+
+
+def write_configs(source: Path, out: Path, data: str) -> None:
+    """Write both files for the checkpoint in `source`; `data` is the name of the weights' file."""
+    config = {key: value for key, value in read_config(source).items() if key not in LEFT_OUT}
+    web = {"dtype": "fp32", "use_external_data_format": data == HUB_DATA}
+    write_json(out / CONFIG, config | {"transformers.js_config": web})
+    write_json(out / GENERATION, _generation(source, config))
+
+
+def _generation(source: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """How the checkpoint wants text to be generated; where it does not say, its config's special tokens."""
+    file = source / GENERATION
+    if file.is_file():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    return {key: config[key] for key in SPECIAL if config.get(key) is not None}
+
+
+def copy_for_hub(bundle: Path, out: Path) -> None:
+    """Put what transformers.js reads beside a bundle in `onnx/` into the folder above it."""
+    for name in (CONFIG, GENERATION, TOKENIZER, *OTHERS):
+        if (bundle / name).is_file():
+            shutil.copyfile(bundle / name, out / name)
