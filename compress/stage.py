@@ -19,6 +19,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from compress.errors import DemitasseError
 from compress.text import TextSource
 
 FormatName = Literal["nothing", "dense", "quantized", "onnx"]
@@ -33,7 +34,7 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class StageError(Exception):
+class StageError(DemitasseError):
     """A stage cannot do what it was asked; the message names the thing, what was expected and the way out."""
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from compress.digests import digest_file, digest_of
+from compress.errors import DemitasseError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +36,7 @@ PROBE = "a"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-class TextError(Exception):
+class TextError(DemitasseError):
     """A text cannot be used; the message names it, what was expected and the way out."""
 
 

@@ -26,7 +26,7 @@ PLACES = (
     "recipes.engine.compare.compare_runs",
     "evaluation.report.Report",
     "evaluation.report.Row",
-    "evaluation.report.read_report",
+    "recipes.runs.report_file.read_report",
     "evaluation.gate.Limit",
     "export.bundle.verify_bundle",
     "export.runtime.model.OnnxCausalLM",

@@ -7,13 +7,12 @@ edited by hand is found, whatever the change is.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from evaluation.gate import GateResult, Verdict, exit_code
 from evaluation.latency import Session
@@ -25,16 +24,6 @@ REPORT = "report.json"
 SCHEMA_VERSION: Literal[6] = 6
 UNSEALED = '"seal": ""'
 """Stands before everything that others can write, so the first one is the report's own."""
-
-
-class ReportError(Exception):
-    """A report cannot be read; the message names the file and the reason."""
-
-
-class ReportIntegrityError(ReportError):
-    """A report is not what was written."""
-
-    exit_code = 5
 
 
 class Row(Value):
@@ -160,48 +149,6 @@ class Report(Value):
 def seal_of(text: str) -> str:
     """The seal of a report's text in which that is still empty."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def read_report(path: Path) -> Report:
-    """Read a report.json, or the one in a run folder.
-
-    Raises:
-        ReportError: there is none, or another version wrote it.
-        ReportIntegrityError: it is not what was written.
-    """
-    file = path / REPORT if path.is_dir() else path
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise ReportError(f"{file}: cannot be read ({error.strerror or error})") from error
-    _check_seal(file, text)
-    try:
-        report = Report.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ReportError(f"{file}: expected a report, but {place or 'the file'}: {first['msg']}") from error
-    return report.model_copy(update={"folder": file.parent, "seal": ""})
-
-
-ANEW = "run the recipe again in the same folder: what is stored is reused, and the report is written anew"
-
-
-def _check_seal(file: Path, text: bytes) -> None:
-    """Its seal holds, and this version wrote it."""
-    try:
-        told, content = text.decode(), json.loads(text)
-    except ValueError as error:
-        raise ReportIntegrityError(f"{file}: expected a report, but it is no JSON ({error}); {ANEW}") from error
-    seal = content.get("seal") if isinstance(content, dict) else None
-    version = content.get("schema_version", 1) if isinstance(content, dict) else None
-    whole = isinstance(seal, str) and seal == seal_of(told.replace(f'"seal": "{seal}"', UNSEALED, 1))
-    if version != SCHEMA_VERSION and (whole or seal is None):
-        raise ReportError(f"{file}: expected a report of schema version {SCHEMA_VERSION}, got {version}; {ANEW}")
-    if not whole:
-        raise ReportIntegrityError(
-            f"{file}: expected a report as it was written, but its seal does not hold: it was changed since; {ANEW}"
-        )
 
 
 HEADLINES: dict[Verdict | None, str] = {

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.checkpoints.quantized_matrix import QuantizedMatrix
+from compress.errors import DemitasseError
 from compress.models.components import Held
 from export.external_data import read_graph, tensor_bytes
 from export.initializers import StoredValues
@@ -25,7 +26,7 @@ TABLES = ("cos_cache", "sin_cache")
 """Ends of the names of matrices that are no weights: tables computed from positions."""
 
 
-class CoverageError(Exception):
+class CoverageError(DemitasseError):
     """A weight was to be int8 and is not, or is not the checkpoint's; the message names the tensors."""
 
 

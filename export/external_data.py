@@ -20,6 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compress.errors import DemitasseError
+
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from onnx import ModelProto, TensorProto
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
 GRAPH = "model.onnx"
 
 
-class BundleError(Exception):
+class BundleError(DemitasseError):
     """A folder is not a bundle that can be used; the message names the file, what was expected and the way out."""
 
 
 class BundleIntegrityError(BundleError):
     """A bundle is not what was exported: changed, cut short, or pointing outside of itself."""
+
+    exit_code = 5
 
 
 def read_graph(folder: Path) -> "ModelProto":

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from compress.errors import DemitasseError
 from export.external_data import read_graph
 from export.float_reference import rounds_activations, write_exact
 from export.runtime.batch import Floats, Ids
@@ -45,8 +46,10 @@ STEPS_ALONE = 16
 """Steps of the rows that are only compared with themselves."""
 
 
-class ParityError(Exception):
+class ParityError(DemitasseError):
     """The bundle does not compute what the checkpoint computes; the message says where they part."""
+
+    exit_code = 4
 
 
 @dataclass(frozen=True, kw_only=True)

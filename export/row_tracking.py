@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from compress.checkpoints.compressed_tensors import CODES
 from compress.checkpoints.layout import Layout, read_tensor
 from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
+from compress.errors import DemitasseError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,7 @@ PIECE = 4096
 """Rows that are compared at once."""
 
 
-class WeightError(Exception):
+class WeightError(DemitasseError):
     """The checkpoint's weights do not fit the graph; the message names the tensors."""
 
 

@@ -59,6 +59,8 @@ CHARACTERS_PER_TOKEN = 20
 class UnprovenError(StageError):
     """A bundle was written and failed one of its proofs: it is refused."""
 
+    exit_code = 4
+
 
 def run(config: ExportConfig, given: StageInput) -> Facts:
     """Export `given.source` into `given.out`.

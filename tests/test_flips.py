@@ -14,8 +14,9 @@ from evaluation.report import REPORT, Report
 from export import verify_bundle
 from recipes.engine.compare import compare_runs
 from recipes.engine.rejudge import judge_run
-from recipes.runs.failures import INTEGRITY, exit_code
+from recipes.runs.failures import exit_code
 from recipes.runs.folder import make_writable
+from recipes.runs.records import IntegrityError
 from recipes.runs.store import RUNS, Store
 from recipes.runs.upkeep import broken, held
 
@@ -42,7 +43,7 @@ def assert_found(files: list[Path], look: Callable[[], Any], *, count: int = FLI
     for file in flips(files, count, seed):
         with pytest.raises(Exception, match=FOUND) as caught:
             look()
-        assert exit_code(caught.value) == INTEGRITY, file
+        assert exit_code(caught.value) == IntegrityError.exit_code, file
         assert "\n" not in str(caught.value)
         seen.add(file)
     assert len(seen) == len(files)
@@ -91,7 +92,7 @@ def test_a_flip_in_a_manifest_ends_whatever_opens_the_bundle(
     bundle = Path(shutil.copytree(int8_bundle, tmp_path / "bundle"))
     for _ in flips([bundle / "manifest.json"], 3, seed=6):
         code, _, errors = demitasse("generate", bundle, "It was")
-        assert (code, errors.count("\n")) == (INTEGRITY, 1)
+        assert (code, errors.count("\n")) == (IntegrityError.exit_code, 1)
 
 
 @pytest.mark.thorough

@@ -14,11 +14,11 @@ from finished_runs import finish
 
 from evaluation.formats import bom, junit, model_card, prometheus
 from evaluation.formats.prometheus import SUFFIX, name_of
-from evaluation.formats.tracking import TrackingError, log_report, metrics_of, why_not_registered
 from evaluation.gate import EXIT_CODES, Limit, Verdict, judge, overall
 from evaluation.measurement import METRICS
 from evaluation.render import FILES
 from evaluation.report import Report, Source
+from recipes.engine.tracking_server import TrackingError, log_report, metrics_of, why_not_registered
 
 SOURCES = [
     Source(role="model", name="org/model@0123", digest="ab" * 32, license="Apache-2.0"),

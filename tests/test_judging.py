@@ -10,11 +10,11 @@ from forging import edit_report
 
 from compress.digests import digest_of
 from evaluation.gate import Limit
-from evaluation.report import ReportError
 from recipes.config.loader import load_gates
 from recipes.engine.compare import CompareError, compare_runs
 from recipes.engine.rejudge import ChangedError, JudgingError, judge_run
 from recipes.runs.records import RECORD, IntegrityError
+from recipes.runs.report_file import ReportError
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from reports import BROKEN, REPORTS, counted, make_report, sampled
 from evaluation.gate import EXIT_CODES, Limit, Verdict
 from evaluation.measurement import METRICS, Interval
 from evaluation.render import FILES, TEMPLATES, render_html, render_markdown, render_schema, ruler, write_report
-from evaluation.report import HEADLINES, SCHEMA_VERSION, ReportError, Row, headline, read_report
+from evaluation.report import HEADLINES, SCHEMA_VERSION, Row, headline
 from evaluation.table import COLUMNS, name_of, table_columns, table_rows, what_it_bought
 from evaluation.units import format_duration, format_interval, format_ratio, format_value
+from recipes.runs.report_file import ReportError, read_report
 
 
 @pytest.mark.parametrize("verdict", REPORTS)

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from evaluation.render import FILES, TEMPLATES
-from evaluation.report import Report, read_report
+from evaluation.report import Report
 from export import verify_bundle
 from export.readme import usage
 from recipes.engine.rejudge import judge_run
+from recipes.runs.report_file import read_report
 
 pytest.importorskip("sacrebleu")
 

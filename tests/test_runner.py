@@ -19,7 +19,7 @@ from compress import Facts, Stage, StageConfig, StageInput
 from compress.digests import digest_of
 from evaluation.latency import latency_measurements
 from evaluation.measurement import Interval, Measurement, Ratio
-from evaluation.report import Row, read_report
+from evaluation.report import Row
 from evaluation.stopping_rule import LOOKS, StoppingRule
 from recipes.config.errors import RecipeError
 from recipes.config.loader import load_recipe
@@ -31,6 +31,7 @@ from recipes.measure import quality as qualities
 from recipes.measure.interleaving import Entrant
 from recipes.measure.latency import LATENCY_FILE, read_session, write_session
 from recipes.runs.records import RECORD, IntegrityError, StoreError
+from recipes.runs.report_file import read_report
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """\

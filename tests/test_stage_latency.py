@@ -20,11 +20,12 @@ from compress import Silent
 from compress.text import TextSource
 from evaluation.gate import EXIT_CODES, Limit, judge
 from evaluation.latency import Cell, Protocol, Reading, Session, Turn, latency_measurements
-from evaluation.report import Report, read_report
+from evaluation.report import Report
 from recipes.config.recipe import BenchmarkConfig
 from recipes.engine.rejudge import Stored, judge_run
 from recipes.measure.interleaving import Entrant, new_session, pinned_cpus, resumed, take_turns
 from recipes.measure.latency import _racing, latency_identity, measure_latency, seconds_of_a_block
+from recipes.runs.report_file import read_report
 
 CELL = Cell(prompt=4, tokens=3)
 RECIPE = """\

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.compressed_tensors import packed_faults
 from compress.checkpoints.json_file import JsonError, kind_of, read_object
+from compress.errors import DemitasseError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -53,7 +54,7 @@ KERNELS = frozenset(
 )
 
 
-class CheckpointError(Exception):
+class CheckpointError(DemitasseError):
     """A folder is not a checkpoint that can be used; the message names the file, what was expected and the way out."""
 
 

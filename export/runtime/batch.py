@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.errors import DemitasseError
+
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
@@ -35,7 +37,7 @@ CAPTURES = count(1)
 NO_CAPTURE = "-1"
 
 
-class PromptError(Exception):
+class PromptError(DemitasseError):
     """A prompt cannot be run; the message says why and the way out."""
 
 

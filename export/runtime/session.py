@@ -8,6 +8,7 @@ measured beside it.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compress.errors import DemitasseError
 from export.external_data import as_it_lies, read_graph
 from export.runtime.batch import LOGITS_FROM
 
@@ -21,7 +22,7 @@ SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"enable_cuda_graph": 
 ERRORS_ONLY = 3
 
 
-class ProviderError(Exception):
+class ProviderError(DemitasseError):
     """The provider that was asked for is not there, did not load, or did not run everything."""
 
 

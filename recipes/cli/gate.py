@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from evaluation.formats.tracking import TrackingError
 from evaluation.render import write_report
 from recipes.cli.console import show_report
 from recipes.cli.terminal import Terminal
@@ -10,6 +9,7 @@ from recipes.cli.tracking import conclude
 from recipes.config.loader import load_gates
 from recipes.engine.rejudge import judge_run
 from recipes.engine.tracking import Tracking
+from recipes.engine.tracking_server import TrackingError
 
 
 def gate(

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
+from compress.errors import DemitasseError
 from compress.registry import OneOf, lazy
 from recipes.config.errors import describe
 
@@ -56,10 +57,8 @@ METAVARS: dict[Any, str] = {
 }
 
 
-class OptionError(Exception):
+class OptionError(DemitasseError):
     """An option's value does not fit; one line per option."""
-
-    exit_code = 2
 
 
 def parameters(config: type[BaseModel], panel: str) -> list[inspect.Parameter]:

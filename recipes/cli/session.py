@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from compress.errors import DemitasseError
 from compress.registry import lazy
 from compress.training.launch import launch
 from recipes.cli.streams import ReaderGoneError
@@ -48,10 +49,8 @@ def carry(place: str, *, debug: bool, goes_on: bool = False, **given: Any) -> No
     raise SystemExit(code or 0)
 
 
-class LaunchedError(Exception):
+class LaunchedError(DemitasseError):
     """A command was started several times over."""
-
-    exit_code = 2
 
 
 def _check_alone(world: int) -> None:
@@ -62,10 +61,8 @@ def _check_alone(world: int) -> None:
         )
 
 
-class PlaceError(Exception):
+class PlaceError(DemitasseError):
     """The working directory is gone."""
-
-    exit_code = 2
 
 
 def _check_place() -> None:

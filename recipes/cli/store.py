@@ -8,7 +8,7 @@ from rich.table import Table
 from evaluation.units import format_duration, format_value
 from recipes.cli.terminal import Terminal
 from recipes.config.errors import shown_path
-from recipes.runs.failures import INTEGRITY
+from recipes.runs.records import IntegrityError
 from recipes.runs.upkeep import Held, broken, free, held, open_store
 
 
@@ -29,7 +29,7 @@ def verify(terminal: Terminal, *, root: Path) -> int:
     for problem in problems:
         terminal.complain(problem)
     terminal.say(f"{len(sizes) - len(problems)} of {len(sizes)} results are what was stored")
-    return INTEGRITY if problems else 0
+    return IntegrityError.exit_code if problems else 0
 
 
 def prune(terminal: Terminal, *, root: Path, yes: bool) -> None:

@@ -16,22 +16,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from compress.errors import DemitasseError
 from recipes.runs.failures import exit_code, message
 
 IN, OUT, ERR = 0, 1, 2
 
 
-class ReaderGoneError(Exception):
+class ReaderGoneError(DemitasseError):
     """Nobody reads standard output any more."""
 
     exit_code = 128 + 13
     """As of a process that SIGPIPE ended."""
 
 
-class OutputError(Exception):
+class OutputError(DemitasseError):
     """Standard output cannot be written."""
-
-    exit_code = 2
 
 
 class Stream(io.TextIOWrapper):

@@ -6,10 +6,10 @@ must not read it as a release.
 
 from pathlib import Path
 
-from evaluation.formats.tracking import TrackingError
 from evaluation.report import Report
 from recipes.cli.terminal import Terminal
 from recipes.engine.tracking import Tracking, log_run
+from recipes.engine.tracking_server import TrackingError
 from recipes.runs.failures import BAD_INPUT
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compress.errors import DemitasseError
+
 KeyPath = tuple[str | int, ...]
 LONGEST = 1000
 """Characters of an error that are shown."""
@@ -44,10 +46,8 @@ _BOUNDS = {
 }
 
 
-class RecipeError(Exception):
+class RecipeError(DemitasseError):
     """Everything that is wrong with a recipe, one line per error."""
-
-    exit_code = 2
 
     def __init__(self, errors: Sequence[str]) -> None:
         self.errors = tuple(map(_one_line, errors))

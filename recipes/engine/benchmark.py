@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from compress.errors import DemitasseError
 from compress.stage import Progress
 from evaluation.gate import GateResult, Limit, Verdict, judge, overall
 from evaluation.latency import (
@@ -48,10 +49,8 @@ RESULT = "latency.json"
 JUDGED_METRICS = ("prefill_latency", "decode_latency")
 
 
-class BenchmarkError(Exception):
+class BenchmarkError(DemitasseError):
     """It cannot be timed as asked; one line per reason."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True, kw_only=True)

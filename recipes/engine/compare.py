@@ -13,21 +13,20 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.errors import DemitasseError
 from evaluation.measurement import Comparison, Interval, Measurement, Ratio, Value, metric_of
 from evaluation.quality import TokenScores
-from evaluation.report import read_report
 from recipes.engine.rejudge import Stored
 from recipes.measure.quality import TOKENS_FILE, figures_of
 from recipes.runs.records import Artifact
+from recipes.runs.report_file import read_report
 
 MACHINE = ("processor", "cores", "threads")
 """What must be alike in two reports so that their latencies may be held against each other."""
 
 
-class CompareError(Exception):
+class CompareError(DemitasseError):
     """Two runs cannot be held against each other; the message says why, and the way out."""
-
-    exit_code = 2
 
 
 class Pair(Value):

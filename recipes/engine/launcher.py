@@ -28,6 +28,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from compress.errors import DemitasseError
 from compress.stage import Facts, Progress, Stage, StageConfig, StageInput, Task
 from recipes.runs.failures import GOES_ON
 from recipes.runs.processes import environment, python_module
@@ -49,7 +50,7 @@ ENDED = (130, 143)
 """Exit codes of a process that was asked to end, by its launcher because another one failed."""
 
 
-class LauncherError(Exception):
+class LauncherError(DemitasseError):
     """The launcher does not work, or a process that it started failed; the message says which and what."""
 
     def __init__(self, text: str, code: int = 4) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from compress.errors import DemitasseError
 from compress.stage import Progress
 from export.manifest import is_bundle
 from export.readme import write_readme
@@ -23,10 +24,8 @@ CURVES = "tensorboard"
 """Where what was trained keeps its curves."""
 
 
-class RequestError(Exception):
+class RequestError(DemitasseError):
     """What was asked for cannot be done; one line per reason, with what to do."""
-
-    exit_code = 2
 
 
 def check_out(out: Path, source: Path | None) -> list[str]:

@@ -22,23 +22,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from compress.errors import DemitasseError
 from evaluation.gate import Limit, judge, overall
 from evaluation.latency import Session, latency_measurements
 from evaluation.measurement import Measurement
-from evaluation.report import BASELINE, Report, Row, read_report
+from evaluation.report import BASELINE, Report, Row
 from recipes.measure.footprint import compared
 from recipes.measure.latency import LATENCY_FILE, read_session
 from recipes.measure.quality import figures_of
 from recipes.runs.records import Artifact, IntegrityError
+from recipes.runs.report_file import read_report
 from recipes.runs.store import Store
 
 NO_SAMPLES = "no raw samples of it were kept"
 
 
-class JudgingError(Exception):
+class JudgingError(DemitasseError):
     """A run cannot be judged again; the message says what is missing and the way out."""
-
-    exit_code = 2
 
 
 class ChangedError(IntegrityError):

@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
-from evaluation.formats.tracking import INSTALL, Logged, TrackingError, log_report
 from evaluation.render import write_report
 from evaluation.report import BASELINE, Report
+from recipes.engine.tracking_server import INSTALL, Logged, TrackingError, log_report
 from recipes.formats.text_generation import FINAL
 from recipes.runs.store import Store
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.errors import DemitasseError
 from evaluation.latency import Arm
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ NOT_NUMBERS = "its logits are not numbers (NaN or infinite)"
 Device = Literal["cpu", "cuda"]
 
 
-class MeasureError(Exception):
+class MeasureError(DemitasseError):
     """A measurement could not be taken; the message says of what and why."""
+
+    exit_code = 4
 
 
 @dataclass(frozen=True, kw_only=True)

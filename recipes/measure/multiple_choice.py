@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.errors import DemitasseError
 from recipes.config.errors import did_you_mean, got, one_of
 from recipes.config.evaluations import SUFFIXES, TaskConfig
 
@@ -33,10 +34,8 @@ MOST_PROBLEMS = 5
 """Rows that one error tells of."""
 
 
-class TaskError(Exception):
+class TaskError(DemitasseError):
     """A task cannot be asked; the message names it, what was expected, what came and the way out."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
     0 PASS            1 FAIL       2 recipe, usage or bad input
     3 INCONCLUSIVE    4 INVALID    5 broken integrity    130/143 interrupted
 
-An error class of ours carries a message for the user, so it is foreseen. Any other error is 4: nothing was proven, and
-that must read neither as a regression (1) nor as a release (0).
+A `DemitasseError` carries a message for the user and its own code. Any other error is 4: nothing was proven, and that
+must read neither as a regression (1) nor as a release (0).
 """
 
 import errno
@@ -15,17 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-BAD_INPUT, INVALID, INTEGRITY, INTERRUPTED, TERMINATED = 2, 4, 5, 130, 143
-OURS = ("compress", "export", "evaluation", "recipes")
-CODES: dict[str, int] = {
-    "IntegrityError": INTEGRITY,
-    "BundleIntegrityError": INTEGRITY,
-    "MeasureError": INVALID,
-    "ParityError": INVALID,
-    "UnprovenError": INVALID,
-}
-"""Our error classes that are not bad input, by name; a class may also say so itself with `exit_code`."""
+from compress.errors import DemitasseError
 
+BAD_INPUT, INVALID, INTERRUPTED, TERMINATED = 2, 4, 130, 143
 GOES_ON = "what is finished is kept: run the same command again and it goes on from there"
 WAYS_OUT: dict[int, str] = {
     errno.ENOSPC: "the disk is full; free some space, or name another folder with --out",
@@ -52,8 +44,8 @@ class Terminated(BaseException):
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether the error's class is one of ours, so that its message is for the user."""
-    return type(error).__module__.partition(".")[0] in OURS
+    """Whether its message is for the user."""
+    return isinstance(error, DemitasseError)
 
 
 def exit_code(error: BaseException) -> int:
@@ -62,9 +54,8 @@ def exit_code(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, Terminated):
         return TERMINATED
-    if is_ours(error):
-        named = [CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in CODES]
-        return int(getattr(error, "exit_code", named[0] if named else BAD_INPUT))
+    if isinstance(error, DemitasseError):
+        return error.exit_code
     return BAD_INPUT if of_the_system(error) else INVALID
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.digests import SEAL, digest_file, digest_of, sealed, unsealed
+from compress.errors import DemitasseError
 
 FORMAT = 2
 RECORD = "artifact.json"
@@ -28,10 +29,8 @@ SHORT = 16
 _ENTRIES = {"format", "key", "kind", "identity", "files", "facts", "seconds"}
 
 
-class StoreError(Exception):
+class StoreError(DemitasseError):
     """The run store cannot be read or written; the message names the path and the way out."""
-
-    exit_code = 2
 
 
 class IntegrityError(StoreError):

@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from compress.errors import DemitasseError
 from evaluation.measurement import Interval
 from evaluation.report import Report
 
@@ -27,10 +28,8 @@ INSTALL = "expected MLflow, which is not installed: pip install 'demitasse[track
 FOLDERS = "MLFLOW_ALLOW_FILE_STORE"
 
 
-class TrackingError(Exception):
+class TrackingError(DemitasseError):
     """A report cannot be logged; the message says why."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True, kw_only=True)
