@@ -24,6 +24,40 @@ if TYPE_CHECKING:
     from compress.structured.config import SLIM, SlimConfig
     from compress.text import TextError, TextSource
     from compress.training.config import TRAIN, TrainConfig
+else:
+    from compress.names import face
+
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "DISTILL": "compress.distillation.config",
+            "PRUNE": "compress.pruning.config",
+            "QUANTIZE": "compress.quantization.config",
+            "SLIM": "compress.structured.config",
+            "STAGES": "compress.stages",
+            "TRAIN": "compress.training.config",
+            "Checkpoint": "compress.checkpoints.folder",
+            "CheckpointError": "compress.checkpoints.config",
+            "DistillConfig": "compress.distillation.config",
+            "Facts": "compress.stage",
+            "FormatName": "compress.stage",
+            "Material": "compress.stage",
+            "Progress": "compress.stage",
+            "PruneConfig": "compress.pruning.config",
+            "QuantizeConfig": "compress.quantization.config",
+            "Silent": "compress.stage",
+            "SlimConfig": "compress.structured.config",
+            "Stage": "compress.stage",
+            "StageConfig": "compress.stage",
+            "StageError": "compress.stage",
+            "StageInput": "compress.stage",
+            "Task": "compress.stage",
+            "TextError": "compress.text",
+            "TextSource": "compress.text",
+            "TrainConfig": "compress.training.config",
+            "inspect_checkpoint": "compress.checkpoints.folder",
+        },
+    )
 
 __all__ = [
     "DISTILL",
@@ -53,41 +87,3 @@ __all__ = [
     "TrainConfig",
     "inspect_checkpoint",
 ]
-
-_HOMES = {
-    "DISTILL": "distillation.config",
-    "PRUNE": "pruning.config",
-    "QUANTIZE": "quantization.config",
-    "SLIM": "structured.config",
-    "STAGES": "stages",
-    "TRAIN": "training.config",
-    "Checkpoint": "checkpoints.folder",
-    "CheckpointError": "checkpoints.config",
-    "DistillConfig": "distillation.config",
-    "Facts": "stage",
-    "FormatName": "stage",
-    "Material": "stage",
-    "Progress": "stage",
-    "PruneConfig": "pruning.config",
-    "QuantizeConfig": "quantization.config",
-    "Silent": "stage",
-    "SlimConfig": "structured.config",
-    "Stage": "stage",
-    "StageConfig": "stage",
-    "StageError": "stage",
-    "StageInput": "stage",
-    "Task": "stage",
-    "TextError": "text",
-    "TextSource": "text",
-    "TrainConfig": "training.config",
-    "inspect_checkpoint": "checkpoints.folder",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Every name is loaded when it is asked for, so that a process brings only what it needs."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"compress.{_HOMES[name]}"), name)

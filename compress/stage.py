@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
 from compress.errors import DemitasseError
+from compress.knobs import Knobs
 from compress.text import TextSource
 
 FormatName = Literal["nothing", "dense", "quantized", "onnx"]
@@ -28,10 +27,8 @@ Facts = dict[str, Any]
 Config = TypeVar("Config", bound="StageConfig")
 
 
-class StageConfig(BaseModel):
+class StageConfig(Knobs):
     """The knobs of one stage: frozen, keyword-only, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class StageError(DemitasseError):

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from compress.digests import digest_file, digest_of
 from compress.errors import DemitasseError
+from compress.knobs import Knobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,10 +41,8 @@ class TextError(DemitasseError):
     """A text cannot be used; the message names it, what was expected and the way out."""
 
 
-class TextSource(BaseModel):
+class TextSource(Knobs):
     """Where a text is: a file, or a data set of the hub."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     file: Path | None = None
     """A .txt, .jsonl or .parquet file; .txt.gz or .jsonl.gz."""

@@ -328,6 +328,10 @@ class Change(Comparison):
     """A measurement minus the baseline's, in the metric's own unit."""
 
 
+def _shown(value: float, interval: Interval | None) -> str:
+    return f"{value:.4g}" + ("" if interval is None else f" ({interval.low:.4g} to {interval.high:.4g})")
+
+
 class Measurement(Value):
     """One figure for one artifact."""
 
@@ -347,6 +351,15 @@ class Measurement(Value):
     """Against the baseline; None where there is nothing to compare with."""
     invalid: str = ""
     """Why the figure cannot be trusted (NaN, a provider that fell back); empty where it can."""
+
+    def __repr__(self) -> str:
+        if self.invalid:
+            return f"Measurement({self.metric}: invalid, {self.invalid})"
+        unit = f" {self.unit}" if self.unit else ""
+        ratio = "" if self.ratio is None else f"; {_shown(self.ratio.value, self.ratio.interval)} times the baseline's"
+        return f"Measurement({self.metric}: {_shown(self.value, self.interval)}{unit}{ratio})"
+
+    __str__ = __repr__
 
     @property
     def unit(self) -> str:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from evaluation.gate import GateResult, Verdict, exit_code
 from evaluation.latency import Session
-from evaluation.measurement import Measurement, Value
+from evaluation.measurement import Measurement, Ratio, Value
 from evaluation.plausibility import suspicions
 
 BASELINE = "baseline"
@@ -53,6 +53,12 @@ class Row(Value):
     """What each named evaluation says beside its figures: protocol, confusion matrix, texts."""
     hardest: dict[str, Any] = Field(default_factory=dict)
     """The tokens, places and documents that lost most against the baseline."""
+
+    def __repr__(self) -> str:
+        measured = ", ".join(found.metric for found in self.measurements)
+        return f"Row({self.name}, {self.format}: {measured or 'unmeasured'})"
+
+    __str__ = __repr__
 
     def measurement(self, metric: str) -> Measurement | None:
         """What was measured under this metric, if it was."""
@@ -107,6 +113,12 @@ class Report(Value):
     session: Session | None = Field(default=None, exclude=True)
     """The raw latencies, for the plots; they are kept in the run store."""
 
+    def __repr__(self) -> str:
+        made = " -> ".join(row.name for row in self.rows)
+        return f"Report({self.name}: {self.verdict or 'not gated'}, {gate_counts(self.gates)}; {made})"
+
+    __str__ = __repr__
+
     @property
     def exit_code(self) -> int:
         return exit_code(self.verdict)
@@ -135,6 +147,18 @@ class Report(Value):
     def measurement(self, row: str, metric: str) -> Measurement | None:
         """What was measured on that row under that metric, if it was."""
         return self.row(row).measurement(metric)
+
+    def ratio(self, row: str, metric: str) -> Ratio:
+        """What was measured there, divided by the baseline's.
+
+        Raises:
+            KeyError: there is no such row, or nothing that was measured on it under that metric has a ratio.
+        """
+        found = self.measurement(row, metric)
+        if found is None or found.ratio is None:
+            those = ", ".join(one.metric for one in self.row(row).measurements if one.ratio is not None)
+            raise KeyError(f"expected one of {those or 'none'}, which {row!r} has a ratio of, got {metric!r}")
+        return found.ratio
 
     def metrics(self) -> list[str]:
         """Every metric that any row has, in the order in which they first appear."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DATA = "model.onnx.data"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BundleSummary:
     """What a verified bundle is."""
 
@@ -41,6 +41,9 @@ class BundleSummary:
     coverage: dict[str, Any]
     parity: dict[str, Any]
     libraries: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"BundleSummary({self.folder}: whole, for {self.provider}, {self.files} files, {self.size / 1e6:.1f} MB)"
 
 
 def verify_bundle(folder: Path) -> BundleSummary:

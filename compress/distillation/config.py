@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from compress.knobs import Knobs
 from compress.models.families import Part
 from compress.registry import OneOf, lazy
 from compress.stage import Stage, StageConfig
@@ -47,10 +48,8 @@ LAYER_LOSSES: dict[str, LayerLoss] = {
 ALL_LOSSES: dict[str, object] = {**LOSSES, **LAYER_LOSSES}
 
 
-class Fade(BaseModel):
+class Fade(Knobs):
     """A weight that changes while training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     start: float = Field(ge=0)
     """The weight at the first step."""

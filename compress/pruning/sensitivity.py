@@ -62,6 +62,12 @@ class Sensitivity(Value):
     """In the model's order."""
     kinds: tuple[Curve, ...] = ()
 
+    def __repr__(self) -> str:
+        parts = f"{len(self.blocks)} blocks, {len(self.kinds)} kinds of linears"
+        return f"Sensitivity({self.criterion}, {self.scope}: {parts}; dense loss {self.dense:.4g})"
+
+    __str__ = __repr__
+
     def write(self, file: Path) -> None:
         """As JSON."""
         file.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,6 @@ as `stages.2.sparsity` (counted from 1) where the recipe has several stages of t
 `--set` takes.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import DemitasseError
+from compress.names import did_you_mean as did_you_mean
 
 KeyPath = tuple[str | int, ...]
 LONGEST = 1000
@@ -116,12 +116,6 @@ def shown_path(path: Path) -> str:
     """A path as short as it can be: from the working directory where it lies below that."""
     absolute, here = path.absolute(), Path.cwd()
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
-
-
-def did_you_mean(word: object, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing where no choice is close."""
-    close = difflib.get_close_matches(str(word).casefold(), list(choices), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def one_of(choices: Iterable[str]) -> str:

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from compress.digests import digest_file, digest_of
+from compress.knobs import Knobs
 from evaluation.measurement import SEPARATOR
 from recipes.config.errors import one_of
 
@@ -32,10 +33,9 @@ TEXT = "{text}"
 """Stands in a prompt for the row's text."""
 
 
-class TaskConfig(BaseModel):
+class TaskConfig(Knobs):
     """Questions to ask: from a file, or a task of lm-evaluation-harness."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     libraries: ClassVar[tuple[str, ...]] = ("lm-eval", "datasets")
     """Distributions that its figures depend on, besides those that run the model."""
 
@@ -85,10 +85,9 @@ class TaskConfig(BaseModel):
         return digest_of([knobs, [digest_file(file) for file in read]])
 
 
-class FileConfig(BaseModel):
+class FileConfig(Knobs):
     """What is asked of the rows of a file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions that its figures depend on, besides those that run the model."""
 

@@ -29,7 +29,7 @@ from recipes.config.recipe import (
     Recipe,
     Stages,
 )
-from recipes.config.yaml_document import SECTIONS, Draft, override, read
+from recipes.config.yaml_document import SECTIONS, Draft, Overrides, as_yaml, draft_of, override_all, plain, read
 
 SHIPPED = Path(__file__).parent.parent
 TEXTS = {"train_text": "train", "calibration_text": "calibration"}
@@ -42,33 +42,59 @@ def shipped_recipes() -> dict[str, Path]:
     return {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, stages: Stages | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: Overrides = (), *, stages: Stages | None = None) -> Recipe:
     """Load and check a recipe: a path, or the name of a shipped one.
 
-    `overrides` are `key=value` pairs such as "data.test=a.txt", "prune.sparsity=0.5" or "stages.2.layers=4" (counted
-    from 1); a value is YAML, and null takes a key away. `stages` are the kinds that it may name (default: all).
+    `overrides` change keys: a mapping such as {"data.test": Path("a.txt"), "prune.sparsity": 0.5, "stages.2.layers": 4}
+    (counted from 1), or texts as on the command line such as "prune.sparsity=0.5", whose values are YAML. None takes a
+    key away. `stages` are the kinds that the recipe may name (default: all).
 
     Raises:
         RecipeError: everything that is wrong, one line each.
     """
-    if stages is None:
-        from recipes.config.stages import STAGES
-
-        stages = STAGES
     file = _find(path)
-    draft = read(file)
-    for text in overrides:
-        override(draft, text)
-    return _check(draft, file, stages)
+    recipe = _checked(read(file), overrides, stages, name=file.stem, folder=file.parent)
+    return recipe.model_copy(update={"path": file.absolute()})
 
 
-def load_gates(path: str | Path) -> dict[str, Limit]:
-    """The gates of a recipe, or of a file with nothing but `gate`; whatever else it holds is not looked at.
+def recipe_of(
+    content: Mapping[str, Any],
+    *,
+    name: str = "recipe",
+    folder: str | Path | None = None,
+    overrides: Overrides = (),
+    stages: Stages | None = None,
+) -> Recipe:
+    """See `Recipe.from_dict`, which is this."""
+    values = plain(content, name)
+    if not isinstance(values, dict):
+        raise RecipeError([f"{name}: expected a mapping with {', '.join(SECTIONS)}, got {got(content)}"])
+    recipe = _checked(draft_of(values, name), overrides, stages, name=name, folder=Path(folder or ""))
+    return recipe.model_copy(update={"text": as_yaml(values)})
+
+
+def config_of(config: type[_Model], given: _Model | Mapping[str, Any] | None, name: str) -> _Model:
+    """A config that a caller gave: as it is, by its knobs, or None for its defaults.
+
+    Raises:
+        RecipeError: every knob that is wrong, one line each.
+    """
+    if isinstance(given, config):
+        return given
+    draft = draft_of({}, name)
+    found = _parse(draft, (), plain({} if given is None else given, name), config)
+    raise_problems(draft.problems)
+    assert found is not None  # what is wrong is a problem, raised above
+    return found
+
+
+def load_gates(given: str | Path | Mapping[str, Any]) -> dict[str, Limit]:
+    """The gates of a recipe, of a file with nothing but `gate`, whose other keys are not looked at, or of a mapping.
 
     Raises:
         RecipeError: everything that is wrong with the gates, or there are none.
     """
-    draft = read(_find(path))
+    draft = draft_of({"gate": plain(given, "gates")}, "gates") if isinstance(given, Mapping) else read(_find(given))
     gates = _gate(draft, timed=True, named=None)
     if not gates and not draft.problems:
         draft.refuse(("gate",), "expected at least one gate, such as {perplexity: {max_ratio: 1.1}}, got none")
@@ -89,28 +115,38 @@ def _find(path: str | Path) -> Path:
     )
 
 
-def _check(draft: Draft, file: Path, stages: Stages) -> Recipe:
+def _checked(draft: Draft, overrides: Overrides, stages: Stages | None, *, name: str, folder: Path) -> Recipe:
+    if stages is None:
+        from recipes.config.stages import STAGES
+
+        stages = STAGES
+    override_all(draft, overrides)
+    return _check(draft, stages, name=name, folder=folder)
+
+
+def _check(draft: Draft, stages: Stages, *, name: str, folder: Path) -> Recipe:
+    """The recipe of a draft whose relative paths count from a folder."""
     for key in draft.content:
         if key not in SECTIONS:
             draft.refuse((key,), unknown_key(key, SECTIONS))
     content = draft.content
     model = _section(draft, "model", ModelSource) if content.get("model") is not None else None
     data = _section(draft, "data", DataConfig)
-    planned = resolve_folders(draft, _stages(draft, stages), stages, file.parent)
+    planned = resolve_folders(draft, _stages(draft, stages), stages, folder)
     evaluate = _section(draft, "evaluate", EvaluateConfig) if content.get("evaluate") is not None else EvaluateConfig()
     benchmark = _section(draft, "benchmark", BenchmarkConfig) if content.get("benchmark") is not None else None
-    evaluate = resolve_evaluations(draft, evaluate, file.parent)
+    evaluate = resolve_evaluations(draft, evaluate, folder)
     gate = _gate(draft, timed=content.get("benchmark") is not None, named=prefixes(evaluate) if evaluate else None)
     seed, launcher = _seed(draft), _launcher(draft)
     _chain(draft, planned, stages)
-    texts_exist(draft, file.parent)
-    model = resolve_model(draft, model, file.parent)
-    data = resolve_texts(draft, data, file.parent)
+    texts_exist(draft, folder)
+    model = resolve_model(draft, model, folder)
+    data = resolve_texts(draft, data, folder)
     raise_problems(draft.problems)
     assert data is not None  # what is missing is a problem, raised above
     assert evaluate is not None
     return Recipe(
-        name=file.stem,
+        name=name,
         model=model,
         data=data,
         stages=tuple(stage for stage in planned if stage),
@@ -119,7 +155,6 @@ def _check(draft: Draft, file: Path, stages: Stages) -> Recipe:
         gate=gate,
         seed=seed,
         launcher=launcher,
-        path=file.absolute(),
         where=draft.where,
     )
 

@@ -5,14 +5,16 @@ to measure and what to require. `loader.py` makes a Recipe of a file, and finds 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, SkipValidation, field_validator, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, SkipValidation, field_validator, model_validator
 from pydantic.json_schema import models_json_schema
 
 from compress import Stage, StageConfig, TextSource
+from compress.knobs import Knobs
+from compress.registry import lazy
 from evaluation.gate import Limit
 from evaluation.machine import available_cores
 from evaluation.measurement import METRICS, SEPARATOR, is_metric
@@ -20,15 +22,15 @@ from recipes.config.errors import Locations
 from recipes.config.evaluations import AUTO, Bos, GenerationConfig, LabeledConfig, TaskConfig
 
 Stages = Mapping[str, Stage[Any]]
+_recipe_of = lazy("recipes.config.loader:recipe_of")
+"""Checks a mapping; it is in the module that makes recipes, and so imports this one."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FEWEST_BLOCKS = 3
 """Of an arm that is timed."""
 
 
-class Section(BaseModel):
+class Section(Knobs):
     """A part of a recipe: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ModelSource(Section):
@@ -197,8 +199,41 @@ class Recipe(Section):
     """The command that starts the processes of a training stage, such as "torchrun --nproc-per-node 4"; None: one."""
     path: Path | None = None
     """The file it was loaded from."""
+    text: str = Field(default="", exclude=True)
+    """What it would say as a file, where it was made of a mapping."""
     where: SkipValidation[Locations] = Field(default_factory=Locations, exclude=True, repr=False)
     """Where each key stands, for the errors found later."""
+
+    @classmethod
+    def from_dict(
+        cls,
+        content: Mapping[str, Any],
+        *,
+        name: str = "recipe",
+        folder: str | Path | None = None,
+        overrides: Mapping[str, Any] | Sequence[str] = (),
+        stages: Stages | None = None,
+    ) -> "Recipe":
+        """The recipe that a mapping says, with the keys of a recipe file; it is checked in the same way.
+
+        Args:
+            content: such as {"model": Path("gpt2"), "data": {"test": "t.txt"}, "stages": [{"prune": {}}, "export"]}.
+            name: what the run is called, and the run folder after it.
+            folder: what relative paths count from (default: the working directory).
+            overrides: as in `load_recipe`.
+            stages: the kinds of stages that it may name (default: all).
+
+        Raises:
+            RecipeError: everything that is wrong, one line each.
+        """
+        made: Recipe = _recipe_of(content, name=name, folder=folder, overrides=overrides, stages=stages)
+        return made
+
+    def __repr__(self) -> str:
+        made = " -> ".join([str(self.model or "nothing"), *(stage.kind for stage in self.stages)])
+        return f"Recipe({self.name}: {made}; gates: {', '.join(self.gate) or 'none'})"
+
+    __str__ = __repr__
 
 
 def json_schema(stages: Stages | None = None) -> dict[str, Any]:

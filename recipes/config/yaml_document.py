@@ -4,11 +4,15 @@ Nothing is known here of what a recipe may hold, except that stages come as a li
 written as one word. Repeated keys are collected, not raised, so that they come in one message with everything else.
 """
 
-from collections.abc import Iterator
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from pydantic import BaseModel
+from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from compress.checkpoints.json_file import PlainFileError, read_plain
@@ -105,6 +109,59 @@ def _normalize_stages(draft: Draft) -> None:
     draft.where = replace(draft.where, kinds=tuple(kind for kind, _ in draft.items))
 
 
+Overrides = Mapping[str, Any] | Sequence[str]
+"""Key -> value, or "key=value" as on the command line."""
+
+
+def plain(value: Any, name: str) -> Any:
+    """A value that somebody made in Python, as JSON has it: paths become texts, configs become mappings.
+
+    Raises:
+        RecipeError: it holds what has no such form.
+    """
+
+    def known(inner: Any) -> Any:
+        if isinstance(inner, BaseModel):
+            return inner.model_dump(mode="json", exclude_unset=True)
+        if isinstance(inner, PurePath):
+            return str(inner)
+        if isinstance(inner, Mapping):
+            return dict(inner)
+        raise TypeError(f"expected texts, numbers, lists and mappings, got {got(inner)}")
+
+    try:
+        return json.loads(json.dumps(value, default=known))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError([f"{name}: {error}"]) from error
+
+
+def draft_of(content: dict[str, Any], name: str) -> Draft:
+    """A draft of values that came from no file; errors name `name` in its place."""
+    draft = Draft(content, Locations(file=name))
+    _normalize_stages(draft)
+    return draft
+
+
+def as_yaml(content: dict[str, Any]) -> str:
+    """Plain values as the text of a recipe file."""
+    stream = io.StringIO()
+    YAML(typ="safe", pure=True).dump(content, stream)
+    return stream.getvalue()
+
+
+def override_all(draft: Draft, given: Overrides) -> None:
+    """Set keys as the caller or the command line asks for."""
+    if isinstance(given, str):
+        raise RecipeError([f"overrides: expected a mapping or a list of key=value, got {got(given)}"])
+    if not isinstance(given, Mapping):
+        for text in given:
+            override(draft, text)
+        return
+    for name, value in given.items():
+        value = plain(value, f"overrides: {name}")
+        _set_at(draft, name, value, f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+
+
 def override(draft: Draft, given: str) -> None:
     """Set one key from the command line."""
     name, equals, text = given.partition("=")
@@ -116,7 +173,11 @@ def override(draft: Draft, given: str) -> None:
     except YamlError as error:
         draft.problems.append(Problem(0, f"--set {given}: {error}"))
         return
-    path = _address(draft, name.split("."), given)
+    _set_at(draft, name, value, given)
+
+
+def _set_at(draft: Draft, name: str, value: Any, given: str) -> None:
+    path = _address(draft, str(name).split("."), given)
     if path is not None:
         _set(draft, path, value, given)
 

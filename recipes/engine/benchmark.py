@@ -101,6 +101,13 @@ class Result(Value):
     gates: tuple[ArmGates, ...] = ()
     environment: dict[str, str] = Field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        grid = ", ".join(map(str, self.session.protocol.cells))
+        turns = f"{len(self.session.turns)} turns, {grid}"
+        return f"Result({', '.join(self.entrants)}: {self.verdict or 'not judged'}, {turns})"
+
+    __str__ = __repr__
+
     @property
     def invalid(self) -> dict[str, str]:
         """Why an arm has no figures, by arm."""

@@ -52,6 +52,12 @@ class SideBySide(Value):
     """The key of what both started from."""
     pairs: list[Pair]
 
+    def __repr__(self) -> str:
+        shown = (f"{pair.metric} {pair.ratio.value:.4g}x" for pair in self.pairs if pair.ratio is not None)
+        return f"SideBySide({self.second} / {self.first}: {', '.join(shown)})"
+
+    __str__ = __repr__
+
 
 @dataclass(frozen=True)
 class _Candidate:

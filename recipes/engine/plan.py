@@ -67,7 +67,7 @@ class PlannedStep:
     estimate: Estimate
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """What `run` would do."""
 
@@ -75,6 +75,10 @@ class Plan:
     model: str
     out: Path
     steps: tuple[PlannedStep, ...]
+
+    def __repr__(self) -> str:
+        steps = (f"{step.name}{' (cached)' if step.cached else ''}" for step in self.steps)
+        return f"Plan({self.recipe} in {self.out}: {' -> '.join([self.model, *steps])}; {self.seconds:.0f} s)"
 
     @property
     def memory(self) -> int:
@@ -93,9 +97,9 @@ class Plan:
 
 def plan(
     recipe: Recipe,
-    out: Path | None = None,
+    out: str | Path | None = None,
     *,
-    store: Path | None = None,
+    store: str | Path | None = None,
     stages: Stages | None = None,
     launcher: str | None = None,
 ) -> Plan:
@@ -121,14 +125,14 @@ def plan(
     )
 
 
-def run_folder(recipe: Recipe, out: Path | None) -> Path:
+def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
     """Where a run's report, log and results go: `out`, or runs/<name> below the working directory."""
-    return Path("runs") / recipe.name if out is None else out
+    return Path("runs") / recipe.name if out is None else Path(out)
 
 
-def store_of(folder: Path, store: Path | None) -> Store:
+def store_of(folder: Path, store: str | Path | None) -> Store:
     """The store of a run in this folder: `store`, or its own."""
-    return Store(folder / "artifacts") if store is None else Store(store.absolute(), option="--store")
+    return Store(folder / "artifacts") if store is None else Store(Path(store).absolute(), option="--store")
 
 
 def _planned(step: StageStep, store: Store, estimate: Estimate) -> PlannedStep:

@@ -20,11 +20,9 @@ FENCE = "---"
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe's file, below the overrides of the command line; empty for a recipe that has no file."""
-    if recipe.path is None:
-        return ""
+    """The recipe's file, or what one would say, below the overrides; empty for a recipe that was made by itself."""
     overrides = [f"# --set {text}\n" for text in dict.fromkeys(recipe.where.overrides.values())]
-    return "".join([*overrides, recipe.path.read_text(encoding="utf-8")])
+    return "".join([*overrides, recipe.text if recipe.path is None else recipe.path.read_text(encoding="utf-8")])
 
 
 def sources_of(recipe: Recipe, source: models.Source) -> list[Source]:

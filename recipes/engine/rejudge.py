@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import DemitasseError
-from evaluation.gate import Limit, judge, overall
+from evaluation.gate import Limit, Verdict, judge, overall
 from evaluation.latency import Session, latency_measurements
 from evaluation.measurement import Measurement
 from evaluation.report import BASELINE, Report, Row
@@ -55,6 +55,15 @@ class Judged:
     """Figures that the report has otherwise; the verdict is the same all the same."""
     notes: tuple[str, ...]
     """What could not be computed again."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The overall verdict; None where nothing is gated."""
+        return self.report.verdict
+
+    @property
+    def exit_code(self) -> int:
+        return self.report.exit_code
 
 
 def judge_run(folder: Path, gates: Mapping[str, Limit] | None = None, *, bandwidth: float | None = None) -> Judged:

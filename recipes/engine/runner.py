@@ -44,8 +44,8 @@ LOG = "log.txt"
 def run(
     recipe: Recipe,
     *,
-    out: Path | None = None,
-    store: Path | None = None,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
     progress: Progress | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     stages: Stages | None = None,

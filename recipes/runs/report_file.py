@@ -19,14 +19,14 @@ class ReportIntegrityError(ReportError):
     exit_code = 5
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: str | Path) -> Report:
     """Read a report.json, or the one in a run folder.
 
     Raises:
         ReportError: there is none, or another version wrote it.
         ReportIntegrityError: it is not what was written.
     """
-    file = path / REPORT if path.is_dir() else path
+    file = Path(path) / REPORT if Path(path).is_dir() else Path(path)
     try:
         text = file.read_bytes()
     except OSError as error:
