@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from recipes.engine.api import benchmark, compare, evaluate, gate, run_stage, sensitivity, verify
     from recipes.engine.plan import Plan, plan
     from recipes.engine.runner import run
-    from recipes.runs.report_file import read_report
     from recipes.runs.records import IntegrityError, StoreError
+    from recipes.runs.report_file import read_report
 else:
     from compress.names import face
 

@@ -56,7 +56,8 @@ def run_stage(
         model: the folder to work on, which is only read; None for a stage that makes a model.
         out: a new folder; it appears when it is complete.
         knobs: as in a recipe, such as {"sparsity": 0.5}.
-        train_text, calibration_text: where the knobs need one.
+        train_text: what it trains on, where it trains.
+        calibration_text: what it looks at, where the knobs need one.
         teacher: the model to learn from (default: `model`).
         store: where the result is kept and found (default: it is made for `out` alone).
         launcher: the command that starts the processes of a training stage.
