@@ -125,7 +125,7 @@ class Measuring:
             )
             return {"measurements": _plain(taken)}
 
-        found = self.engine.obtain(Step(kind="quality", identity=identity, make=make))
+        found = self.engine.obtain(Step(kind="quality", identity=identity, make=make, of=subject.name))
         for protocol in dict.fromkeys(taken["method"] for taken in found.facts["measurements"]):
             self.engine.log(f"{subject.name}: measured by {protocol}")
         self.seconds["documents"] += found.seconds
@@ -154,7 +154,7 @@ class Measuring:
                 taken.append(footprint.measure_memory(subject.folder, subject.format, **how))
             return {"measurements": _plain(taken), "weights": FORMATS[subject.format].components(subject.folder)}
 
-        return self.engine.obtain(Step(kind="footprint", identity=identity, make=make))
+        return self.engine.obtain(Step(kind="footprint", identity=identity, make=make, of=subject.name))
 
     def time(self) -> None:
         """Time all subjects side by side, where that is asked for; a row that was not asked for stays as it is."""

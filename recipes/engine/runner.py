@@ -71,31 +71,41 @@ def run(
     make_writable(folder)
     log = Log(folder / LOG)
     log(f"run {recipe.path or recipe.name}, seed {recipe.seed}")
-    engine = Engine(store=store_of(folder, store), progress=progress or Silent(), log=log, run=folder)
-    command = launcher or recipe.launcher
-    workers = None if command is None else Launcher(command=command, place=folder)
-    source, steps = _checked(recipe, engine, stages, workers)
+    with log.told():
+        engine = Engine(store=store_of(folder, store), progress=progress or Silent(), log=log, run=folder)
+        command = launcher or recipe.launcher
+        workers = None if command is None else Launcher(command=command, place=folder)
+        patience = Patience(recipe=recipe, minutes=until_decided, log=log)
+        report = _carried_out(
+            Measuring(engine=engine, recipe=recipe, patience=patience), folder, stages, workers, on_row
+        )
+        log(f"verdict {report.verdict or 'none: nothing is gated'}")
+    return report
+
+
+def _carried_out(
+    measuring: Measuring,
+    folder: Path,
+    stages: Stages | None,
+    launcher: Launcher | None,
+    on_row: Callable[[Row], None],
+) -> Report:
+    """The report, written, once everything that can be known before has been looked at."""
+    engine = measuring.engine
+    source, steps = _checked(measuring.recipe, engine, stages, launcher)
     note = None if source.folder is None else passed_over(source.folder)
     if note is not None:
-        log(note)
-    patience = Patience(recipe=recipe, minutes=until_decided, log=log)
-    under_way = _Run(
-        folder=folder,
-        source=source,
-        steps=steps,
-        launcher=workers,
-        measuring=Measuring(engine=engine, recipe=recipe, patience=patience),
-    )
+        engine.log(note)
+    under_way = _Run(folder=folder, source=source, steps=steps, launcher=launcher, measuring=measuring)
     with engine.store.in_use():
         report = under_way.report(on_row)
         with writing():
             write_report(report, folder)
-            shipped = under_way.measuring.subjects[-1]
+            shipped = measuring.subjects[-1]
             point_at(folder / FINAL, shipped.folder)
             if FORMATS[shipped.format].released:
                 add_card(model_card(report), shipped.folder, folder)
         engine.settle()
-    log(f"verdict {report.verdict or 'none: nothing is gated'}")
     return report
 
 

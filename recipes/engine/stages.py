@@ -131,4 +131,4 @@ def obtain_stage(
             return step.stage.run(step.config, given)
         return launcher.run(step.stage, step.config, given)
 
-    return engine.obtain(Step(kind=step.stage.kind, identity=step.identity, make=make))
+    return engine.obtain(Step(kind=step.stage.kind, identity=step.identity, make=make, of=step.name))

@@ -13,6 +13,7 @@ from typing import Any
 
 from compress.digests import digest_of
 from compress.stage import Progress, Silent
+from recipes.runs.folder import LOGGER
 from recipes.runs.records import Artifact, StoreError
 from recipes.runs.store import Store
 
@@ -29,6 +30,8 @@ class Step:
     """Everything that it depends on."""
     make: Callable[[Path, Path], dict[str, Any]]
     """(empty folder to fill, scratch folder that outlives a kill) -> facts."""
+    of: str = ""
+    """What the result is of, for the log: a stage's name in its recipe, the row that is measured; "": its kind says it."""
 
     @property
     def key(self) -> str:
@@ -41,7 +44,7 @@ class Engine:
 
     store: Store
     progress: Progress = field(default_factory=Silent)
-    log: Callable[[str], None] = lambda text: None
+    log: Callable[[str], None] = LOGGER.info
     run: Path | None = None
     """The folder of the run that the results are for, if they are for one."""
     used: set[str] = field(default_factory=set)
@@ -63,8 +66,9 @@ class Engine:
                 return step.make(files, scratch)
 
         found = self.store.obtain(step.kind, step.identity, make, waiting=waiting)
-        what = "reused" if found.reused else f"made in {found.seconds:.1f} s"
-        self.log(f"{step.kind} {found.folder.name} {what}")
+        if found.folder.name not in self.used:
+            what = step.kind if step.of in {"", step.kind} else f"{step.kind} of {step.of}"
+            self.log(f"{what}: {found.folder.name} {'reused' if found.reused else f'made in {found.seconds:.1f} s'}")
         self.use(found.folder.name)
         return found
 

@@ -4,7 +4,9 @@ The card lies in the bundle as README.md, but is no part of what the bundle's ha
 other gates on the same bundle give another one. The store and the bundle's own verification let exactly this name be.
 """
 
+import logging
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -13,19 +15,41 @@ from tempfile import TemporaryFile
 
 from export.manifest import is_bundle
 from export.readme import usage
-from recipes.runs.failures import of_the_system
+from recipes.runs.failures import Terminated, exit_code, is_ours, message, of_the_system
 from recipes.runs.records import CARD, StoreError
+
+LOGGER = logging.getLogger("demitasse")
+"""What is logged goes here, too, at level INFO; the error that ends a run at ERROR."""
+LOGGER.addHandler(logging.NullHandler())  # without a handler Python would show errors itself
 
 
 class Log:
-    """The run folder's log: what was made, what was reused, how it ended."""
+    """The run folder's log: what was made, what was reused, how it ended; what is said again in a run is left out."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.said: set[str] = set()
 
-    def __call__(self, text: str) -> None:
+    def __call__(self, text: str, level: int = logging.INFO) -> None:
+        if text in self.said:
+            return
+        self.said.add(text)
+        LOGGER.log(level, "%s", text)
+        lines = text.replace("\n", "\n  ")  # lines that belong together are kept together
         with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} [{os.getpid()}] {text}\n")
+            stream.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} [{os.getpid()}] {lines}\n")
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """An error that ends this is in the log; one that is not meant for the user with its traceback."""
+        try:
+            yield
+        except BaseException as error:
+            ends = isinstance(error, KeyboardInterrupt | Terminated) or is_ours(error) or bool(of_the_system(error))
+            trace = "" if ends else "\n" + "".join(traceback.format_exception(error)).rstrip()
+            with suppress(OSError):  # a full disk must not hide what went wrong
+                self(f"ended with exit code {exit_code(error)}: {message(error)}{trace}", logging.ERROR)
+            raise
 
 
 @contextmanager
