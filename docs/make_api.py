@@ -35,7 +35,9 @@ PLACES = (
     "export.bundle.BundleSummary",
     "export.runtime.model.OnnxCausalLM",
     "compress.checkpoints.folder.inspect_checkpoint",
+    "compress.stage.Stage",
     "compress.stage.StageInput",
+    "evaluation.quality.custom_metrics.TokenMetric",
 )
 """What a pipeline may rely on."""
 

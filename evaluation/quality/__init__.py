@@ -6,6 +6,7 @@ noise        the same under typos, case, cuts      hardest       which tokens an
 likelihood   of continuations                      items         tasks, labels, generation: one sample an item
 """
 
+from evaluation.quality.custom_metrics import TokenMetric
 from evaluation.quality.robustness import NOISES, describe_noise, noise_measurements, noised
 from evaluation.quality.scoring import Scorer, TokenScores, score
 from evaluation.quality.text_amounts import amounts_of
@@ -22,6 +23,7 @@ __all__ = [
     "TOKENS",
     "Scorer",
     "Select",
+    "TokenMetric",
     "TokenScores",
     "Windows",
     "amounts_of",

@@ -17,6 +17,8 @@ import math
 import numpy as np
 
 from evaluation.measurement import SEPARATOR, Change, Measurement, Ratio, metric_of
+from evaluation.quality import custom_metrics
+from evaluation.quality.custom_metrics import TOKEN_METRICS
 from evaluation.quality.scoring import TokenScores
 from evaluation.statistics import Bootstrap, Floats, Scale, Statistic, Units, units_of
 
@@ -76,7 +78,9 @@ def quality_measurements(
     units = units_of(scores.document, scores.window)
     bootstrap = Bootstrap.draw(_sums(units, scores, baseline), seed=seed)
     full_method = f"{method}; {len(scores.nll)} tokens; 95 % interval by {units.describe()}"
-    return [_measure(metric, name, bootstrap, units, full_method, paired=baseline is not None) for metric in metrics]
+    paired = baseline is not None
+    ours = [_measure(metric, name, bootstrap, units, full_method, paired=paired) for metric in metrics]
+    return ours + [_measure_custom(metric, name, scores, baseline, full_method, seed) for metric in TOKEN_METRICS]
 
 
 def _applies(metric: str, scores: TokenScores, *, paired: bool) -> bool:
@@ -102,13 +106,42 @@ def _sums(units: Units, scores: TokenScores, baseline: TokenScores | None) -> Fl
 
 
 def _measure(metric: str, name: str, bootstrap: Bootstrap, units: Units, method: str, *, paired: bool) -> Measurement:
+    against = paired and not metric_of(metric).relative
+    how = (RATIOS[metric], CHANGES[metric]) if against else None
+    return _measurement(_named(name, metric), bootstrap, units, method, STATISTICS[metric], _scale(metric), how)
+
+
+def _measure_custom(
+    metric: str, name: str, scores: TokenScores, baseline: TokenScores | None, method: str, seed: int
+) -> Measurement:
+    """A metric that another package brings."""
+    units = units_of(scores.document, scores.window)
+    try:
+        sums = units.sums(*custom_metrics.columns(metric, scores, baseline))
+    except ValueError as error:
+        return invalid(_named(name, metric), scores, method, str(error))
+    how = None if baseline is None else (custom_metrics.RATIO, custom_metrics.CHANGE)
+    scale: Scale = "share" if metric_of(metric).unit == "share" else "plain"
+    bootstrap = Bootstrap.draw(sums, seed=seed)
+    return _measurement(_named(name, metric), bootstrap, units, method, custom_metrics.VALUE, scale, how)
+
+
+def _measurement(
+    name: str,
+    bootstrap: Bootstrap,
+    units: Units,
+    method: str,
+    statistic: Statistic,
+    scale: Scale,
+    against: tuple[Statistic, Statistic] | None,
+) -> Measurement:
+    """A statistic with its interval, and where it is held against the baseline its ratio and its change."""
     with np.errstate(all="ignore"):  # what is not finite comes back as "no interval"
-        own = bootstrap.compare(STATISTICS[metric], _scale(metric))
-        against = paired and not metric_of(metric).relative
-        ratio = bootstrap.compare(RATIOS[metric], "log") if against else None
-        change = bootstrap.compare(CHANGES[metric]) if against else None
+        own = bootstrap.compare(statistic, scale)
+        ratio = None if against is None else bootstrap.compare(against[0], "log")
+        change = None if against is None else bootstrap.compare(against[1])
     return Measurement(
-        metric=_named(name, metric),
+        metric=name,
         value=own.value,
         samples=units.count,
         method=method,

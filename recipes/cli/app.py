@@ -138,7 +138,7 @@ RECIPES, STEPS, BUNDLES, HELPERS = "Recipes", "One step by itself", "Bundles", "
 
 def main() -> None:
     """The command `demitasse`."""
-    sys.exit(ended(application()))
+    sys.exit(ended(lambda: application()()))  # an installed package may bring a stage that cannot be used
 
 
 def application() -> typer.Typer:

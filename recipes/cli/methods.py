@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from recipes.config.metrics import register_metrics
+
 REGISTRIES: dict[str, str] = {
     "stages": "recipes.config.stages.STAGES",
     "pruning criteria (prune.criterion)": "compress.pruning.config.CRITERIA",
@@ -19,6 +21,7 @@ REGISTRIES: dict[str, str] = {
 
 def methods() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """(heading, [(name, one line)]) for every registry."""
+    register_metrics()
     for heading, place in REGISTRIES.items():
         module, _, attribute = place.rpartition(".")
         registry: Mapping[str, Any] = getattr(importlib.import_module(module), attribute)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from evaluation.gate import Limit, limit_problem
 from evaluation.measurement import METRICS, SEPARATOR, is_metric, metric_of
 from recipes.config.errors import KeyPath, RecipeError, describe, did_you_mean, got, one_of, raise_problems, unknown_key
+from recipes.config.metrics import register_metrics
 from recipes.config.paths import resolve_evaluations, resolve_folders, resolve_model, resolve_texts, texts_exist
 from recipes.config.recipe import (
     BenchmarkConfig,
@@ -94,6 +95,7 @@ def load_gates(given: str | Path | Mapping[str, Any]) -> dict[str, Limit]:
     Raises:
         RecipeError: everything that is wrong with the gates, or there are none.
     """
+    register_metrics()
     draft = draft_of({"gate": plain(given, "gates")}, "gates") if isinstance(given, Mapping) else read(_find(given))
     gates = _gate(draft, timed=True, named=None)
     if not gates and not draft.problems:
@@ -120,6 +122,7 @@ def _checked(draft: Draft, overrides: Overrides, stages: Stages | None, *, name:
         from recipes.config.stages import STAGES
 
         stages = STAGES
+    register_metrics()
     override_all(draft, overrides)
     return _check(draft, stages, name=name, folder=folder)
 

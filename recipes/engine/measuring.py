@@ -18,6 +18,7 @@ from compress.stage import FormatName
 from evaluation.latency import Session
 from evaluation.measurement import Measurement
 from evaluation.report import Row
+from recipes.config.metrics import register_metrics
 from recipes.config.recipe import BenchmarkConfig, Recipe, short_benchmark
 from recipes.engine.sequential import Patience
 from recipes.engine.steps import Engine, Step
@@ -109,6 +110,9 @@ class Measuring:
             "seed": recipe.seed,
             "libraries": versions(tuple(libraries)),
         }
+        brought = register_metrics()
+        if brought:
+            identity["metrics"] = brought
 
         def make(files: Path, scratch: Path) -> dict[str, Any]:
             taken = quality.measure_quality(

@@ -31,7 +31,7 @@ class Step:
     make: Callable[[Path, Path], dict[str, Any]]
     """(empty folder to fill, scratch folder that outlives a kill) -> facts."""
     of: str = ""
-    """What the result is of, for the log: a stage's name in its recipe, the row that is measured; "": its kind says it."""
+    """What the result is of, for the log: a stage's name in its recipe, the row that is measured; "": nothing more."""
 
     @property
     def key(self) -> str:

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from compress.errors import DemitasseError
 from evaluation.report import REPORT, SCHEMA_VERSION, UNSEALED, Report, seal_of
+from recipes.config.metrics import register_metrics
 
 
 class ReportError(DemitasseError):
@@ -26,6 +27,7 @@ def read_report(path: str | Path) -> Report:
         ReportError: there is none, or another version wrote it.
         ReportIntegrityError: it is not what was written.
     """
+    register_metrics()
     file = Path(path) / REPORT if Path(path).is_dir() else Path(path)
     try:
         text = file.read_bytes()
