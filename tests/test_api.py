@@ -131,7 +131,7 @@ def test_results_and_recipes_show_themselves_in_a_line(tmp_path: Path) -> None:
     shown = [from_dict(), report, report.final, report.final.measurements[0], recipes.gate(tmp_path / "run")]
     shown += [recipes.compare(tmp_path / "run", tmp_path / "run"), recipes.plan(from_dict(), tmp_path / "out")]
     assert all(len(repr(one)) < 600 and "\n" not in repr(one) for one in shown), [repr(one) for one in shown]
-    assert repr(report).startswith("Report(run: PASS, 3 of 3 gates hold; baseline -> ")
+    assert repr(report).startswith("Report(example: PASS, 3 of 3 gates hold; baseline -> ")
     assert "prune -> quantize -> export" in repr(from_dict())
 
 
