@@ -3,10 +3,11 @@
     parameters   the knobs of every stage
     metrics      every valid figure of what ships with the ends of its interval: perplexity, perplexity_low,
                  perplexity_high, and the same of its ratio to the baseline: perplexity_ratio, perplexity_ratio_low ...
-    artifacts    the report's files; the model itself only where it is registered
-    tags         verdict, artifact
+    artifacts    the report's files; the model itself only where it is registered, as pyfunc (`registered_model.py`)
+    tags         verdict, artifact, gate.METRIC; the run's description is the model card
 
-A model is registered if the verdict is PASS and nothing is too good; otherwise the run is logged all the same.
+A model is registered if the verdict is PASS and nothing is too good; otherwise the run is logged all the same. The
+registered version has the same tags, and the card as its description.
 
 `mlflow-skinny` suffices for a server and for a folder; a database that is opened without a server (sqlite:///...) takes
 the whole of MLflow. MLflow no longer develops its folders and asks to be told that one is wanted: naming one tells it.
@@ -16,16 +17,24 @@ import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from compress.errors import DemitasseError
+from evaluation.formats import model_card
 from evaluation.measurement import Interval
 from evaluation.report import Report
+from recipes.engine.registered_model import BUNDLE, describe_model
 
 LONGEST = 500
 """Characters of a parameter's value that MLflow keeps."""
 INSTALL = "expected MLflow, which is not installed: pip install 'demitasse[tracking]'"
 FOLDERS = "MLFLOW_ALLOW_FILE_STORE"
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description."""
+LONGEST_CARD = 4900
+"""Characters; a description of 5,000 fits into every store of MLflow's."""
+CUT = "\n\n(cut short; the whole card is README.md in the bundle, and model_card.md of the run)"
 
 
 class TrackingError(DemitasseError):
@@ -71,7 +80,7 @@ def log_report(
         if register_as is None or bundle is None:
             return Logged(run_id=run_id)
         reason = why_not_registered(report)
-        version = "" if reason else _register(client, register_as, run_id, bundle)
+        version = "" if reason else _register(client, register_as, run_id, bundle, report)
     except (mlflow.exceptions.MlflowException, OSError) as error:
         raise TrackingError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
     return Logged(run_id=run_id, version=version, reason=reason)
@@ -107,12 +116,26 @@ def _log(client: Any, report: Report, files: list[Path]) -> str:
         client.log_param(run_id, name, value)
     for name, figure in metrics_of(report).items():
         client.log_metric(run_id, name, figure)
-    for name, text in {"verdict": report.verdict or "NOT GATED", "artifact": report.final.key}.items():
+    for name, text in {**tags_of(report), NOTE: card_of(report)}.items():
         client.set_tag(run_id, name, text)
     for file in files:
         client.log_artifact(run_id, str(file))
     client.set_terminated(run_id, status="FINISHED" if report.verdict in {"PASS", None} else "FAILED")
     return run_id
+
+
+def tags_of(report: Report) -> dict[str, str]:
+    """The verdict, what it is about, and the verdict of each gate."""
+    gates = {f"gate.{gate.metric}": gate.verdict for gate in report.gates}
+    return {"verdict": report.verdict or "NOT GATED", "artifact": report.final.key, **gates}
+
+
+def card_of(report: Report) -> str:
+    """The model card without its metadata, as far as MLflow keeps a description."""
+    _, _, text = model_card(report).removeprefix("---").partition("\n---\n")
+    if len(text) <= LONGEST_CARD:
+        return text.strip()
+    return text[: LONGEST_CARD - len(CUT)].rpartition("\n")[0].strip() + CUT
 
 
 def _parameters(report: Report) -> dict[str, str]:
@@ -127,10 +150,14 @@ def _mlflow() -> Any:
         raise TrackingError(INSTALL) from error
 
 
-def _register(client: Any, name: str, run_id: str, bundle: Path) -> str:
+def _register(client: Any, name: str, run_id: str, bundle: Path, report: Report) -> str:
     """Upload the bundle and make it a version of the registered model `name`; the version."""
-    client.log_artifacts(run_id, str(bundle), artifact_path="model")
+    with TemporaryDirectory() as place:
+        inside = f"model/{BUNDLE}" if describe_model(bundle, Path(place), run_id=run_id) else "model"
+        client.log_artifacts(run_id, str(bundle), artifact_path=inside)
+        client.log_artifacts(run_id, place, artifact_path="model")
     if not client.search_registered_models(filter_string=f"name = '{name}'"):
         client.create_registered_model(name)
     source = f"{client.get_run(run_id).info.artifact_uri}/model"
-    return str(client.create_model_version(name, source=source, run_id=run_id).version)
+    told = {"tags": tags_of(report), "description": card_of(report)}
+    return str(client.create_model_version(name, source=source, run_id=run_id, **told).version)
