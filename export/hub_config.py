@@ -10,10 +10,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.folder import read_config
+from compress.checkpoints.config import read_config
 from export.external_data import GRAPH
 from export.genai import write_json
-from export.tokenizer_files import OTHERS, TOKENIZER
+from export.runtime.prompts import TOKENIZER
+from export.tokenizer_files import OTHERS
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 LEFT_OUT = {"quantization_config", "auto_map", "_name_or_path", "_attn_implementation"}
