@@ -2,10 +2,10 @@
 
     floor of a step = bytes of weights / bandwidth
 
-Measured as the sum of an array larger than a processor's own caches, by as many threads as the arms have. Beside the
-arms it is one more process that takes its turn in every block (`Reader`), so that the floor and the step it is held
-against come from the same minute. A virtual machine may see a part of a large shared cache: weights that stay there
-can be read faster than this floor says.
+Measured as the sum of an array larger than a processor's own caches, by as many threads as the variants have. Beside
+the variants it is one more process that takes its turn in every block (`Reader`), so that the floor and the step it is
+held against come from the same minute. A virtual machine may see a part of a large shared cache: weights that stay
+there can be read faster than this floor says.
 """
 
 import time

@@ -26,13 +26,13 @@ if __name__ == "__main__" and not __package__:  # started by its path: imports b
 import typer
 
 from benchmarks.distillation_loss import loss
-from benchmarks.distillation_order import NOVELS, Json, Order, Part, Texts
+from benchmarks.distillation_order import NOVELS, Json, Part, Request, Texts
 from benchmarks.distillation_quality import half, smollm2
 from benchmarks.distillation_speed import speed
 from benchmarks.peers import RESULTS, finish, store, teller
 
 SEPARATOR = "\n<|endoftext|>\n"
-PARTS: dict[str, Callable[[Order, Part], None]] = {"loss": loss, "speed": speed, "half": half, "smollm2": smollm2}
+PARTS: dict[str, Callable[[Request, Part], None]] = {"loss": loss, "speed": speed, "half": half, "smollm2": smollm2}
 
 
 def main(
@@ -46,7 +46,7 @@ def main(
     knob: Annotated[list[str], typer.Option(help="A knob of its distillation, such as batch=4; repeatable.")] = [],  # noqa: B006
     blocks: Annotated[int, typer.Option(help="Timed blocks of `loss` and `speed`.")] = 15,
     steps: Annotated[int, typer.Option(help="Timed steps in a block.")] = 3,
-    threads: Annotated[int, typer.Option(help="Threads of every arm that is timed.")] = 2,
+    threads: Annotated[int, typer.Option(help="Threads of every variant that is timed.")] = 2,
     work: Annotated[Path | None, typer.Option(help="Where files are made; default: a temporary folder.")] = None,
     out: Annotated[Path, typer.Option(help="Where the results go as JSON.")] = RESULTS / "distillation.json",
 ) -> None:
@@ -60,7 +60,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="demitasse-distillation-") as temporary:
         folder = work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        order = Order(
+        request = Request(
             work=folder.resolve(),
             tell=teller("distillation"),
             model=model,
@@ -72,7 +72,7 @@ def main(
             steps=steps,
             threads=threads,
         )
-        finish(measure(wanted, order, out), out)
+        finish(measure(wanted, request, out), out)
 
 
 def read_knob(text: str) -> tuple[str, Any]:
@@ -98,7 +98,7 @@ def joined(files: list[Path], folder: Path) -> Path:
     return together
 
 
-def measure(parts: list[str], order: Order, out: Path | None = None) -> Json:
+def measure(parts: list[str], request: Request, out: Path | None = None) -> Json:
     """Run the parts; the results as they are stored, with what `out` holds of the others."""
     from benchmarks.machine import machine
 
@@ -106,33 +106,33 @@ def measure(parts: list[str], order: Order, out: Path | None = None) -> Json:
     about = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine("cpu")}
     results: Json = {"kind": "distillation", **about, "parts": earlier}
     for name in parts:
-        asked, found = settings_of(name, order), earlier.get(name, {})
+        asked, found = settings_of(name, request), earlier.get(name, {})
         if found.get("complete") or found.get("asked") != asked:
             found = {}
         results["parts"][name] = found
         part = Part(found, partial(store, results, out) if out is not None else lambda: None)
         part.about(asked=asked, complete=False)
-        PARTS[name](order, part)
+        PARTS[name](request, part)
         part.about(complete=True)
     return results
 
 
-def settings_of(part: str, order: Order) -> Json:
+def settings_of(part: str, request: Request) -> Json:
     """What a part's figures depend on, as JSON: a killed run is gone on with only where all of it is the same."""
     real = {
-        "model": order.model and order.model.resolve().name,
-        "texts": [file.name for file in (order.texts.train, order.texts.held_out, order.texts.test)],
+        "model": request.model and request.model.resolve().name,
+        "texts": [file.name for file in (request.texts.train, request.texts.held_out, request.texts.test)],
     }
-    timed = {"blocks": order.blocks, "steps": order.steps, "threads": order.threads}
+    timed = {"blocks": request.blocks, "steps": request.steps, "threads": request.threads}
     return {
-        "loss": {"size": [order.positions, order.vocabulary, order.width], **timed},
+        "loss": {"size": [request.positions, request.vocabulary, request.width], **timed},
         "speed": {**real, **timed},
-        "half": {"model": order.embedded.name, "seeds": list(order.seeds), "budget": order.budget},
+        "half": {"model": request.embedded.name, "seeds": list(request.seeds), "budget": request.budget},
         "smollm2": {
             **real,
-            "elsewhere": order.elsewhere and order.elsewhere.name,
-            "tokens": order.tokens,
-            "knobs": order.knobs,
+            "elsewhere": request.elsewhere and request.elsewhere.name,
+            "tokens": request.tokens,
+            "knobs": request.knobs,
         },
     }[part]
 

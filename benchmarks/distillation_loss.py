@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.distillation_order import Json, Order, Part
-from benchmarks.process import ArmProcess, run_json
+from benchmarks.distillation_order import Json, Part, Request
+from benchmarks.process import VariantProcess, run_json
 
 SETTINGS = "loss.json"
 SETTLE = 0.3
@@ -79,20 +79,20 @@ def naive(at: Tensors) -> Any:
     return functional.kl_div(log_q_NV, log_p_NV, log_target=True, reduction="sum")
 
 
-ARMS: dict[str, Callable[[Tensors], Any]] = {"chunked": chunked, "naive": naive}
+VARIANTS: dict[str, Callable[[Tensors], Any]] = {"chunked": chunked, "naive": naive}
 
 
-def gradients(arm: str, at: Tensors) -> tuple[Any, ...]:
+def gradients(variant: str, at: Tensors) -> tuple[Any, ...]:
     """A pass: the gradients of the student's hidden states and of its head."""
     import torch
 
-    return torch.autograd.grad(ARMS[arm](at), [at.hidden_ND, at.weight_VD])
+    return torch.autograd.grad(VARIANTS[variant](at), [at.hidden_ND, at.weight_VD])
 
 
 class Runner:
-    """An arm as worker.py runs one: a step is a pass."""
+    """A variant as worker.py runs one: a step is a pass."""
 
-    arm = ""
+    variant = ""
 
     def __init__(self, folder: Path, threads: int, device: str) -> None:
         import torch
@@ -104,7 +104,7 @@ class Runner:
         return ids_BT[:, 0]
 
     def step(self, next_B: Any) -> Any:
-        gradients(self.arm, self.tensors)
+        gradients(self.variant, self.tensors)
         return next_B
 
     def rewind(self) -> None:
@@ -112,27 +112,27 @@ class Runner:
 
 
 class Chunked(Runner):
-    arm = "chunked"
+    variant = "chunked"
 
 
 class Naive(Runner):
-    arm = "naive"
+    variant = "naive"
 
 
-def loss(order: Order, part: Part) -> None:
-    """Memory, gradients and time of both arms."""
-    size = Size(positions=order.positions, vocabulary=order.vocabulary, width=order.width)
-    folder = order.work / "loss"
+def loss(request: Request, part: Part) -> None:
+    """Memory, gradients and time of both variants."""
+    size = Size(positions=request.positions, vocabulary=request.vocabulary, width=request.width)
+    folder = request.work / "loss"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).write_text(json.dumps(asdict(size)), encoding="utf-8")
-    part.about(**asdict(size), threads=order.threads)
-    for arm in ARMS:
-        order.tell(f"memory: {arm}")
-        part.row(arm, partial(_run, arm, folder, order.threads))
-    order.tell("gradients")
-    part.about(errors=_run("check", folder, order.threads))
-    for arm, seconds in _times(folder, order).items():
-        part.rows[arm]["seconds"] = seconds
+    part.about(**asdict(size), threads=request.threads)
+    for variant in VARIANTS:
+        request.tell(f"memory: {variant}")
+        part.row(variant, partial(_run, variant, folder, request.threads))
+    request.tell("gradients")
+    part.about(errors=_run("check", folder, request.threads))
+    for variant, seconds in _times(folder, request).items():
+        part.rows[variant]["seconds"] = seconds
     part.about()
 
 
@@ -140,25 +140,25 @@ def _run(what: str, folder: Path, threads: int) -> Json:
     return run_json([sys.executable, "-m", "benchmarks.distillation_loss", what, str(folder), str(threads)], threads)
 
 
-def _times(folder: Path, order: Order) -> dict[str, list[float]]:
-    """Median pass of each block, for each arm; the first turn of each is not kept."""
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+def _times(folder: Path, request: Request) -> dict[str, list[float]]:
+    """Median pass of each block, for each variant; the first trial of each is not kept."""
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     random, running = np.random.default_rng(0), {}
     try:
-        for arm in ARMS:
-            runner = f"benchmarks.distillation_loss:{arm.capitalize()}"
-            running[arm] = ArmProcess(
-                runner, folder, threads=order.threads, device="cpu", scratch=order.work / "scratch"
+        for variant in VARIANTS:
+            runner = f"benchmarks.distillation_loss:{variant.capitalize()}"
+            running[variant] = VariantProcess(
+                runner, folder, threads=request.threads, device="cpu", scratch=request.work / "scratch"
             )
-            running[arm].order("open")
-            running[arm].order("read", ids=[[0]], room=0)
-        for block in range(-1, order.blocks):
-            order.tell(f"time: block {block + 1} of {order.blocks}")
-            for arm in random.permutation(sorted(ARMS)):
+            running[variant].order("open")
+            running[variant].order("read", ids=[[0]], room=0)
+        for block in range(-1, request.blocks):
+            request.tell(f"time: block {block + 1} of {request.blocks}")
+            for variant in random.permutation(sorted(VARIANTS)):
                 time.sleep(SETTLE)
-                taken = running[arm].order("steps", untimed=1, count=order.steps)["seconds"]
+                taken = running[variant].order("steps", untimed=1, count=request.steps)["seconds"]
                 if block >= 0:
-                    seconds[arm].append(float(np.median(taken)))
+                    seconds[variant].append(float(np.median(taken)))
     finally:
         for process in running.values():
             process.close()
@@ -169,16 +169,16 @@ def _size(folder: Path) -> Size:
     return Size(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
 
 
-def measure_memory(arm: str, size: Size) -> Json:
+def measure_memory(variant: str, size: Size) -> Json:
     """Bytes held before the pass, and at its peak."""
     import psutil
 
     from recipes.measure.peak_memory import peak_memory
 
-    gradients(arm, Tensors(Size(positions=4, vocabulary=64, width=size.width)))  # whatever libraries set up once
+    gradients(variant, Tensors(Size(positions=4, vocabulary=64, width=size.width)))  # whatever libraries set up once
     tensors = Tensors(size)
     held = psutil.Process().memory_info().rss
-    gradients(arm, tensors)
+    gradients(variant, tensors)
     return {"held": held, "peak": peak_memory()}
 
 
@@ -191,7 +191,7 @@ def check_gradients(size: Size) -> Json:
 
 
 def main() -> None:
-    """One arm's memory, or the gradients."""
+    """One variant's memory, or the gradients."""
     import torch
 
     what, folder, threads = sys.argv[1:]

@@ -29,7 +29,7 @@ class Texts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class Request:
     """What was asked for."""
 
     work: Path
@@ -68,9 +68,9 @@ class Part:
         self.rows: dict[str, Json] = found.setdefault("rows", {})
         self._keep = keep
 
-    def about(self, **facts: Any) -> None:
+    def about(self, **metadata: Any) -> None:
         """What belongs to the part as a whole."""
-        self.found |= facts
+        self.found |= metadata
         self._keep()
 
     def row(self, name: str, measure: Callable[[], Json]) -> Json:

@@ -1,11 +1,12 @@
-"""Part `speed`: training tokens per second, the same student, teacher, rows, batch and optimizer in every arm.
+"""Part `speed`: training tokens per second, the same student, teacher, rows, batch and optimizer in every variant.
 
     ours       the distill stage, its teacher beside it
     stored     the distill stage with a teacher that was written down before
     plain      transformers' Trainer whose compute_loss runs both models and takes the KL of their logits
 
-An arm is a process that trains. After each block it stops between two steps until it is told to go on, so that all
-arms take turns in randomly ordered blocks; the first step of a turn is not timed. A step is everything from one to the
+A variant is a process that trains. After each block it stops between two steps until it is told to go on, so that all
+variants take turns in randomly ordered blocks; the first step of a trial is not timed. A step is everything from one to
+the
 next: data, both models, loss, optimizer, logging.
 
     python -m benchmarks.distillation_speed ARM SETTINGS.json
@@ -27,7 +28,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from benchmarks.distillation_order import Json, Order, Part
+from benchmarks.distillation_order import Json, Part, Request
 from benchmarks.prepare import ROOT
 
 CHARACTERS = 200_000
@@ -157,7 +158,7 @@ def train_plain(settings: Json, gate: Gate, scratch: Path) -> None:
     Distiller(model=student, args=arguments, train_dataset=data, callbacks=[Stop()]).train()
 
 
-ARMS: dict[str, Callable[[Json, Gate, Path], None]] = {
+VARIANTS: dict[str, Callable[[Json, Gate, Path], None]] = {
     "ours": train_ours,
     "stored": train_stored,
     "plain": train_plain,
@@ -165,14 +166,14 @@ ARMS: dict[str, Callable[[Json, Gate, Path], None]] = {
 
 
 class TrainingProcess:
-    """An arm, stopped between two steps but for its turns."""
+    """A variant, stopped between two steps but for its trials."""
 
-    def __init__(self, arm: str, settings: Path, threads: int) -> None:
+    def __init__(self, variant: str, settings: Path, threads: int) -> None:
         environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.arm = arm
-        self._log: IO[str] = settings.with_name(f"{arm}.log").open("w+", encoding="utf-8")
+        self.variant = variant
+        self._log: IO[str] = settings.with_name(f"{variant}.log").open("w+", encoding="utf-8")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.distillation_speed", arm, str(settings)],
+            [sys.executable, "-m", "benchmarks.distillation_speed", variant, str(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -182,7 +183,7 @@ class TrainingProcess:
         )
 
     def answer(self) -> list[float]:
-        """Seconds of the steps of a turn; of the start, none.
+        """Seconds of the steps of a trial; of the start, none.
 
         Raises:
             RuntimeError: the process ended instead, or took too long.
@@ -192,11 +193,11 @@ class TrainingProcess:
         line = self._process.stdout.readline() if ready else ""
         if not line:
             self._log.seek(0)
-            raise RuntimeError(f"the arm {self.arm!r} gave no answer:\n{self._log.read()[-2000:]}")
+            raise RuntimeError(f"the variant {self.variant!r} gave no answer:\n{self._log.read()[-2000:]}")
         seconds: list[float] = json.loads(line)["seconds"]
         return seconds
 
-    def turn(self, steps: int) -> list[float]:
+    def trial(self, steps: int) -> list[float]:
         """Let it train for an untimed step and `steps` timed ones."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{steps}\n")
@@ -217,21 +218,21 @@ class TrainingProcess:
         self._log.close()
 
 
-def speed(order: Order, part: Part) -> None:
-    """Tokens per second of every arm, on the embedded teacher and on the real model."""
-    models = {order.embedded.name: (order.embedded, order.novels.train, 8)}
-    if order.model is not None:
-        models[order.model.resolve().name] = (order.model, order.texts.train, 4)
-    part.about(threads=order.threads, draws=DRAWS)
+def speed(request: Request, part: Part) -> None:
+    """Tokens per second of every variant, on the embedded teacher and on the real model."""
+    models = {request.embedded.name: (request.embedded, request.novels.train, 8)}
+    if request.model is not None:
+        models[request.model.resolve().name] = (request.model, request.texts.train, 4)
+    part.about(threads=request.threads, draws=DRAWS)
     for name, (teacher, text, batch) in models.items():
-        part.row(name, partial(measure_speed, order, teacher, text, batch))
+        part.row(name, partial(measure_speed, request, teacher, text, batch))
 
 
-def measure_speed(order: Order, teacher: Path, text: Path, batch: int) -> Json:
-    """The median step of each block of each arm."""
+def measure_speed(request: Request, teacher: Path, text: Path, batch: int) -> Json:
+    """The median step of each block of each variant."""
     from compress.checkpoints.config import context_length, read_config
 
-    folder = order.work / "speed" / teacher.resolve().name
+    folder = request.work / "speed" / teacher.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
     short = folder / "text.txt"
     short.write_text(text.read_text(encoding="utf-8")[:CHARACTERS], encoding="utf-8")
@@ -240,8 +241,8 @@ def measure_speed(order: Order, teacher: Path, text: Path, batch: int) -> Json:
     student = folder / "student"
     kept = leave_out(teacher, student, 0.5)
     (folder / "settings.json").write_text(json.dumps(settings | {"student": str(student)}), encoding="utf-8")
-    seconds = _times(folder / "settings.json", order, teacher.name)
-    asked = {"blocks": order.blocks, "steps": order.steps}
+    seconds = _times(folder / "settings.json", request, teacher.name)
+    asked = {"blocks": request.blocks, "steps": request.steps}
     return {"batch": batch, "length": length, "layers": len(kept), **asked, "seconds": seconds}
 
 
@@ -259,20 +260,20 @@ def leave_out(source: Path, out: Path, share: float) -> list[int]:
     return kept
 
 
-def _times(settings: Path, order: Order, name: str) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+def _times(settings: Path, request: Request, name: str) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     random, running = np.random.default_rng(0), dict[str, TrainingProcess]()
     try:
-        for arm in ARMS:
-            running[arm] = TrainingProcess(arm, settings, order.threads)
-        for arm, process in running.items():
-            order.tell(f"{name}: {arm} starts")
+        for variant in VARIANTS:
+            running[variant] = TrainingProcess(variant, settings, request.threads)
+        for variant, process in running.items():
+            request.tell(f"{name}: {variant} starts")
             process.answer()
-        for block in range(order.blocks):
-            order.tell(f"{name}: block {block + 1} of {order.blocks}")
-            for arm in random.permutation(sorted(ARMS)):
+        for block in range(request.blocks):
+            request.tell(f"{name}: block {block + 1} of {request.blocks}")
+            for variant in random.permutation(sorted(VARIANTS)):
                 time.sleep(SETTLE)
-                seconds[arm].append(float(np.median(running[arm].turn(order.steps))))
+                seconds[variant].append(float(np.median(running[variant].trial(request.steps))))
     finally:
         for process in running.values():
             process.close()
@@ -280,13 +281,15 @@ def _times(settings: Path, order: Order, name: str) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Train as an arm until stdin ends."""
-    arm, settings = sys.argv[1:]
+    """Train as a variant until stdin ends."""
+    variant, settings = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     with TemporaryDirectory(prefix="demitasse-speed-") as scratch:
         try:
-            ARMS[arm](json.loads(Path(settings).read_text(encoding="utf-8")), Gate(sys.stdin, answers), Path(scratch))
+            VARIANTS[variant](
+                json.loads(Path(settings).read_text(encoding="utf-8")), Gate(sys.stdin, answers), Path(scratch)
+            )
         except Ended:
             return
     raise SystemExit("the training ended before the benchmark did")

@@ -1,6 +1,6 @@
 """What distillation.py stored, as tables and targets.
 
-Ratios of times are paired within blocks, the median over blocks, with a bootstrap interval over blocks. Where an arm
+Ratios of times are paired within blocks, the median over blocks, with a bootstrap interval over blocks. Where a variant
 was trained with several seeds, its figure is their mean, with the smallest and the largest.
 """
 
@@ -36,25 +36,25 @@ def distillation_tables(run: Json) -> dict[str, list[Table]]:
 
 def _loss(part: Json) -> Iterator[Table]:
     rows = []
-    for arm, row in part["rows"].items():
-        memory, _ = _of_naive(part, arm)
-        time, interval = _paired(part["rows"], arm, "naive")
-        shares = ("", "") if arm == "naive" else (f"{memory:.2f}x", format_times(time, interval))
+    for variant, row in part["rows"].items():
+        memory, _ = _of_naive(part, variant)
+        time, interval = _paired(part["rows"], variant, "naive")
+        shares = ("", "") if variant == "naive" else (f"{memory:.2f}x", format_times(time, interval))
         above = format_bytes(row["peak"] - row["held"])
-        rows.append((arm, above, shares[0], format_seconds(float(np.median(row["seconds"]))), shares[1]))
+        rows.append((variant, above, shares[0], format_seconds(float(np.median(row["seconds"]))), shares[1]))
     title = f"Forward KL, {part['positions']} positions of {part['vocabulary']} tokens, width {part['width']}"
     columns = ("loss", "peak memory above what was held", "of naive", "forward and backward", "of naive's time")
     yield Table(title=title, columns=columns, rows=tuple(rows))
 
 
-def _of_naive(part: Json, arm: str) -> tuple[float, float]:
+def _of_naive(part: Json, variant: str) -> tuple[float, float]:
     """Share of the naive loss's memory, and of nothing else: (share, bytes)."""
     above = {name: row["peak"] - row["held"] for name, row in part["rows"].items()}
-    return above[arm] / above["naive"], above[arm]
+    return above[variant] / above["naive"], above[variant]
 
 
 def _paired(rows: Json, above: str, below: str) -> tuple[float, Interval | None]:
-    """Seconds of one arm over another's."""
+    """Seconds of one variant over another's."""
     ratio = np.array(rows[above]["seconds"]) / np.array(rows[below]["seconds"])
     return float(np.median(ratio)), median_interval(ratio)
 
@@ -62,10 +62,10 @@ def _paired(rows: Json, above: str, below: str) -> tuple[float, Interval | None]
 def _speed(part: Json) -> Iterator[Table]:
     for name, row in part["rows"].items():
         rows = []
-        for arm, seconds in row["seconds"].items():
+        for variant, seconds in row["seconds"].items():
             rate = row["batch"] * row["length"] / float(np.median(seconds))
-            times = "" if arm == "plain" else format_times(*_times_as_fast(row, arm, "plain"))
-            rows.append((TITLES[arm], f"{rate:,.0f}", times))
+            times = "" if variant == "plain" else format_times(*_times_as_fast(row, variant, "plain"))
+            rows.append((TITLES[variant], f"{rate:,.0f}", times))
         title = (
             f"{name} to {row['layers']} layers, {row['batch']} x {row['length']} tokens a step, "
             f"{row['blocks']} blocks of {row['steps']}"
@@ -74,26 +74,26 @@ def _speed(part: Json) -> Iterator[Table]:
         yield Table(title=title, columns=columns, rows=tuple(rows))
 
 
-def _times_as_fast(row: Json, arm: str, other: str) -> tuple[float, Interval | None]:
-    ratio = np.array(row["seconds"][other]) / np.array(row["seconds"][arm])
+def _times_as_fast(row: Json, variant: str, other: str) -> tuple[float, Interval | None]:
+    ratio = np.array(row["seconds"][other]) / np.array(row["seconds"][variant])
     return float(np.median(ratio)), median_interval(ratio)
 
 
 def _half(part: Json) -> Iterator[Table]:
     rows = [("teacher", "", format_number(part["teacher"]), "")]
-    for arm, values in _by_arm(part).items():
+    for variant, values in _by_variant(part).items():
         ratios = [value / part["teacher"] for value in values]
-        rows.append((arm, str(len(values)), _spread(values), _spread(ratios, "x")))
+        rows.append((variant, str(len(values)), _spread(values), _spread(ratios, "x")))
     title = (
         f"{part['model']} from {part['depth']} to {part['layers']} layers, {part['budget']['tokens']:,} training tokens"
     )
     yield Table(title=title, columns=("student", "seeds", "perplexity", "of the teacher's"), rows=tuple(rows))
 
 
-def _by_arm(part: Json) -> dict[str, list[float]]:
+def _by_variant(part: Json) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for row in part["rows"].values():
-        found.setdefault(row["arm"], []).append(row["perplexity"])
+        found.setdefault(row["variant"], []).append(row["perplexity"])
     return found
 
 
@@ -106,11 +106,11 @@ def _spread(values: list[float], unit: str = "") -> str:
 def _smollm2(part: Json) -> Iterator[Table]:
     rows, teacher = [], part["rows"]["teacher"]
     for name, row in part["rows"].items():
-        cells = [name]
+        workloads = [name]
         for figure in ("perplexity", "elsewhere") if part["elsewhere"] else ("perplexity",):
             ratio = "" if row is teacher else f" ({row[figure] / teacher[figure]:.3g}x)"
-            cells.append(f"{format_number(row[figure])}{ratio}")
-        rows.append((*cells, f"{100 * row['agreement']:.1f} %"))
+            workloads.append(f"{format_number(row[figure])}{ratio}")
+        rows.append((*workloads, f"{100 * row['agreement']:.1f} %"))
     title = (
         f"{part['model']} from {part['depth']} to {part['layers']} layers, {part['knobs']['tokens']:,} training tokens"
     )
@@ -123,7 +123,7 @@ def _smollm2(part: Json) -> Iterator[Table]:
 
 
 def _curve(curves: dict[str, list[list[float]]]) -> Table:
-    """Held-out loss against training tokens, at points that all arms have."""
+    """Held-out loss against training tokens, at points that all variants have."""
     losses = {name: {int(tokens): loss for tokens, loss in curve} for name, curve in curves.items()}
     common = sorted(set.intersection(*(set(found) for found in losses.values())))
     chosen = np.unique(np.linspace(0, len(common) - 1, min(CURVE_POINTS, len(common))).round().astype(int))
@@ -146,9 +146,9 @@ def distillation_outcomes(parts: Json) -> Iterator[Outcome]:
     if "loss" in parts:
         yield from _loss_outcomes(parts["loss"])
     for name, row in parts.get("speed", {}).get("rows", {}).items():
-        for arm, other, limit in (("ours", "plain", PLAIN_AT_LEAST), ("stored", "ours", STORED_AT_LEAST)):
-            value, interval = _times_as_fast(row, arm, other)
-            what = f"{name}: tokens/s, {TITLES[arm]} / {TITLES[other]}"
+        for variant, other, limit in (("ours", "plain", PLAIN_AT_LEAST), ("stored", "ours", STORED_AT_LEAST)):
+            value, interval = _times_as_fast(row, variant, other)
+            what = f"{name}: tokens/s, {TITLES[variant]} / {TITLES[other]}"
             yield Outcome(what=what, limit=limit, value=value, interval=interval)
 
 

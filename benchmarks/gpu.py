@@ -1,10 +1,11 @@
-"""demitasse and its peers on CUDA: the arms of arms.py that run there, timed as grid.py says, on float16 activations.
+"""demitasse and its peers on CUDA: the variants of variants.py that run there, timed as grid.py says, on float16
+activations.
 
     python -m benchmarks.gpu            exit code 0: the table;  3: no GPU here, and nothing was measured
 
 Before anything is timed, our bundles prove on this GPU that they compute what the checkpoint computes and that every
 node ran there (the export refuses them otherwise); both proofs are in the results. Our runtime captures a step as a
-CUDA graph, torch.compile runs in the mode that does, and onnxruntime-genai has an arm with them and one without.
+CUDA graph, torch.compile runs in the mode that does, and onnxruntime-genai has a variant with them and one without.
 """
 
 import sys
@@ -16,9 +17,9 @@ if __name__ == "__main__" and not __package__:  # started by its path: imports b
 
 import typer
 
-from benchmarks.arms import ARMS
-from benchmarks.grid import Settings, cells_of
+from benchmarks.grid import Settings, workloads_of
 from benchmarks.peers import DEFAULT_MODELS, RESULTS, check_names, compare, finish
+from benchmarks.variants import VARIANTS
 
 NO_GPU = 3
 
@@ -36,9 +37,9 @@ def reason_against() -> str:
 
 def main(
     model: Annotated[list[str], typer.Option(help="A shape of benchmarks/shapes.py or a checkpoint's folder.")] = [],  # noqa: B006
-    blocks: Annotated[int, typer.Option(help="Blocks of a cell at batch 1.")] = 9,
+    blocks: Annotated[int, typer.Option(help="Blocks of a workload at batch 1.")] = 9,
     steps: Annotated[int, typer.Option(help="Timed steps in a block.")] = 32,
-    work: Annotated[Path | None, typer.Option(help="Where the arms' files are kept; default: thrown away.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Where the variants' files are kept; default: thrown away.")] = None,
     out: Annotated[Path, typer.Option(help="Where the results go as JSON.")] = RESULTS / "gpu.json",
 ) -> None:
     """Compare demitasse with its peers on this machine's GPU."""
@@ -48,10 +49,10 @@ def main(
     if reason:
         print(f"no GPU here: {reason}")
         raise typer.Exit(NO_GPU)
-    arms = tuple(name for name, arm in ARMS.items() if "cuda" in arm.devices)
-    cells = cells_of((128, 900), (128, 512), (1, 4, 8))
-    settings = Settings(cells=cells, blocks=blocks, steps=steps, loads=3, threads=2, device="cuda")
-    finish(compare(models, arms, settings, work, out), out)
+    variants = tuple(name for name, variant in VARIANTS.items() if "cuda" in variant.devices)
+    workloads = workloads_of((128, 900), (128, 512), (1, 4, 8))
+    settings = Settings(workloads=workloads, blocks=blocks, steps=steps, loads=3, threads=2, device="cuda")
+    finish(compare(models, variants, settings, work, out), out)
 
 
 if __name__ == "__main__":

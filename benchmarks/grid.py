@@ -1,15 +1,15 @@
-"""The cells of the comparison, and how they are timed so that drift favors no arm.
+"""The workloads of the comparison, and how they are timed so that drift favors no variant.
 
-All arms of a model run at once, each in its own process, idle but for the one whose turn it is. In every block of a
-cell the arms take turns in a new random order; a turn settles first, so that the last arm's threads sleep:
+All variants of a model run at once, each in its own process, idle but for the one whose turn it is. In every block of a
+workload the variants take turns in a new random order; a trial settles first, so that the last variant's threads sleep:
 
-    decode    every arm has read the prompt; a turn is UNTIMED + `steps` greedy steps from there and then back to there,
+    decode    every variant has read the prompt; a trial is UNTIMED + `steps` greedy steps and then back to there,
               and counts as the median of the timed ones
-    prefill   a turn reads the prompt: at batch 1 twice, of which the second counts; at larger batches once
+    prefill   a trial reads the prompt: at batch 1 twice, of which the second counts; at larger batches once
 
-One turn of each arm before the first block is not kept, except for its tokens: they are held against PyTorch's, and
-`same` counts the blocks that gave the same ones again, so that an arm that did not come back to its prompt is seen.
-Cells of a larger batch get about half of the blocks.
+One trial of each variant before the first block is not kept, except for its tokens: they are held against PyTorch's,
+and `same` counts the blocks that gave the same ones again, so that a variant that did not come back to its prompt is
+seen. Cells of a larger batch get about half of the blocks.
 
 What starting costs is measured first, `loads` times in new processes, also in random order: opening the model, the
 first token of a prompt, and the peak memory after LOAD_STEPS steps, all at batch 1 and `load_prompt` tokens. The last
@@ -26,9 +26,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.arms import ARMS
 from benchmarks.prepare import ROOT, Files
-from benchmarks.process import ArmError, ArmProcess
+from benchmarks.process import VariantError, VariantProcess
+from benchmarks.variants import VARIANTS
 
 TEXT = ROOT / "recipes" / "data" / "novels" / "test.txt"
 UNTIMED = 2
@@ -39,8 +39,8 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One question put to every arm."""
+class Workload:
+    """One question put to every variant."""
 
     kind: Literal["decode", "prefill"]
     tokens: int
@@ -56,7 +56,7 @@ class Cell:
 class Settings:
     """How a run is taken."""
 
-    cells: tuple[Cell, ...]
+    workloads: tuple[Workload, ...]
     blocks: int
     steps: int
     loads: int
@@ -71,27 +71,31 @@ class Settings:
 
     @property
     def room(self) -> int:
-        """Tokens that a cache has room for after its prompt; the same in every cell, so that nothing compiles anew."""
+        """Tokens that a cache has room for after its prompt; the same in every workload, so that nothing compiles
+        anew."""
         return UNTIMED + self.steps
 
     @property
     def longest(self) -> int:
-        """Tokens of text that the largest cell needs."""
-        return max(self.checked * self.load_prompt, *(cell.tokens * cell.batch for cell in self.cells))
+        """Tokens of text that the largest workload needs."""
+        return max(self.checked * self.load_prompt, *(workload.tokens * workload.batch for workload in self.workloads))
 
-    def blocks_of(self, cell: Cell) -> int:
-        return self.blocks if cell.batch == 1 else max(3, self.blocks // 2 + 1)
+    def blocks_of(self, workload: Workload) -> int:
+        return self.blocks if workload.batch == 1 else max(3, self.blocks // 2 + 1)
 
 
-def cells_of(decode: Sequence[int], prefill: Sequence[int], batches: Sequence[int]) -> tuple[Cell, ...]:
+def workloads_of(decode: Sequence[int], prefill: Sequence[int], batches: Sequence[int]) -> tuple[Workload, ...]:
     """Every combination; the first is the one that everything else is likest to."""
-    decodes = [Cell(kind="decode", tokens=tokens, batch=batch) for batch in batches for tokens in decode]
-    return (*decodes, *(Cell(kind="prefill", tokens=tokens, batch=batch) for batch in batches for tokens in prefill))
+    decodes = [Workload(kind="decode", tokens=tokens, batch=batch) for batch in batches for tokens in decode]
+    return (
+        *decodes,
+        *(Workload(kind="prefill", tokens=tokens, batch=batch) for batch in batches for tokens in prefill),
+    )
 
 
 @dataclass
 class Prompts:
-    """Rows of real text, the same for every arm."""
+    """Rows of real text, the same for every variant."""
 
     ids_T: list[int] = field(default_factory=list)
 
@@ -111,22 +115,22 @@ class Prompts:
 
 
 def run_grid(files: Mapping[str, Files], prompts: Prompts, settings: Settings, scratch: Path, tell: Tell) -> Json:
-    """Time every arm that has files: {name: {"load": [...], "cells": {key: ...}, "reason": ..., "idle": ...}}.
+    """Time every variant that has files: {name: {"load": [...], "workloads": {key: ...}, "reason": ..., "idle": ...}}.
 
-    FLOOR is one of the names: it reads memory and takes part in the decode cells.
+    FLOOR is one of the names: it reads memory and takes part in the decode workloads.
     """
     random = np.random.default_rng(settings.seed)
-    start = partial(ArmProcess, threads=settings.threads, device=settings.device, scratch=scratch)
+    start = partial(VariantProcess, threads=settings.threads, device=settings.device, scratch=scratch)
     results: Json = {
-        name: {"load": [], "check": [], "cells": {}, "reason": "", "idle": 0.0} for name in (*files, FLOOR)
+        name: {"load": [], "check": [], "workloads": {}, "reason": "", "idle": 0.0} for name in (*files, FLOOR)
     }
-    running: dict[str, ArmProcess] = {}
+    running: dict[str, VariantProcess] = {}
     with ExitStack() as stack:
         running[FLOOR] = stack.enter_context(start(FLOOR_RUNNER, scratch))
         _try(results[FLOOR], partial(running[FLOOR].order, "open"))
-        for name, stays in _load_turns(files, settings, random):
+        for name, stays in _load_trials(files, settings, random):
             tell(f"starting {name}")
-            process = stack.enter_context(start(ARMS[name].runner, files[name].folder))
+            process = stack.enter_context(start(VARIANTS[name].runner, files[name].folder))
             _measure_load(results[name], process, prompts.rows(1, settings.load_prompt), settings.room)
             if stays and not results[name]["reason"]:
                 running[name] = process
@@ -136,71 +140,73 @@ def run_grid(files: Mapping[str, Files], prompts: Prompts, settings: Settings, s
         for name, process in running.items():
             tell(f"checking {name}")
             _try(results[name], partial(_check, process, ids, settings.room, results[name]))
-        for cell in settings.cells:
-            time_cell(results, running, cell, prompts.rows(cell.batch, cell.tokens), settings, random, tell)
+        for workload in settings.workloads:
+            time_workload(
+                results, running, workload, prompts.rows(workload.batch, workload.tokens), settings, random, tell
+            )
         for name, process in running.items():
             results[name]["idle"] = process.order("memory")["idle"] if process.alive else 0.0
     return results
 
 
-def _load_turns(
+def _load_trials(
     files: Mapping[str, Files], settings: Settings, random: np.random.Generator
 ) -> Iterator[tuple[str, bool]]:
-    """Who starts, in a random order in each turn; in the last turn everyone, to stay."""
+    """Who starts, in a random order in each trial; in the last trial everyone, to stay."""
     names = sorted(files)
-    for turn in range(settings.loads):
-        last = turn == settings.loads - 1
+    for trial in range(settings.loads):
+        last = trial == settings.loads - 1
         yield from ((names[index], last) for index in random.permutation(len(names)) if last or not slow(names[index]))
 
 
 def slow(name: str) -> bool:
-    return ARMS[name].slow_start
+    return VARIANTS[name].slow_start
 
 
-def _measure_load(result: Json, process: ArmProcess, ids: list[list[int]], room: int) -> None:
-    """Open, read, decode a little, and say what that took; an arm that fails here takes no further part."""
+def _measure_load(result: Json, process: VariantProcess, ids: list[list[int]], room: int) -> None:
+    """Open, read, decode a little, and say what that took; a variant that fails here takes no further part."""
     try:
         opened = process.order("open")
         read = process.order("read", ids=ids, room=room)
         process.order("steps", untimed=0, count=min(LOAD_STEPS, room))
         peak = process.order("memory")["peak"]
-    except ArmError as error:
+    except VariantError as error:
         result["reason"] = str(error)
         return
     first = opened["open"] + read["seconds"][0]
     result["load"].append({"import": opened["import"], "open": opened["open"], "first_token": first, "peak": peak})
 
 
-def time_cell(
+def time_workload(
     results: Json,
-    running: Mapping[str, ArmProcess],
-    cell: Cell,
+    running: Mapping[str, VariantProcess],
+    workload: Workload,
     ids: list[list[int]],
     settings: Settings,
     random: np.random.Generator,
     tell: Tell,
 ) -> None:
-    """Time one cell on every arm that lives, into results[name]["cells"][cell.key]."""
-    cells: dict[str, Json] = {}
-    running = {name: process for name, process in running.items() if name != FLOOR or cell.kind == "decode"}
+    """Time one workload on every variant that lives, into results[name]["workloads"][workload.key]."""
+    workloads: dict[str, Json] = {}
+    running = {name: process for name, process in running.items() if name != FLOOR or workload.kind == "decode"}
     for name, process in running.items():
         fresh: Json = {"seconds": [], "first": [], "tokens": [], "same": 0, "reason": ""}
-        cells[name] = results[name]["cells"][cell.key] = fresh
-        tell(f"{cell.key}: {name} begins")
+        workloads[name] = results[name]["workloads"][workload.key] = fresh
+        tell(f"{workload.key}: {name} begins")
         if process.alive:
-            _try(cells[name], partial(_begin, process, cell, ids, settings, cells[name]))
+            _try(workloads[name], partial(_begin, process, workload, ids, settings, workloads[name]))
         else:
-            cells[name]["reason"] = "its process had died"
+            workloads[name]["reason"] = "its process had died"
     names = sorted(running)
-    for block in range(settings.blocks_of(cell)):
-        tell(f"{cell.key}: block {block + 1} of {settings.blocks_of(cell)}")
+    for block in range(settings.blocks_of(workload)):
+        tell(f"{workload.key}: block {block + 1} of {settings.blocks_of(workload)}")
         for name in (names[index] for index in random.permutation(len(names))):
-            if not cells[name]["reason"]:
+            if not workloads[name]["reason"]:
                 time.sleep(settings.settle)
-                _try(cells[name], partial(_turn, running[name], cell, ids, settings, cells[name]))
+                _try(workloads[name], partial(_trial, running[name], workload, ids, settings, workloads[name]))
 
 
-def _check(process: ArmProcess, ids: list[list[int]], room: int, result: Json) -> None:
+def _check(process: VariantProcess, ids: list[list[int]], room: int, result: Json) -> None:
     """The likeliest next token of many prompts: what is fast and wrong is not a contender."""
     result["check"] = process.order("read", ids=ids, room=room)["next"]
 
@@ -208,13 +214,13 @@ def _check(process: ArmProcess, ids: list[list[int]], room: int, result: Json) -
 def _try(result: Json, work: Callable[[], object]) -> None:
     try:
         work()
-    except ArmError as error:
+    except VariantError as error:
         result["reason"] = str(error)
 
 
-def _begin(process: ArmProcess, cell: Cell, ids: list[list[int]], settings: Settings, result: Json) -> None:
-    """The untimed turn."""
-    if cell.kind == "prefill":
+def _begin(process: VariantProcess, workload: Workload, ids: list[list[int]], settings: Settings, result: Json) -> None:
+    """The untimed trial."""
+    if workload.kind == "prefill":
         result["first"] = process.order("read", ids=ids, room=settings.room)["next"]
         return
     first = process.order("read", ids=ids, room=settings.room)["next"]
@@ -222,11 +228,11 @@ def _begin(process: ArmProcess, cell: Cell, ids: list[list[int]], settings: Sett
     result["first"], result["tokens"] = first, [first, *answer["tokens"]]
 
 
-def _turn(process: ArmProcess, cell: Cell, ids: list[list[int]], settings: Settings, result: Json) -> None:
-    if cell.kind == "decode":
+def _trial(process: VariantProcess, workload: Workload, ids: list[list[int]], settings: Settings, result: Json) -> None:
+    if workload.kind == "decode":
         answer = process.order("steps", untimed=UNTIMED, count=settings.steps)
         result["seconds"].append(float(np.median(answer["seconds"])))
         result["same"] += answer["tokens"] == result["tokens"][1:]
         return
-    read = process.order("read", ids=ids, room=settings.room, times=2 if cell.batch == 1 else 1)
+    read = process.order("read", ids=ids, room=settings.room, times=2 if workload.batch == 1 else 1)
     result["seconds"].append(read["seconds"][-1])

@@ -1,14 +1,14 @@
-"""What the harness itself costs: arms of a known duration, and what the benchmark says of them.
+"""What the harness itself costs: variants of a known duration, and what the benchmark says of them.
 
     python -m benchmarks.overhead           a table: known duration of a step, what was measured, the difference
 
-A clocked arm waits, without sleeping, until the processor's own counter has reached the end of its step, so its
+A clocked variant waits, without sleeping, until the processor's own counter has reached the end of its step, so its
 duration is known to a fraction of a microsecond however fast the machine is. What is measured beyond is the harness: a
 call, two readings of the clock and an append; the 10th percentile, since other load on the machine only adds. Sleeping
 would not do: a timer's slack alone is 50 microseconds.
 
-`open_clocked` opens such an arm from a folder, for benchmarks that must know the truth: clocked.json holds the seconds
-of a prompt and of a step, such as {"prefill": 0.01, "decode": 0.002}.
+`open_clocked` opens such a variant from a folder, for benchmarks that must know the truth: clocked.json holds the
+seconds of a prompt and of a step, such as {"prefill": 0.01, "decode": 0.002}.
 """
 
 import json
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.stage import FormatName
-from evaluation.latency import Arm
+from evaluation.latency import Variant
 from evaluation.latency.timing import timed
 
 OPENER = "benchmarks.overhead:open_clocked"
@@ -37,8 +37,8 @@ class Clocked:
     def __init__(self, prefill: float, decode: float) -> None:
         self._prefill, self._decode = round(prefill * NANOSECONDS), round(decode * NANOSECONDS)
 
-    def decoding(self, ids_BT: NDArray[np.int64], tokens: int) -> Arm:
-        return Arm(prefill=lambda: wait(self._prefill), decode=lambda: wait(self._decode))
+    def decoding(self, ids_BT: NDArray[np.int64], tokens: int) -> Variant:
+        return Variant(prefill=lambda: wait(self._prefill), decode=lambda: wait(self._decode))
 
 
 def wait(nanoseconds: int) -> None:
@@ -56,8 +56,8 @@ def open_clocked(folder: Path, format: FormatName, threads: int) -> Clocked:
 
 def overhead(seconds: float, count: int = COUNT) -> float:
     """Seconds by which the harness says more than the truth, the 10th percentile of so many steps."""
-    arm = Clocked(prefill=seconds, decode=seconds).decoding(np.zeros((1, 1), dtype=np.int64), 1)
-    return float(np.percentile(timed(arm.decode, count), 10)) - seconds
+    variant = Clocked(prefill=seconds, decode=seconds).decoding(np.zeros((1, 1), dtype=np.int64), 1)
+    return float(np.percentile(timed(variant.decode, count), 10)) - seconds
 
 
 def main() -> None:

@@ -102,7 +102,7 @@ def print_results(run: Json) -> None:
             for index, column in enumerate(table.columns):
                 shown.add_column(column, justify="right" if index else "left", overflow="fold")
             for row in table.rows:
-                shown.add_row(*(cell.replace("**", "") for cell in row))
+                shown.add_row(*(workload.replace("**", "") for workload in row))
             console.print(shown)
 
 

@@ -1,11 +1,11 @@
 """demitasse and its peers side by side, in one run, on one machine, on the CPU.
 
-    python -m benchmarks.peers --quick                            one model, three cells, a few minutes
+    python -m benchmarks.peers --quick                            one model, three workloads, a few minutes
     python -m benchmarks.peers --model gpt2-124m --model FOLDER   the whole grid, then docs/benchmarks.md
 
-A model is a shape of shapes.py with random weights, or the folder of a dense checkpoint. Every arm gets the same token
-ids, the same number of threads and its own process (worker.py); how it is timed stands in grid.py. An arm that is not
-installed, cannot run a model or fails says why in its place in the table, and the others go on.
+A model is a shape of shapes.py with random weights, or the folder of a dense checkpoint. Every variant gets the same
+token ids, the same number of threads and its own process (worker.py); how it is timed stands in grid.py. A variant that
+is not installed, cannot run a model or fails says why in its place in the table, and the others go on.
 """
 
 import json
@@ -21,10 +21,10 @@ if __name__ == "__main__" and not __package__:  # started by its path: imports b
 
 import typer
 
-from benchmarks.arms import ARMS, REFERENCE
-from benchmarks.grid import FLOOR, Prompts, Settings, Tell, cells_of, run_grid
+from benchmarks.grid import FLOOR, Prompts, Settings, Tell, run_grid, workloads_of
 from benchmarks.prepare import Files, PrepareError, prepared
 from benchmarks.shapes import SHAPES, write_checkpoint
+from benchmarks.variants import REFERENCE, VARIANTS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Json = dict[str, Any]
@@ -33,46 +33,50 @@ DEFAULT_MODELS = ("gpt2-124m", "smollm2-135m")
 
 def main(
     model: Annotated[list[str], typer.Option(help="A shape of benchmarks/shapes.py or a checkpoint's folder.")] = [],  # noqa: B006
-    arm: Annotated[list[str], typer.Option(help="Only these arms (the reference and ours always).")] = [],  # noqa: B006
-    quick: Annotated[bool, typer.Option(help="A smoke run: one model, three cells, three blocks.")] = False,
-    batch: Annotated[list[int], typer.Option(help="Rows of a cell; repeatable.")] = [1, 4, 8],  # noqa: B006
-    blocks: Annotated[int, typer.Option(help="Blocks of a cell at batch 1.")] = 7,
+    variant: Annotated[list[str], typer.Option(help="Only these variants (the reference and ours always).")] = [],  # noqa: B006
+    quick: Annotated[bool, typer.Option(help="A smoke run: one model, three workloads, three blocks.")] = False,
+    batch: Annotated[list[int], typer.Option(help="Rows of a workload; repeatable.")] = [1, 4, 8],  # noqa: B006
+    blocks: Annotated[int, typer.Option(help="Blocks of a workload at batch 1.")] = 7,
     steps: Annotated[int, typer.Option(help="Timed steps in a block.")] = 8,
-    threads: Annotated[int, typer.Option(help="Threads of every arm.")] = 2,
-    work: Annotated[Path | None, typer.Option(help="Where the arms' files are kept; default: thrown away.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of every variant.")] = 2,
+    work: Annotated[Path | None, typer.Option(help="Where the variants' files are kept; default: thrown away.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the results go as JSON; a smoke run's are not kept.")] = None,
 ) -> None:
     """Compare demitasse with its peers on this machine's CPU."""
     models = tuple(model) or (DEFAULT_MODELS[:1] if quick else DEFAULT_MODELS)
-    check_names(models, tuple(arm))
-    wanted = tuple(ARMS) if not arm else tuple(name for name in ARMS if name in {*arm, REFERENCE, "demitasse"})
+    check_names(models, tuple(variant))
+    wanted = (
+        tuple(VARIANTS)
+        if not variant
+        else tuple(name for name in VARIANTS if name in {*variant, REFERENCE, "demitasse"})
+    )
     if quick:
-        cells, blocks = cells_of((128,), (128,), (1, 4))[:3], min(blocks, 3)
+        workloads, blocks = workloads_of((128,), (128,), (1, 4))[:3], min(blocks, 3)
     else:
-        cells = cells_of((128, 900), (128, 512), batch)
-    settings = Settings(cells=cells, blocks=blocks, steps=steps, loads=1 if quick else 3, threads=threads)
+        workloads = workloads_of((128, 900), (128, 512), batch)
+    settings = Settings(workloads=workloads, blocks=blocks, steps=steps, loads=1 if quick else 3, threads=threads)
     out = out or (None if quick else RESULTS / "peers.json")
     finish(compare(models, wanted, settings, work, out), out)
 
 
-def check_names(models: tuple[str, ...], arms: tuple[str, ...] = ()) -> None:
+def check_names(models: tuple[str, ...], variants: tuple[str, ...] = ()) -> None:
     """Refuse what cannot be found before anything runs.
 
     Raises:
-        typer.BadParameter: a model is neither a shape nor a checkpoint's folder, or an arm is not in ARMS.
+        typer.BadParameter: a model is neither a shape nor a checkpoint's folder, or a variant is not in VARIANTS.
     """
     for model in models:
         if model not in SHAPES and not (Path(model) / "config.json").is_file():
             raise typer.BadParameter(f"--model {model}: expected a checkpoint's folder or one of {', '.join(SHAPES)}")
-    for arm in arms:
-        if arm not in ARMS:
-            raise typer.BadParameter(f"--arm {arm}: expected one of {', '.join(ARMS)}")
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise typer.BadParameter(f"--variant {variant}: expected one of {', '.join(VARIANTS)}")
 
 
 def compare(
-    models: tuple[str, ...], arms: tuple[str, ...], settings: Settings, work: Path | None, out: Path | None
+    models: tuple[str, ...], variants: tuple[str, ...], settings: Settings, work: Path | None, out: Path | None
 ) -> Json:
-    """Run every arm on every model; the results as they are stored, which is done after every model.
+    """Run every variant on every model; the results as they are stored, which is done after every model.
 
     Other models that `out` holds stay there if they were taken on the same machine with the same settings.
     """
@@ -90,13 +94,13 @@ def compare(
                 "device": settings.device,
                 "blocks": settings.blocks,
                 "steps": settings.steps,
-                "cells": [cell.key for cell in settings.cells],
+                "workloads": [workload.key for workload in settings.workloads],
             },
             "models": {},
         }
         for model in models:
             name = model if model in SHAPES else Path(model).resolve().name
-            results["models"][name] = compare_model(model, arms, settings, folder / name, teller(name))
+            results["models"][name] = compare_model(model, variants, settings, folder / name, teller(name))
             results["seconds"] = time.perf_counter() - started
             if out is not None:
                 results = joined(results, out)
@@ -120,8 +124,8 @@ def store(results: Json, out: Path) -> None:
     out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def compare_model(model: str, arms: tuple[str, ...], settings: Settings, work: Path, tell: Tell) -> Json:
-    """One model on every arm."""
+def compare_model(model: str, variants: tuple[str, ...], settings: Settings, work: Path, tell: Tell) -> Json:
+    """One model on every variant."""
     from benchmarks.bandwidth import BYTES
     from compress.checkpoints.config import read_config
     from compress.checkpoints.folder import inspect_checkpoint
@@ -129,7 +133,7 @@ def compare_model(model: str, arms: tuple[str, ...], settings: Settings, work: P
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = Path(model).resolve() if model not in SHAPES else _shape(model, work)
     family = str(read_config(checkpoint)["model_type"])
-    files, results = _prepare(arms, checkpoint, family, settings.device, work, tell)
+    files, results = _prepare(variants, checkpoint, family, settings.device, work, tell)
     timed = run_grid(files, Prompts.read(checkpoint, settings.longest), settings, work / "scratch", tell)
     floor = timed.pop(FLOOR)
     for name, result in timed.items():
@@ -142,7 +146,7 @@ def compare_model(model: str, arms: tuple[str, ...], settings: Settings, work: P
         "float32_bytes": 4 * parameters,
         "floor": floor,
         "floor_bytes": BYTES,
-        "arms": results,
+        "variants": results,
     }
 
 
@@ -154,26 +158,26 @@ def _shape(shape: str, work: Path) -> Path:
 
 
 def _prepare(
-    arms: tuple[str, ...], checkpoint: Path, family: str, device: str, work: Path, tell: Tell
+    variants: tuple[str, ...], checkpoint: Path, family: str, device: str, work: Path, tell: Tell
 ) -> tuple[dict[str, Files], Json]:
-    """The files of every arm that can take part, and a result to fill for each arm."""
+    """The files of every variant that can take part, and a result to fill for each variant."""
     files: dict[str, Files] = {}
     results: Json = {}
-    for name in arms:
-        reason, made = ARMS[name].reason_against(family, device), Files(folder=checkpoint)
+    for name in variants:
+        reason, made = VARIANTS[name].reason_against(family, device), Files(folder=checkpoint)
         if not reason:
             tell(f"files of {name}")
             try:
-                made = files[name] = prepared(ARMS[name].files, checkpoint, work, device)
+                made = files[name] = prepared(VARIANTS[name].files, checkpoint, work, device)
             except PrepareError as error:
                 reason = f"its files could not be made: {error}"
-        if device in ARMS[name].devices:
+        if device in VARIANTS[name].devices:
             results[name] = {
-                "title": ARMS[name].title,
+                "title": VARIANTS[name].title,
                 "reason": reason,
                 "load": [],
                 "check": [],
-                "cells": {},
+                "workloads": {},
                 "idle": 0.0,
             }
             results[name] |= {"weight_bytes": 0, "bytes": 0, "made": made.parts}

@@ -1,4 +1,5 @@
-"""The files that an arm runs, made from one dense checkpoint, each in a process of its own whose time and memory count.
+"""The files that a variant runs, made from one dense checkpoint, each in a process of its own whose time and memory
+count.
 
     python -m benchmarks.prepare KIND CHECKPOINT OUT DEVICE NEEDED
 
@@ -7,6 +8,7 @@ for as long as the checkpoint, the sources that make it and the libraries' versi
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -14,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from benchmarks.marks import Marks, Parts
@@ -25,11 +26,11 @@ LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime-gpu", "onnxruntime", 
 
 
 class PrepareError(Exception):
-    """An arm's files could not be made; the message is its reason in the table."""
+    """A variant's files could not be made; the message is its reason in the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class Request:
     """What to make files of, and where."""
 
     checkpoint: Path
@@ -39,18 +40,18 @@ class Order:
     """The files of the kind that this one needs; the checkpoint where it needs none."""
 
 
-def make_int8(order: Order, marks: Marks) -> None:
+def make_int8(request: Request, marks: Marks) -> None:
     """`demitasse quantize --embeddings`."""
     marks.imports("torch", "transformers", "bitsandbytes")
     from compress.quantization.config import QUANTIZE
     from compress.stage import StageInput
 
-    given = StageInput(source=order.checkpoint, out=order.out, scratch=order.out)
+    given = StageInput(source=request.checkpoint, out=request.out, scratch=request.out)
     QUANTIZE.run(QUANTIZE.config(embeddings=True), given)
     marks.done("quantized")
 
 
-def make_bundle(order: Order, marks: Marks) -> None:
+def make_bundle(request: Request, marks: Marks) -> None:
     """`demitasse export` of the int8 checkpoint (or of the dense one, which on CUDA gives float16)."""
     marks.imports("torch", "transformers", "onnxruntime", "onnx_ir", "mobius")
     from compress.stage import StageInput
@@ -58,53 +59,55 @@ def make_bundle(order: Order, marks: Marks) -> None:
     from export import EXPORT
 
     text = TextSource(file=CALIBRATION)
-    given = StageInput(source=order.needed, out=order.out, scratch=order.out, calibration_text=text, progress=marks)
-    EXPORT.run(EXPORT.config(provider="cuda" if order.device == "cuda" else "cpu"), given)
+    given = StageInput(
+        source=request.needed, out=request.out, scratch=request.out, calibration_text=text, progress=marks
+    )
+    EXPORT.run(EXPORT.config(provider="cuda" if request.device == "cuda" else "cpu"), given)
     marks.done("exported")
 
 
-def make_torch_export(order: Order, marks: Marks) -> None:
+def make_torch_export(request: Request, marks: Marks) -> None:
     """torch.onnx.export of transformers' model with its cache as inputs and outputs; logits of the last position."""
     marks.imports("torch", "transformers", "onnxscript", "onnx_ir", "benchmarks.torch_export")
     from benchmarks.torch_export import export_with_cache
 
-    export_with_cache(order.checkpoint, order.out / "model.onnx", marks)
+    export_with_cache(request.checkpoint, request.out / "model.onnx", marks)
 
 
-def make_quantize_dynamic(order: Order, marks: Marks) -> None:
+def make_quantize_dynamic(request: Request, marks: Marks) -> None:
     """onnxruntime.quantization.quantize_dynamic of that graph, with its defaults."""
     from onnxruntime.quantization import quantize_dynamic
 
-    quantize_dynamic(order.needed / "model.onnx", order.out / "model.onnx")
+    quantize_dynamic(request.needed / "model.onnx", request.out / "model.onnx")
     marks.done("quantized")
 
 
-def make_genai_int8(order: Order, marks: Marks) -> None:
+def make_genai_int8(request: Request, marks: Marks) -> None:
     """onnxruntime-genai's own builder at int8 with its defaults, but with the last position's logits only."""
-    _build_genai(order, "int8")
+    _build_genai(request, "int8")
     marks.done("built")
 
 
-def make_genai_fp16(order: Order, marks: Marks) -> None:
+def make_genai_fp16(request: Request, marks: Marks) -> None:
     """The same at float16."""
-    _build_genai(order, "fp16")
+    _build_genai(request, "fp16")
     marks.done("built")
 
 
-def _build_genai(order: Order, precision: str) -> None:
-    cache = order.out / "cache"
-    paths = ["-i", str(order.checkpoint), "-o", str(order.out), "-c", str(cache)]
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", *paths, "-p", precision, "-e", order.device]
+def _build_genai(request: Request, precision: str) -> None:
+    cache = request.out / "cache"
+    paths = ["-i", str(request.checkpoint), "-o", str(request.out), "-c", str(cache)]
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", *paths, "-p", precision, "-e", request.device]
     subprocess.run([*command, "--extra_options", "prune_lm_head=true"], check=True, stdout=sys.stderr)
     shutil.rmtree(cache, ignore_errors=True)
 
 
-def make_gguf(order: Order, marks: Marks) -> None:
+def make_gguf(request: Request, marks: Marks) -> None:
     """The checkpoint as GGUF, Q8_0."""
     marks.imports("torch", "transformers", "benchmarks.gguf_file")
     from benchmarks.gguf_file import write_gguf
 
-    write_gguf(order.checkpoint, order.out / "model.gguf")
+    write_gguf(request.checkpoint, request.out / "model.gguf")
     marks.done("written")
 
 
@@ -112,7 +115,7 @@ def make_gguf(order: Order, marks: Marks) -> None:
 class Kind:
     """A kind of files: how they are made, from what other kind, and by which sources of ours."""
 
-    make: Callable[[Order, Marks], None]
+    make: Callable[[Request, Marks], None]
     needs: str = ""
     sources: tuple[str, ...] = ()
 
@@ -149,12 +152,12 @@ def prepared(kind: str, checkpoint: Path, work: Path, device: str) -> Files:
     needs = KINDS[kind].needs
     needed = prepared(needs, checkpoint, work, device).folder if needs else checkpoint
     out = work / f"{kind}-{device}-{_identity(kind, needed)}"
-    facts = out.with_suffix(".json")
-    if not facts.is_file():
+    metadata = out.with_suffix(".json")
+    if not metadata.is_file():
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        facts.write_text(_make(kind, checkpoint, out, device, needed) + "\n", encoding="utf-8")
-    return Files(folder=out, parts=json.loads(facts.read_text(encoding="utf-8"))["parts"])
+        metadata.write_text(_make(kind, checkpoint, out, device, needed) + "\n", encoding="utf-8")
+    return Files(folder=out, parts=json.loads(metadata.read_text(encoding="utf-8"))["parts"])
 
 
 def _make(kind: str, checkpoint: Path, out: Path, device: str, needed: Path) -> str:
@@ -189,8 +192,8 @@ def _identity(kind: str, needed: Path) -> str:
 def installed(library: str) -> str:
     """The installed version of a distribution, or "" where there is none."""
     try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
         return ""
 
 
@@ -198,8 +201,8 @@ def main() -> None:
     """Make one kind of files."""
     kind, checkpoint, out, device, needed = sys.argv[1:]
     marks = Marks()
-    order = Order(checkpoint=Path(checkpoint), out=Path(out), device=device, needed=Path(needed))
-    KINDS[kind].make(order, marks)
+    request = Request(checkpoint=Path(checkpoint), out=Path(out), device=device, needed=Path(needed))
+    KINDS[kind].make(request, marks)
     print(json.dumps({"parts": marks.parts}))
 
 

@@ -1,4 +1,4 @@
-"""The other end of worker.py: an arm's process, and the orders it is given."""
+"""The other end of worker.py: a variant's process, and the orders it is given."""
 
 import json
 import os
@@ -14,12 +14,12 @@ PATIENCE = 900.0
 """Seconds that an order may take; compiling takes the longest."""
 
 
-class ArmError(Exception):
+class VariantError(Exception):
     """An order failed; the message is the reason in the table."""
 
 
-class ArmProcess:
-    """A running arm. Use it as a context manager: it ends with the block."""
+class VariantProcess:
+    """A running variant. Use it as a context manager: it ends with the block."""
 
     def __init__(self, runner: str, folder: Path, *, threads: int, device: str, scratch: Path) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ class ArmProcess:
         """Give an order and wait for its answer.
 
         Raises:
-            ArmError: it failed, took too long, or the process died.
+            VariantError: it failed, took too long, or the process died.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -53,16 +53,16 @@ class ArmProcess:
             self._process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise ArmError(self._last_words()) from error
+            raise VariantError(self._last_words()) from error
         if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
             self._process.kill()
-            raise ArmError(f"no answer to {do!r} in {PATIENCE:.0f} s")
+            raise VariantError(f"no answer to {do!r} in {PATIENCE:.0f} s")
         line = self._process.stdout.readline()
         if not line:
-            raise ArmError(self._last_words())
+            raise VariantError(self._last_words())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise ArmError(answer["error"])
+            raise VariantError(answer["error"])
         return answer
 
     @property
@@ -89,7 +89,7 @@ class ArmProcess:
         self._process.stdout.close()
         self._log.close()
 
-    def __enter__(self) -> "ArmProcess":
+    def __enter__(self) -> "VariantProcess":
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.prune_process KIND SOURCE OUT TEXT THREADS KNOBS_AS_JSON
 
-prints as its last line {"parts": {name: {"seconds", "peak"}}, "facts": {...}} (marks.py), imports apart.
+prints as its last line {"parts": {name: {"seconds", "peak"}}, "metadata": {...}} (marks.py), imports apart.
 """
 
 import json
@@ -30,9 +30,9 @@ def main() -> None:
         given = StageInput(
             source=Path(source), out=Path(out), scratch=Path(scratch), calibration_text=TextSource(file=Path(text))
         )
-        facts = stage.run(stage.config(**json.loads(knobs)), given)
+        metadata = stage.run(stage.config(**json.loads(knobs)), given)
     marks.done("pruned")
-    print(json.dumps({"parts": marks.parts, "facts": facts}))
+    print(json.dumps({"parts": marks.parts, "metadata": metadata}))
 
 
 if __name__ == "__main__":

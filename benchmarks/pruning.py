@@ -30,14 +30,14 @@ if __name__ == "__main__" and not __package__:  # started by its path: imports b
 import numpy as np
 import typer
 
-from benchmarks.arms import ARMS, OURS
-from benchmarks.grid import Cell, Prompts, Settings, Tell, time_cell
+from benchmarks.grid import Prompts, Settings, Tell, Workload, time_workload
 from benchmarks.marks import peak_until, seconds_until
 from benchmarks.peers import RESULTS, finish, sizes_of, teller
 from benchmarks.prepare import CALIBRATION, ROOT, prepared
-from benchmarks.process import ArmProcess, run_json
+from benchmarks.process import VariantProcess, run_json
 from benchmarks.pruning_tables import PEER, WHOLE, ZEROED
 from benchmarks.shapes import write_checkpoint
+from benchmarks.variants import OURS, VARIANTS
 
 Json = dict[str, Any]
 TEST = CALIBRATION.with_name("test.txt")
@@ -59,21 +59,21 @@ PEER_METHODS: dict[str, tuple[str, str]] = {
 }
 SHAPE, LARGE = "gpt2-124m", "gpt2-1.5b"
 WIDTH, DEPTH = ["ffn", "heads", "hidden"], ["layers"]
-VARIANTS: dict[str, tuple[str, Json]] = {
+ALTERNATIVES: dict[str, tuple[str, Json]] = {
     ZEROED: ("prune", {"criterion": "magnitude", **HALF}),
     "width, 25 % removed": ("slim", {"target": {"parameters": 0.75}, "axes": WIDTH, "importance": "weights"}),
     "width, 50 % removed": ("slim", {"target": {"parameters": 0.5}, "axes": WIDTH, "importance": "weights"}),
     "depth, 25 % removed": ("slim", {"target": {"parameters": 0.75}, "axes": DEPTH}),
     "depth, 50 % removed": ("slim", {"target": {"parameters": 0.5}, "axes": DEPTH}),
 }
-CELL = Cell(kind="decode", tokens=128, batch=1)
+WORKLOAD = Workload(kind="decode", tokens=128, batch=1)
 BLOCKS, STEPS = 15, 16
 METRICS = ("perplexity", "weight_bytes", "decode_latency")
 RECIPES = ("prune-sparsegpt", "prune-gradual", "prune-gradual-2-4", "prune-width", "prune-depth")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class Request:
     """What was asked for."""
 
     model: Path | None
@@ -106,7 +106,7 @@ def main(
     if "masks" in wanted and model is None:
         raise typer.BadParameter("--model: expected a trained checkpoint's folder for the part `masks`")
     with tempfile.TemporaryDirectory(prefix="demitasse-pruning-") as temporary:
-        order = Order(
+        request = Request(
             model=model,
             calibration=calibration,
             test=test,
@@ -114,10 +114,10 @@ def main(
             work=work or Path(temporary),
             tell=teller("pruning"),
         )
-        finish(measure(wanted, order, out), out)
+        finish(measure(wanted, request, out), out)
 
 
-def measure(parts: list[str], order: Order, out: Path | None = None) -> Json:
+def measure(parts: list[str], request: Request, out: Path | None = None) -> Json:
     """Run the parts; the results as they are stored, with what `out` holds of the others."""
     from benchmarks.machine import machine
 
@@ -125,42 +125,46 @@ def measure(parts: list[str], order: Order, out: Path | None = None) -> Json:
     about = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine("cpu")}
     results: Json = {"kind": "pruning", **about, "parts": earlier}
     for part in parts:
-        order.work.mkdir(parents=True, exist_ok=True)
-        results["parts"][part] = PARTS[part](order)
+        request.work.mkdir(parents=True, exist_ok=True)
+        results["parts"][part] = PARTS[part](request)
     return results
 
 
-def masks(order: Order) -> Json:
+def masks(request: Request) -> Json:
     """Every criterion on one trained model; times and memory side by side with the peer's."""
-    assert order.model is not None
-    dense = perplexity(order.model, order.test, order.length)
+    assert request.model is not None
+    dense = perplexity(request.model, request.test, request.length)
     rows: dict[str, Json] = {}
     for name, knobs in METHODS.items():
-        order.tell(name)
+        request.tell(name)
         ran = run_stage(
-            "prune", order.model, knobs | {"rows": order.rows, "length": order.length}, order.calibration, order.work
+            "prune",
+            request.model,
+            knobs | {"rows": request.rows, "length": request.length},
+            request.calibration,
+            request.work,
         )
         parts = ran["parts"]
         rows[name] = {
-            "perplexity": perplexity(Path(ran["out"]), order.test, order.length),
-            "sparsity": ran["facts"]["sparsity"],
+            "perplexity": perplexity(Path(ran["out"]), request.test, request.length),
+            "sparsity": ran["metadata"]["sparsity"],
             "seconds": seconds_until(parts),
             "peak": peak_until(parts),
         }
         shutil.rmtree(ran["out"])
-        if order.peer is not None and name in PEER_METHODS:
-            order.tell(f"{PEER}: {name}")
-            rows[f"{name}, {PEER}"] = _peer(order, *PEER_METHODS[name])
-    weights = sum(4 * np.prod(shape) for shape in _shapes(order.model))
+        if request.peer is not None and name in PEER_METHODS:
+            request.tell(f"{PEER}: {name}")
+            rows[f"{name}, {PEER}"] = _peer(request, *PEER_METHODS[name])
+    weights = sum(4 * np.prod(shape) for shape in _shapes(request.model))
     return {
-        "model": order.model.name,
+        "model": request.model.name,
         "dense": dense,
         "float32_bytes": float(weights),
         "rows": rows,
-        "calibration": order.calibration.name,
-        "test": order.test.name,
+        "calibration": request.calibration.name,
+        "test": request.test.name,
         "threads": THREADS,
-        "peer": None if order.peer is None else f"{PEER} {peer_version(order.peer)}",
+        "peer": None if request.peer is None else f"{PEER} {peer_version(request.peer)}",
     }
 
 
@@ -185,12 +189,23 @@ def run_stage(kind: str, source: Path, knobs: Json, text: Path, work: Path, thre
     }
 
 
-def _peer(order: Order, method: str, amount: str) -> Json:
-    out = Path(tempfile.mkdtemp(prefix="peer-", dir=order.work))
+def _peer(request: Request, method: str, amount: str) -> Json:
+    out = Path(tempfile.mkdtemp(prefix="peer-", dir=request.work))
     script = str(ROOT / "benchmarks" / "llm_compressor.py")
-    texts = [str(order.model), str(out), str(order.calibration), str(order.rows), str(order.length), str(THREADS)]
-    ran = run_json([str(order.peer), script, *texts, method, amount], THREADS)
-    found = {"perplexity": perplexity(out, order.test, order.length), "seconds": ran["seconds"], "peak": ran["peak"]}
+    texts = [
+        str(request.model),
+        str(out),
+        str(request.calibration),
+        str(request.rows),
+        str(request.length),
+        str(THREADS),
+    ]
+    ran = run_json([str(request.peer), script, *texts, method, amount], THREADS)
+    found = {
+        "perplexity": perplexity(out, request.test, request.length),
+        "seconds": ran["seconds"],
+        "peak": ran["peak"],
+    }
     shutil.rmtree(out)
     return found
 
@@ -212,65 +227,72 @@ def perplexity(checkpoint: Path, test: Path, length: int = LENGTH) -> float:
     return float(np.exp(np.mean(losses)))
 
 
-def widths(order: Order) -> Json:
+def widths(request: Request) -> Json:
     """Decoding of smaller shapes against the whole one, all of them taking turns in the same blocks."""
-    source = order.work / SHAPE
+    source = request.work / SHAPE
     if not (source / "model.safetensors").is_file():
-        write_checkpoint(SHAPE, source, **order.changes)
-    rows: dict[str, Json] = {WHOLE: {"facts": {}}}
+        write_checkpoint(SHAPE, source, **request.changes)
+    rows: dict[str, Json] = {WHOLE: {"metadata": {}}}
     folders = {WHOLE: source}
-    for name, (kind, knobs) in VARIANTS.items():
-        order.tell(name)
-        ran = run_stage(kind, source, knobs, CALIBRATION, order.work, threads=2)
-        folders[name], rows[name] = Path(ran["out"]), {"facts": _brief(ran["facts"])}
+    for name, (kind, knobs) in ALTERNATIVES.items():
+        request.tell(name)
+        ran = run_stage(kind, source, knobs, CALIBRATION, request.work, threads=2)
+        folders[name], rows[name] = Path(ran["out"]), {"metadata": _brief(ran["metadata"])}
     bundles = {}
     for name, folder in folders.items():
-        order.tell(f"bundle: {name}")
-        bundles[name] = prepared(ARMS[OURS].files, folder, order.work, "cpu").folder
+        request.tell(f"bundle: {name}")
+        bundles[name] = prepared(VARIANTS[OURS].files, folder, request.work, "cpu").folder
         rows[name] |= sizes_of(bundles[name])
         rows[name]["parameters"] = sum(int(np.prod(shape)) for shape in _shapes(folder))
-    for name, seconds in _decode(bundles, source, order).items():
+    for name, seconds in _decode(bundles, source, request).items():
         rows[name]["seconds"] = seconds
-    return {"shape": SHAPE, "rows": rows, "blocks": order.blocks, "steps": STEPS, "threads": 2, "context": CELL.tokens}
+    return {
+        "shape": SHAPE,
+        "rows": rows,
+        "blocks": request.blocks,
+        "steps": STEPS,
+        "threads": 2,
+        "context": WORKLOAD.tokens,
+    }
 
 
-def _brief(facts: Json) -> Json:
-    """The facts that fit into a table."""
-    return {key: value for key, value in facts.items() if not isinstance(value, dict | list)}
+def _brief(metadata: Json) -> Json:
+    """The metadata that fit into a table."""
+    return {key: value for key, value in metadata.items() if not isinstance(value, dict | list)}
 
 
-def _decode(bundles: dict[str, Path], source: Path, order: Order) -> dict[str, list[float]]:
+def _decode(bundles: dict[str, Path], source: Path, request: Request) -> dict[str, list[float]]:
     """Median step of each block, for each bundle."""
-    settings = Settings(cells=(CELL,), blocks=order.blocks, steps=STEPS, loads=1, threads=2)
+    settings = Settings(workloads=(WORKLOAD,), blocks=request.blocks, steps=STEPS, loads=1, threads=2)
     prompts = Prompts.read(source, settings.longest)
-    running, results = {}, {name: {"cells": {}, "reason": ""} for name in bundles}
+    running, results = {}, {name: {"workloads": {}, "reason": ""} for name in bundles}
     try:
         for name, folder in bundles.items():
-            running[name] = ArmProcess(
-                ARMS[OURS].runner, folder, threads=2, device="cpu", scratch=order.work / "scratch"
+            running[name] = VariantProcess(
+                VARIANTS[OURS].runner, folder, threads=2, device="cpu", scratch=request.work / "scratch"
             )
             running[name].order("open")
         random = np.random.default_rng(0)
-        time_cell(results, running, CELL, prompts.rows(1, CELL.tokens), settings, random, order.tell)
+        time_workload(results, running, WORKLOAD, prompts.rows(1, WORKLOAD.tokens), settings, random, request.tell)
     finally:
         for process in running.values():
             process.close()
-    return {name: result["cells"][CELL.key]["seconds"] for name, result in results.items()}
+    return {name: result["workloads"][WORKLOAD.key]["seconds"] for name, result in results.items()}
 
 
-def memory(order: Order) -> Json:
+def memory(request: Request) -> Json:
     """SparseGPT on the largest shape, whose weights alone are 6.2 GB in float32."""
-    source = order.work / LARGE
+    source = request.work / LARGE
     if not (source / "model.safetensors").is_file():
-        order.tell(f"writes {LARGE}")
-        write_checkpoint(LARGE, source, **order.changes)
-    order.tell(f"SparseGPT on {LARGE}")
+        request.tell(f"writes {LARGE}")
+        write_checkpoint(LARGE, source, **request.changes)
+    request.tell(f"SparseGPT on {LARGE}")
     ran = run_stage(
         "prune",
         source,
-        METHODS["SparseGPT, 50 %"] | {"rows": order.rows, "length": order.length},
+        METHODS["SparseGPT, 50 %"] | {"rows": request.rows, "length": request.length},
         CALIBRATION,
-        order.work,
+        request.work,
         threads=2,
     )
     shutil.rmtree(ran["out"])
@@ -280,14 +302,14 @@ def memory(order: Order) -> Json:
     return {"shape": LARGE, "float32_bytes": weights, "seconds": seconds_until(parts), "peak": peak_until(parts)}
 
 
-def recovery(order: Order) -> Json:
+def recovery(request: Request) -> Json:
     """The shipped recipes, run or found again in the working folder."""
     from recipes import load_recipe, run
 
     rows = {}
     for name in RECIPES:
-        order.tell(f"recipe {name}")
-        report = run(load_recipe(name), out=order.work / name)
+        request.tell(f"recipe {name}")
+        report = run(load_recipe(name), out=request.work / name)
         found = {
             metric: report.final.measurement(metric) for metric in ("perplexity", "weight_bytes", "decode_latency")
         }
@@ -297,7 +319,7 @@ def recovery(order: Order) -> Json:
     return {"rows": rows}
 
 
-PARTS: dict[str, Callable[[Order], Json]] = {
+PARTS: dict[str, Callable[[Request], Json]] = {
     "masks": masks,
     "widths": widths,
     "memory": memory,

@@ -26,20 +26,20 @@ if __name__ == "__main__" and not __package__:  # started by its path: imports b
 import numpy as np
 import typer
 
-from benchmarks.arms import ARMS, OURS
-from benchmarks.grid import FLOOR, Cell, Prompts, Settings, Tell, run_grid
+from benchmarks.grid import FLOOR, Prompts, Settings, Tell, Workload, run_grid
 from benchmarks.marks import Parts, peak_until, seconds_until
 from benchmarks.peers import RESULTS, finish, sizes_of, teller
 from benchmarks.prepare import Files, PrepareError, prepared
 from benchmarks.shapes import SHAPES, write_checkpoint
 from benchmarks.tables import Table, format_bytes, format_seconds, format_times, targets_table
 from benchmarks.targets import Outcome, floor_seconds, reason_of, seconds_of
+from benchmarks.variants import OURS, VARIANTS
 from evaluation.statistics import median_interval
 
 NAMES = {"124M": "gpt2-124m", "355M": "gpt2-355m", "774M": "gpt2-774m", "1.5B": "gpt2-1.5b"}
 WRITTEN = "written"
 CONTEXT, BLOCKS, STEPS = 128, 7, 8
-CELL = f"decode-{CONTEXT}-1"
+WORKLOAD = f"decode-{CONTEXT}-1"
 TIME_AT_MOST, PEAK_AT_MOST, GROWTH_AT_MOST, LARGEST_AT_MOST = 0.5, 2.0, 1.1, 16e9
 Json = dict[str, Any]
 
@@ -99,9 +99,9 @@ def _one_shape(shape: str, folder: Path, threads: int, *, torch_export: bool, ch
     tell("quantizes")
     result["quantize"] = prepared("int8", checkpoint, folder, "cpu").parts
     tell("exports")
-    bundle = prepared(ARMS[OURS].files, checkpoint, folder, "cpu")
+    bundle = prepared(VARIANTS[OURS].files, checkpoint, folder, "cpu")
     decoded = _decode(bundle, checkpoint, threads, folder / "scratch", tell)
-    decoded["arms"][OURS] |= sizes_of(bundle.folder)
+    decoded["variants"][OURS] |= sizes_of(bundle.folder)
     return result | {"export": bundle.parts} | decoded
 
 
@@ -109,10 +109,10 @@ def _decode(bundle: Files, checkpoint: Path, threads: int, scratch: Path, tell: 
     """Opening, memory, and the median step of each block with the floor of the same blocks."""
     from benchmarks.bandwidth import BYTES
 
-    cell = Cell(kind="decode", tokens=CONTEXT, batch=1)
-    settings = Settings(cells=(cell,), blocks=BLOCKS, steps=STEPS, loads=3, threads=threads, checked=1)
+    workload = Workload(kind="decode", tokens=CONTEXT, batch=1)
+    settings = Settings(workloads=(workload,), blocks=BLOCKS, steps=STEPS, loads=3, threads=threads, checked=1)
     results = run_grid({OURS: bundle}, Prompts.read(checkpoint, settings.longest), settings, scratch, tell)
-    return {"arms": results, "floor": results.pop(FLOOR), "floor_bytes": BYTES}
+    return {"variants": results, "floor": results.pop(FLOOR), "floor_bytes": BYTES}
 
 
 def scaling_tables(run: Json) -> list[Table]:
@@ -149,10 +149,13 @@ def _decode_table(run: Json) -> Table:
 
 
 def _decode_row(shape: Json) -> tuple[str, ...]:
-    ours, weights = shape["arms"][OURS], format_bytes(shape["arms"][OURS]["weight_bytes"])
-    floor_N, decode_N = np.array(floor_seconds(shape, CELL)), np.array(seconds_of(shape["arms"], OURS, CELL))
+    ours, weights = shape["variants"][OURS], format_bytes(shape["variants"][OURS]["weight_bytes"])
+    floor_N, decode_N = (
+        np.array(floor_seconds(shape, WORKLOAD)),
+        np.array(seconds_of(shape["variants"], OURS, WORKLOAD)),
+    )
     if not len(decode_N):
-        return (weights, f"n/a ({reason_of(shape['arms'], OURS, CELL)})", *[""] * 4)
+        return (weights, f"n/a ({reason_of(shape['variants'], OURS, WORKLOAD)})", *[""] * 4)
     opens, peak = (float(np.median([load[what] for load in ours["load"]])) for what in ("open", "peak"))
     share = format_times(float(np.median(floor_N / decode_N)), median_interval(floor_N / decode_N))
     times = (f"{np.median(decode_N) * 1e3:.2f}", f"{np.median(floor_N) * 1e3:.2f}")

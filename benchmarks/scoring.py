@@ -3,13 +3,14 @@
     python -m benchmarks.scoring BUNDLE TEXT                     perplexity against ONNX Runtime alone, all windows
     python -m benchmarks.scoring CHECKPOINT TEXT --check harness  log-likelihoods against the harness's own
 
-Cost. Two arms take the same windows in the same batches, a few batches at a time, in an order drawn anew each time:
+Cost. Two variants take the same windows in the same batches, a few batches at a time, in an order drawn anew each time:
 
     alone     ONNX Runtime's forward passes: inputs, cache and logits are bound once, no logit is looked at
     scored    `evaluation.quality.score` on the bundle, as runs do it (`recipes.formats`)
 
-The figure is an arm's seconds divided by those of `alone`: over all windows, and the median over such turns with its
-interval. Reading and cutting the text is not timed; the statistics at the end are timed once, and are in "all windows".
+The figure is a variant's seconds divided by those of `alone`: over all windows, and the median over such trials with
+its interval. Reading and cutting the text is not timed; the statistics at the end are timed once, and are in "all
+windows".
 
 Check. `loglikelihood_rolling` of the harness puts its prefix token before each document and reads windows of L tokens,
 each from the last token of the one before (context 1), the last one moved back to be full. Documents that begin with
@@ -43,48 +44,48 @@ from recipes.measure.text_windows import beginnings, windows_in
 Ids = NDArray[np.int64]
 AT_MOST = 1.1
 """How many times the time of ONNX Runtime alone perplexity may take."""
-TURN = 4
-"""Batches of an arm's turn."""
+TRIAL = 4
+"""Batches of a variant's trial."""
 DOCUMENTS, LETTERS = 8, 6000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Seconds of every turn of every arm, and the perplexity that came of it."""
+    """Seconds of every trial of every variant, and the perplexity that came of it."""
 
     seconds: dict[str, list[float]]
     statistics: float
     """Seconds of the bootstrap at the end."""
     perplexity: float
 
-    def ratio(self, arm: str) -> float:
+    def ratio(self, variant: str) -> float:
         """To ONNX Runtime alone, over all windows."""
-        return (sum(self.seconds[arm]) + self.statistics) / sum(self.seconds["alone"])
+        return (sum(self.seconds[variant]) + self.statistics) / sum(self.seconds["alone"])
 
-    def turns(self, arm: str) -> NDArray[np.float64]:
-        """To ONNX Runtime alone, of each turn."""
-        return np.array(self.seconds[arm]) / np.array(self.seconds["alone"])
+    def trials(self, variant: str) -> NDArray[np.float64]:
+        """To ONNX Runtime alone, of each trial."""
+        return np.array(self.seconds[variant]) / np.array(self.seconds["alone"])
 
 
 def cost(bundle: Path, windows: Windows, *, batch: int, seed: int = 0) -> Cost:
-    """Take all windows through every arm, a turn at a time."""
+    """Take all windows through every variant, a trial at a time."""
     alone, scorer = _alone(bundle), FORMATS["onnx"].open(bundle).logits
     scored: list[TokenScores] = []
-    arms: dict[str, Callable[[Windows], Any]] = {
+    variants: dict[str, Callable[[Windows], Any]] = {
         "alone": lambda part: [alone(ids_BT) for ids_BT in _batches(part, batch)],
         "scored": lambda part: scored.append(score(scorer, part, batch=batch)),
     }
-    for arm in arms.values():
-        arm(_part(windows, slice(0, batch)))
+    for variant in variants.values():
+        variant(_part(windows, slice(0, batch)))
     scored.clear()
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     generator = np.random.default_rng(seed)
     with kept_memory():  # as runs do it
-        for start in range(0, len(windows), batch * TURN):
-            part = _part(windows, slice(start, start + batch * TURN))
-            for name in generator.permutation(list(arms)):
+        for start in range(0, len(windows), batch * TRIAL):
+            part = _part(windows, slice(start, start + batch * TRIAL))
+            for name in generator.permutation(list(variants)):
                 begun = time.perf_counter()
-                arms[name](part)
+                variants[name](part)
                 seconds[name].append(time.perf_counter() - begun)
     begun = time.perf_counter()
     perplexity = quality_measurements(_joined(scored, windows), method=windows.protocol)[0]
@@ -215,13 +216,16 @@ def documents_of(text: str, count: int = DOCUMENTS, letters: int = LETTERS) -> l
 def print_cost(found: Cost, windows: Windows) -> bool:
     """The table; whether the target is met."""
     print(f"{windows.protocol}; perplexity {found.perplexity:.4f}\n")
-    print("| arm | seconds | to ONNX Runtime alone, all windows | median turn | 95 % interval |\n|---|---|---|---|---|")
-    for arm, seconds in found.seconds.items():
-        turns = found.turns(arm)
-        interval = median_interval(turns)
-        spread = "none of one turn" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
-        whole = 1.0 if arm == "alone" else found.ratio(arm)
-        print(f"| {arm} | {sum(seconds):.1f} | {whole:.3f} | {np.median(turns):.3f} | {spread} |")
+    print(
+        "| variant | seconds | to ONNX Runtime alone, all windows | median trial | 95 % interval |\n"
+        "|---|---|---|---|---|"
+    )
+    for variant, seconds in found.seconds.items():
+        trials = found.trials(variant)
+        interval = median_interval(trials)
+        spread = "none of one trial" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
+        whole = 1.0 if variant == "alone" else found.ratio(variant)
+        print(f"| {variant} | {sum(seconds):.1f} | {whole:.3f} | {np.median(trials):.3f} | {spread} |")
     print(f"\nat most {AT_MOST}: {'PASS' if found.ratio('scored') <= AT_MOST else 'short'}")
     return found.ratio("scored") <= AT_MOST
 

@@ -6,8 +6,8 @@ their largest matrix. A safetensors file is
     8 bytes: length of the header    header: {name: {dtype, shape, data_offsets}} as JSON    the tensors' bytes
 
 Matrices are drawn from N(0, 0.02), as GPT-2 is initialized, but the embedding from N(0, 0.1), so that the likeliest
-token stands out and arms can be held against each other; norms are one, biases zero. The tokenizer is trained on the
-novels of the repository and knows fewer tokens than the model has, which costs a model nothing.
+token stands out and variants can be held against each other; norms are one, biases zero. The tokenizer is trained on
+the novels of the repository and knows fewer tokens than the model has, which costs a model nothing.
 """
 
 import json

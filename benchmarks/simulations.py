@@ -4,23 +4,23 @@
     python -m benchmarks.simulations --seed 1   with other random numbers
 
 A simulated session goes through the code that a real one goes through: which blocks count, the figures, the t interval,
-the gate. Only the clock and the kernel's counters are made up. The time of one step of an arm is
+the gate. Only the clock and the kernel's counters are made up. The time of one step of a variant is
 
     step = true time * drift * process * jitter, and now and then an outlier or a theft
 
-    drift      a random walk on the log scale over all turns of the session, standard deviation 3 % at its end
+    drift      a random walk on the log scale over all trials of the session, standard deviation 3 % at its end
     process    lognormal, 0.5 %: where a fresh process happens to lie in memory
     jitter     lognormal, 5 %, each step by itself
     outlier    1 % of the steps take longer by an exponential share with mean 1 (twice as long on average)
-    theft      5 % of the turns lose a run of their steps, of a length drawn evenly, to other guests: these take longer
+    theft      5 % of the trials lose a run of their steps, of a length drawn evenly, to other guests: these take longer
                by a share that is exponential with mean 0.3. The kernel counts what was stolen in ticks of 10 ms
 
-A theft is found, or not, by the rule that real turns are held to: what is too small for it stays in and does its harm.
+A theft is found, or not, by the rule that real trials are held to: what is too small for it stays in and does its harm.
 
-Made up too neatly: real outliers come in swarms, real drift has steps, and a neighbor who steals may favor one arm
+Made up too neatly: real outliers come in swarms, real drift has steps, and a neighbor who steals may favor one variant
 (one that idles less).
 
-Legend: E experiments, B blocks, A arms (the baseline first), S steps.
+Legend: E experiments, B blocks, A variants (the baseline first), S steps.
 """
 
 import argparse
@@ -34,19 +34,19 @@ from numpy.typing import NDArray
 from benchmarks import simulated_documents
 from evaluation.gate import Limit, judge
 from evaluation.latency import (
-    Cell,
-    CellTimes,
     Protocol,
     Reading,
     Session,
-    Turn,
+    Trial,
+    Workload,
+    WorkloadTimes,
     disturbed,
     measured,
     paired_ratio,
 )
 
 Floats = NDArray[np.float64]
-ARMS = ("baseline", "other")
+VARIANTS = ("baseline", "other")
 TRUE_STEP = 0.008
 """Seconds of the baseline's step."""
 STEPS, BLOCKS, CPUS = 63, 10, 2
@@ -75,40 +75,43 @@ class Simulated:
     stolen_EBA: Floats
     """Seconds, in whole ticks."""
 
-    def reading(self, experiment: int, block: int, arm: int) -> Reading:
-        """What the kernel tells of a turn."""
-        seconds = float(self.steps_EBAS[experiment, block, arm].sum())
+    def reading(self, experiment: int, block: int, variant: int) -> Reading:
+        """What the kernel tells of a trial."""
+        seconds = float(self.steps_EBAS[experiment, block, variant].sum())
         busy = seconds * CPUS
-        stolen = float(self.stolen_EBA[experiment, block, arm])
+        stolen = float(self.stolen_EBA[experiment, block, variant])
         return Reading(seconds=seconds, cpus=CPUS, own=busy, busy=busy, stolen=stolen, held_back=0.0)
 
     def kept(self, experiment: int) -> NDArray[np.bool_]:
         """Which blocks count: (B,)."""
         blocks = range(self.steps_EBAS.shape[1])
         return np.array(
-            [not any(disturbed(self.reading(experiment, block, arm)) for arm in range(len(ARMS))) for block in blocks]
+            [
+                not any(disturbed(self.reading(experiment, block, variant)) for variant in range(len(VARIANTS)))
+                for block in blocks
+            ]
         )
 
     def session(self, experiment: int) -> Session:
         """As the benchmark would have left it."""
-        cell = Cell(prompt=128, tokens=self.steps_EBAS.shape[-1] + 1)
-        turns = tuple(
-            self._turn(experiment, block, arm, cell)
+        workload = Workload(prompt=128, tokens=self.steps_EBAS.shape[-1] + 1)
+        trials = tuple(
+            self._trial(experiment, block, variant, workload)
             for block in range(self.steps_EBAS.shape[1])
-            for arm in range(len(ARMS))
+            for variant in range(len(VARIANTS))
         )
-        return Session(protocol=Protocol(cells=(cell,), threads=CPUS), arms=ARMS, turns=turns)
+        return Session(protocol=Protocol(workloads=(workload,), threads=CPUS), variants=VARIANTS, trials=trials)
 
-    def _turn(self, experiment: int, block: int, arm: int, cell: Cell) -> Turn:
-        steps = tuple(self.steps_EBAS[experiment, block, arm].tolist())
-        return Turn(
-            arm=ARMS[arm],
+    def _trial(self, experiment: int, block: int, variant: int, workload: Workload) -> Trial:
+        steps = tuple(self.steps_EBAS[experiment, block, variant].tolist())
+        return Trial(
+            variant=VARIANTS[variant],
             block=block,
-            place=arm,
+            place=variant,
             started=datetime(2026, 1, 1, tzinfo=UTC),
             process=1,
-            cells=(CellTimes(cell=cell, prefill=(TRUE_STEP,), steps=steps, warmups=3, settled=True),),
-            timed=self.reading(experiment, block, arm),
+            workloads=(WorkloadTimes(workload=workload, prefill=(TRUE_STEP,), steps=steps, warmups=3, settled=True),),
+            timed=self.reading(experiment, block, variant),
         )
 
 
@@ -121,13 +124,13 @@ def simulate(
     interleaved: bool = True,
     noise: Noise | None = None,
 ) -> Simulated:
-    """Sessions in which the second arm truly takes `ratio` times as long as the first.
+    """Sessions in which the second variant truly takes `ratio` times as long as the first.
 
     Args:
-        interleaved: False: all turns of one arm, then all of the other, as a stopwatch in two terminals would.
+        interleaved: False: all trials of one variant, then all of the other, as a stopwatch in two terminals would.
     """
     noise, random = noise or Noise(), np.random.default_rng(seed)
-    shape = (experiments, blocks, len(ARMS))
+    shape = (experiments, blocks, len(VARIANTS))
     walk_ET = np.cumsum(random.normal(size=(experiments, blocks * 2)), axis=1) * noise.drift / np.sqrt(blocks * 2)
     drift_EBA = np.take_along_axis(walk_ET, _when(random, shape, interleaved).reshape(experiments, -1), axis=1)
     scale_EBA = np.exp(drift_EBA.reshape(shape) + noise.process * random.normal(size=shape))
@@ -141,12 +144,12 @@ def simulate(
 
 
 def _when(random: np.random.Generator, shape: tuple[int, int, int], interleaved: bool) -> NDArray[np.int64]:
-    """The number of each turn in the order in which they were taken: [E, B, A]."""
-    _, blocks, arms = shape
+    """The number of each trial in the order in which they were taken: [E, B, A]."""
+    _, blocks, variants = shape
     if not interleaved:
-        return np.broadcast_to(np.arange(blocks)[:, None] + blocks * np.arange(arms), shape).copy()
+        return np.broadcast_to(np.arange(blocks)[:, None] + blocks * np.arange(variants), shape).copy()
     place_EBA = random.random(shape).argsort(axis=-1)
-    return place_EBA + arms * np.arange(blocks)[:, None]
+    return place_EBA + variants * np.arange(blocks)[:, None]
 
 
 def _thefts(random: np.random.Generator, shape: tuple[int, int, int], noise: Noise) -> Floats:
@@ -171,7 +174,7 @@ def verdicts(
     told: Counter[str] = Counter()
     for number in range(sessions):
         session = simulated.session(number)
-        found = measured(session, ARMS[1], "decode_latency", session.protocol.cells[0])
+        found = measured(session, VARIANTS[1], "decode_latency", session.protocol.workloads[0])
         told[judge(gates, {"decode_latency": found})[0].verdict] += 1
     return told
 
@@ -206,7 +209,7 @@ def table(seed: int = 0, *, sessions: int = 200, experiments: int = 2000) -> str
     lines += ["", f"How often the 95 % interval holds the truth, {experiments:,} sessions of {BLOCKS} blocks:", ""]
     lines += ["| protocol | coverage |", "|---|---|"]
     lines.append(f"| interleaved blocks, paired | {coverage(experiments, seed=seed):.1%} |")
-    lines.append(f"| one arm after the other | {coverage(experiments, seed=seed, interleaved=False):.1%} |")
+    lines.append(f"| one variant after the other | {coverage(experiments, seed=seed, interleaved=False):.1%} |")
     return "\n".join(lines)
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.slowdown BUNDLE [--blocks 10] [--threads N]
 
-Three arms in one session: the bundle, the bundle again, and the bundle with every prompt and step prolonged, without
-sleeping, by 5 % of what it took. At a margin of 2 % the second must PASS and the third FAIL; exit code 0 where both do,
-else 3. A machine that is not quiet says INVALID, and rightly so.
+Three variants in one session: the bundle, the bundle again, and the bundle with every prompt and step prolonged,
+without sleeping, by 5 % of what it took. At a margin of 2 % the second must PASS and the third FAIL; exit code 0 where
+both do, else 3. A machine that is not quiet says INVALID, and rightly so.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.overhead import wait
 from compress.stage import FormatName
 from evaluation.gate import Limit, judge
-from evaluation.latency import Arm, Cell, Protocol, Session, cell_measurements
+from evaluation.latency import Protocol, Session, Variant, Workload, workload_measurements
 from evaluation.latency.figures import kept_blocks
 from evaluation.machine import available_cores
 from evaluation.units import format_ratio, format_ratio_interval
@@ -27,7 +27,7 @@ from export import bundle_folder
 from export.runtime.model import BundleConfig
 from recipes.formats import FORMATS
 from recipes.formats.base import LoadedModel
-from recipes.measure.interleaving import Entrant, new_session, pinned_cpus, take_turns
+from recipes.measure.interleaving import BenchmarkTarget, new_session, pinned_cpus, run_trials
 
 OPENER = "benchmarks.slowdown:open_slowed"
 SLOWDOWN, MARGIN = 0.05, 1.02
@@ -42,9 +42,9 @@ class Slowed:
     def __init__(self, model: LoadedModel) -> None:
         self._model, self.runtime = model, f"{model.runtime}, slowed by {SLOWDOWN:.0%}"
 
-    def decoding(self, ids_BT: NDArray[np.int64], tokens: int) -> Arm:
-        arm = self._model.decoding(ids_BT, tokens)
-        return Arm(prefill=prolonged(arm.prefill), decode=prolonged(arm.decode), problem=arm.problem)
+    def decoding(self, ids_BT: NDArray[np.int64], tokens: int) -> Variant:
+        variant = self._model.decoding(ids_BT, tokens)
+        return Variant(prefill=prolonged(variant.prefill), decode=prolonged(variant.decode), problem=variant.problem)
 
 
 def prolonged(call: Callable[[], object]) -> Callable[[], object]:
@@ -64,37 +64,37 @@ def open_slowed(folder: Path, format: FormatName, threads: int) -> Slowed:
     return Slowed(FORMATS[format].open(folder, threads=threads))
 
 
-def take(folder: Path, cell: Cell, *, blocks: int, threads: int) -> Session:
-    """The three arms' session."""
-    arms = [Entrant(name=name, folder=folder.absolute(), format="onnx") for name in ("bundle", "same")]
-    arms.append(Entrant(name="slowed", folder=folder.absolute(), format="onnx", opener=OPENER))
-    protocol = Protocol(cells=(cell,), threads=threads, cpus=pinned_cpus(threads))
+def take(folder: Path, workload: Workload, *, blocks: int, threads: int) -> Session:
+    """The three variants' session."""
+    variants = [BenchmarkTarget(name=name, folder=folder.absolute(), format="onnx") for name in ("bundle", "same")]
+    variants.append(BenchmarkTarget(name="slowed", folder=folder.absolute(), format="onnx", opener=OPENER))
+    protocol = Protocol(workloads=(workload,), threads=threads, cpus=pinned_cpus(threads))
     vocabulary = BundleConfig.read(bundle_folder(folder)).vocabulary
-    ids = tuple(int(token) for token in np.random.default_rng(0).integers(vocabulary, size=cell.prompt))
-    return take_turns(new_session(arms, protocol), arms, ids, blocks=blocks)
+    ids = tuple(int(token) for token in np.random.default_rng(0).integers(vocabulary, size=workload.prompt))
+    return run_trials(new_session(variants, protocol), variants, ids, blocks=blocks)
 
 
-def table(session: Session, cell: Cell) -> tuple[str, bool]:
+def table(session: Session, workload: Workload) -> tuple[str, bool]:
     """What is true, what was measured, and the verdict beside the one that is right; and whether all are."""
     rows = [
-        f"| arm | truth | metric | ratio to the bundle (95 % interval) | at most {MARGIN} | expected |",
+        f"| variant | truth | metric | ratio to the bundle (95 % interval) | at most {MARGIN} | expected |",
         "|---|---|---|---|---|---|",
     ]
-    measured, right, reasons = cell_measurements(session, cell), True, dict[str, None]()
-    for arm, expected in EXPECTED.items():
-        by_metric = {one.metric: one for one in measured[arm]}
+    measured, right, reasons = workload_measurements(session, workload), True, dict[str, None]()
+    for variant, expected in EXPECTED.items():
+        by_metric = {one.metric: one for one in measured[variant]}
         for result in judge({metric: Limit(max_ratio=MARGIN) for metric in METRICS}, by_metric):
             right &= result.verdict == expected
             ratio = "" if result.value is None else format_ratio(result.value)
             between = "" if result.interval is None else f" ({format_ratio_interval(result.interval)})"
             name = METRICS[result.metric]
-            rows.append(f"| {arm} | {TRUTH[arm]} | {name} | {ratio}{between} | {result.verdict} | {expected} |")
-            reasons |= {} if result.verdict == expected else {f"{arm}, {name}: {result.detail}": None}
+            rows.append(f"| {variant} | {TRUTH[variant]} | {name} | {ratio}{between} | {result.verdict} | {expected} |")
+            reasons |= {} if result.verdict == expected else {f"{variant}, {name}: {result.detail}": None}
     return "\n".join([*rows, *(f"\n{reason}" for reason in reasons)]), right
 
 
 def main() -> None:
-    """Print what the gate says of each arm."""
+    """Print what the gate says of each variant."""
     parser = argparse.ArgumentParser(description="Is the benchmark right about the same bundle, and a slowed one?")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--blocks", type=int, default=10)
@@ -102,10 +102,10 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64)
     given = parser.parse_args()
-    cell = Cell(prompt=given.prompt, tokens=given.tokens)
-    session = take(given.bundle, cell, blocks=given.blocks, threads=given.threads)
-    said, right = table(session, cell)
-    print(f"{given.bundle}: {cell}; {kept_blocks(session, 'slowed').describe()}\n\n{said}\n")
+    workload = Workload(prompt=given.prompt, tokens=given.tokens)
+    session = take(given.bundle, workload, blocks=given.blocks, threads=given.threads)
+    said, right = table(session, workload)
+    print(f"{given.bundle}: {workload}; {kept_blocks(session, 'slowed').describe()}\n\n{said}\n")
     print("The benchmark is right about both." if right else "The benchmark is not right about both, or cannot say.")
     sys.exit(0 if right else 3)
 

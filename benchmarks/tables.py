@@ -1,7 +1,7 @@
 """Stored results as tables of finished text, for the terminal and for docs/benchmarks.md alike.
 
 A figure is the median over blocks; the ratio below it says how many times as fast ours is (peer / ours, paired within
-blocks), with its 95 % interval. What an arm could not do says why.
+blocks), with its 95 % interval. What a variant could not do says why.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.arms import OURS, REFERENCE
 from benchmarks.targets import Outcome, floor_seconds, outcomes, paired_ratio, reason_of, seconds_of
+from benchmarks.variants import OURS, REFERENCE
 from evaluation.measurement import Interval
 from evaluation.units import BYTE_UNITS, format_number
 
@@ -21,7 +21,7 @@ BREAK = "\n"
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of text; a cell may hold line breaks."""
+    """Rows of text; a workload may hold line breaks."""
 
     title: str
     columns: tuple[str, ...]
@@ -30,21 +30,23 @@ class Table:
     def markdown(self) -> str:
         """As a Markdown table, the first column to the left and the others to the right."""
         lines = [self.columns, ("---", *("---:" for _ in self.columns[1:])), *self.rows]
-        return "\n".join("| " + " | ".join(cell.replace(BREAK, "<br>") for cell in line) + " |" for line in lines)
+        return "\n".join(
+            "| " + " | ".join(workload.replace(BREAK, "<br>") for workload in line) + " |" for line in lines
+        )
 
 
 def model_tables(model: Json, device: str) -> list[Table]:
     """Every table of one model of a comparison."""
-    keys = list(dict.fromkeys(key for arm in model["arms"].values() for key in arm["cells"]))
+    keys = list(dict.fromkeys(key for variant in model["variants"].values() for key in variant["workloads"]))
     tables = [footprint_table(model), grid_table(model, "decode", keys), grid_table(model, "prefill", keys)]
     tables.append(targets_table(outcomes(model)) if device == "cpu" else proofs_table(model))
     return [table for table in tables if len(table.columns) > 1 and table.rows]
 
 
 def footprint_table(model: Json) -> Table:
-    """Size, start and memory of each arm, and whether it computes the same."""
+    """Size, start and memory of each variant, and whether it computes the same."""
     columns = (
-        "arm",
+        "variant",
         "weights",
         "of float32",
         "opens in",
@@ -53,52 +55,57 @@ def footprint_table(model: Json) -> Table:
         "next token as PyTorch",
     )
     rows = []
-    for arm in model["arms"].values():
-        if arm["reason"]:
-            rows.append((arm["title"], f"n/a ({arm['reason']})", *("" for _ in columns[2:])))
+    for variant in model["variants"].values():
+        if variant["reason"]:
+            rows.append((variant["title"], f"n/a ({variant['reason']})", *("" for _ in columns[2:])))
             continue
-        share = f"{arm['weight_bytes'] / model['float32_bytes']:.3f}x"
-        starts = [format_seconds(_median(arm["load"], what)) for what in ("open", "first_token")]
-        peak = format_bytes(_median(arm["load"], "peak"))
-        rows.append((arm["title"], format_bytes(arm["weight_bytes"]), share, *starts, peak, agreement(model, arm)))
+        share = f"{variant['weight_bytes'] / model['float32_bytes']:.3f}x"
+        starts = [format_seconds(_median(variant["load"], what)) for what in ("open", "first_token")]
+        peak = format_bytes(_median(variant["load"], "peak"))
+        rows.append(
+            (variant["title"], format_bytes(variant["weight_bytes"]), share, *starts, peak, agreement(model, variant))
+        )
     return Table(title="Size, start, memory", columns=columns, rows=tuple(rows))
 
 
 def grid_table(model: Json, kind: str, keys: list[str]) -> Table:
-    """Decode as tokens per second, prefill as milliseconds; a column per cell."""
-    cells = [key for key in keys if key.startswith(kind)]
-    heads = [f"{tokens} tokens, batch {batch}" for _, tokens, batch in (key.split("-") for key in cells)]
-    rows = [(arm["title"], *(grid_cell(model, name, key) for key in cells)) for name, arm in model["arms"].items()]
+    """Decode as tokens per second, prefill as milliseconds; a column per workload."""
+    workloads = [key for key in keys if key.startswith(kind)]
+    heads = [f"{tokens} tokens, batch {batch}" for _, tokens, batch in (key.split("-") for key in workloads)]
+    rows = [
+        (variant["title"], *(grid_workload(model, name, key) for key in workloads))
+        for name, variant in model["variants"].items()
+    ]
     if kind == "decode":
-        rows.append(("floor: our weights read once", *(_floor_cell(model, key) for key in cells)))
+        rows.append(("floor: our weights read once", *(_floor_workload(model, key) for key in workloads)))
     title = {"decode": "Decode, tokens per second", "prefill": "Prefill, milliseconds"}[kind]
-    return Table(title=title, columns=("arm", *heads), rows=tuple(rows))
+    return Table(title=title, columns=("variant", *heads), rows=tuple(rows))
 
 
-def grid_cell(model: Json, name: str, key: str) -> str:
+def grid_workload(model: Json, name: str, key: str) -> str:
     """One figure, and below it how many times as fast ours is."""
-    seconds = seconds_of(model["arms"], name, key)
+    seconds = seconds_of(model["variants"], name, key)
     if not seconds:
-        return f"n/a ({reason_of(model['arms'], name, key)})"
+        return f"n/a ({reason_of(model['variants'], name, key)})"
     kind, _, batch = key.split("-")
     median = float(np.median(seconds))
     figure = format_number(int(batch) / median) if kind == "decode" else format_number(median * 1e3)
     if name == OURS:
         return f"**{figure}**"
-    ratio, interval, _ = paired_ratio(model["arms"], name, OURS, key)
+    ratio, interval, _ = paired_ratio(model["variants"], name, OURS, key)
     return figure if ratio is None else f"{figure}{BREAK}{format_times(ratio, interval)}"
 
 
-def _floor_cell(model: Json, key: str) -> str:
+def _floor_workload(model: Json, key: str) -> str:
     seconds = floor_seconds(model, key)
     return format_number(int(key.split("-")[2]) / float(np.median(seconds))) if seconds else "n/a"
 
 
 def proofs_table(model: Json) -> Table:
     """What our bundles proved before they were timed."""
-    proven = [(arm["title"], arm["proofs"]) for arm in model["arms"].values() if arm.get("proofs")]
+    proven = [(variant["title"], variant["proofs"]) for variant in model["variants"].values() if variant.get("proofs")]
     rows = tuple((title, _provider(proofs["proof_of_provider"]), _parity(proofs["parity"])) for title, proofs in proven)
-    return Table(title="Proofs", columns=("arm", "provider", "against the checkpoint"), rows=rows)
+    return Table(title="Proofs", columns=("variant", "provider", "against the checkpoint"), rows=rows)
 
 
 def _provider(proof: Json) -> str:
@@ -132,11 +139,11 @@ def _measured(outcome: Outcome) -> str:
     return format_times(outcome.value, outcome.interval, unit=outcome.unit)
 
 
-def agreement(model: Json, arm: Json) -> str:
+def agreement(model: Json, variant: Json) -> str:
     """How many next tokens are the reference's, of those that were chosen after the same text as there."""
-    reference = model["arms"][REFERENCE]
+    reference = model["variants"][REFERENCE]
     same = total = 0
-    for theirs, ours in _pairs(reference, arm):
+    for theirs, ours in _pairs(reference, variant):
         if theirs and ours and theirs[0] and ours[0]:
             equal_NB = np.asarray(ours) == np.asarray(theirs)
             same_text_NB = np.vstack([np.ones_like(equal_NB[:1]), np.cumprod(equal_NB, axis=0)[:-1]]).astype(bool)
@@ -145,11 +152,11 @@ def agreement(model: Json, arm: Json) -> str:
     return f"{same} of {total}" if total else "n/a"
 
 
-def _pairs(reference: Json, arm: Json) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
-    """The tokens of both, [N][B]: of the prompts that were checked, and of every decode cell."""
-    yield [reference.get("check", [])], [arm.get("check", [])]
-    for key, cell in arm["cells"].items():
-        yield reference["cells"].get(key, {}).get("tokens", []), cell["tokens"]
+def _pairs(reference: Json, variant: Json) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
+    """The tokens of both, [N][B]: of the prompts that were checked, and of every decode workload."""
+    yield [reference.get("check", [])], [variant.get("check", [])]
+    for key, workload in variant["workloads"].items():
+        yield reference["workloads"].get(key, {}).get("tokens", []), workload["tokens"]
 
 
 def _median(loads: list[Json], what: str) -> float:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.arms import ARMS, OURS
+from benchmarks.variants import OURS, VARIANTS
 from evaluation.measurement import Interval
 from evaluation.statistics import median_interval
 
-DECODE_CELLS = ("decode-128-1", "decode-900-1")
-PREFILL_CELLS = ("prefill-128-1", "prefill-512-1")
+DECODE_WORKLOADS = ("decode-128-1", "decode-900-1")
+PREFILL_WORKLOADS = ("prefill-128-1", "prefill-512-1")
 DECODE_AT_LEAST: dict[str, dict[str, float]] = {
     "gpt2": {"llama.cpp": 1.4, "ort-fp32": 3.0, "eager": 7.0},
     "llama": {"llama.cpp": 1.2, "genai": 1.3, "ort-fp32": 3.0, "eager": 7.0},
@@ -59,25 +59,25 @@ def outcomes(model: Json) -> list[Outcome]:
 
 
 def _outcomes(model: Json) -> Iterator[Outcome]:
-    arms = model["arms"]
-    for cell in DECODE_CELLS:
+    variants = model["variants"]
+    for workload in DECODE_WORKLOADS:
         for peer, limit in DECODE_AT_LEAST.get(model["family"], {}).items():
-            yield _against(arms, peer, cell, limit)
-    for cell in DECODE_CELLS:
-        yield _of_floor(model, cell)
-    for cell in PREFILL_CELLS:
+            yield _against(variants, peer, workload, limit)
+    for workload in DECODE_WORKLOADS:
+        yield _of_floor(model, workload)
+    for workload in PREFILL_WORKLOADS:
         for peer, limit in PREFILL_AT_LEAST.items():
-            yield _against(arms, peer, cell, limit)
-    share = arms[OURS]["weight_bytes"] / model["float32_bytes"] if arms[OURS]["weight_bytes"] else None
+            yield _against(variants, peer, workload, limit)
+    share = variants[OURS]["weight_bytes"] / model["float32_bytes"] if variants[OURS]["weight_bytes"] else None
     yield Outcome(
         what="weights of the bundle / float32",
         limit=BUNDLE_AT_MOST,
         value=share,
         at_least=False,
-        reason=arms[OURS]["reason"],
+        reason=variants[OURS]["reason"],
     )
     if model["family"] in OPEN_AT_MOST:
-        seconds = np.array([load["open"] for load in arms[OURS]["load"]])
+        seconds = np.array([load["open"] for load in variants[OURS]["load"]])
         yield Outcome(
             what="opening the bundle",
             limit=OPEN_AT_MOST[model["family"]],
@@ -85,52 +85,54 @@ def _outcomes(model: Json) -> Iterator[Outcome]:
             interval=median_interval(seconds) if len(seconds) else None,
             at_least=False,
             unit=" s",
-            reason=arms[OURS]["reason"],
+            reason=variants[OURS]["reason"],
         )
 
 
-def _against(arms: Json, peer: str, cell: str, limit: float) -> Outcome:
-    kind, tokens, _ = cell.split("-")
-    what = f"{kind} at {tokens} tokens, against {ARMS[peer].title}"
-    ratio, interval, reason = paired_ratio(arms, peer, OURS, cell)
+def _against(variants: Json, peer: str, workload: str, limit: float) -> Outcome:
+    kind, tokens, _ = workload.split("-")
+    what = f"{kind} at {tokens} tokens, against {VARIANTS[peer].title}"
+    ratio, interval, reason = paired_ratio(variants, peer, OURS, workload)
     return Outcome(what=what, limit=limit, value=ratio, interval=interval, reason=reason)
 
 
-def _of_floor(model: Json, cell: str) -> Outcome:
-    _, tokens, _ = cell.split("-")
+def _of_floor(model: Json, workload: str) -> Outcome:
+    _, tokens, _ = workload.split("-")
     what = f"decode at {tokens} tokens, share of the memory floor's speed"
-    seconds, floor = np.array(seconds_of(model["arms"], OURS, cell)), np.array(floor_seconds(model, cell))
+    seconds, floor = np.array(seconds_of(model["variants"], OURS, workload)), np.array(floor_seconds(model, workload))
     if not len(seconds) or not len(floor):
-        return Outcome(what=what, limit=FLOOR_AT_LEAST, value=None, reason=reason_of(model["arms"], OURS, cell))
+        return Outcome(what=what, limit=FLOOR_AT_LEAST, value=None, reason=reason_of(model["variants"], OURS, workload))
     share = floor / seconds
     return Outcome(what=what, limit=FLOOR_AT_LEAST, value=float(np.median(share)), interval=median_interval(share))
 
 
-def floor_seconds(model: Json, cell: str) -> list[float]:
-    """The time that reading our weights once would have taken, in each block of a decode cell."""
-    share = model["arms"][OURS]["weight_bytes"] / model["floor_bytes"]
+def floor_seconds(model: Json, workload: str) -> list[float]:
+    """The time that reading our weights once would have taken, in each block of a decode workload."""
+    share = model["variants"][OURS]["weight_bytes"] / model["floor_bytes"]
     return (
-        [] if not share else [seconds * share for seconds in model["floor"]["cells"].get(cell, {}).get("seconds", [])]
+        []
+        if not share
+        else [seconds * share for seconds in model["floor"]["workloads"].get(workload, {}).get("seconds", [])]
     )
 
 
-def seconds_of(arms: Json, name: str, cell: str) -> list[float]:
-    """One figure per block; [] where the arm has none."""
-    found = arms.get(name, {}).get("cells", {}).get(cell, {})
+def seconds_of(variants: Json, name: str, workload: str) -> list[float]:
+    """One figure per block; [] where the variant has none."""
+    found = variants.get(name, {}).get("workloads", {}).get(workload, {})
     return [] if found.get("reason") else list(found.get("seconds", []))
 
 
-def reason_of(arms: Json, name: str, cell: str) -> str:
-    """Why an arm has no figure in a cell."""
-    arm = arms.get(name, {"reason": "not in this run"})
-    return str(arm["reason"] or arm["cells"].get(cell, {}).get("reason") or "not in this run")
+def reason_of(variants: Json, name: str, workload: str) -> str:
+    """Why a variant has no figure in a workload."""
+    variant = variants.get(name, {"reason": "not in this run"})
+    return str(variant["reason"] or variant["workloads"].get(workload, {}).get("reason") or "not in this run")
 
 
-def paired_ratio(arms: Json, slower: str, faster: str, cell: str) -> tuple[float | None, Interval | None, str]:
-    """Median over blocks of (one arm's seconds / another's), its interval, and why there is none."""
-    above, below = np.array(seconds_of(arms, slower, cell)), np.array(seconds_of(arms, faster, cell))
+def paired_ratio(variants: Json, slower: str, faster: str, workload: str) -> tuple[float | None, Interval | None, str]:
+    """Median over blocks of (one variant's seconds / another's), its interval, and why there is none."""
+    above, below = np.array(seconds_of(variants, slower, workload)), np.array(seconds_of(variants, faster, workload))
     if not len(above) or not len(below):
         missing = slower if not len(above) else faster
-        return None, None, f"{ARMS[missing].title}: {reason_of(arms, missing, cell)}"
+        return None, None, f"{VARIANTS[missing].title}: {reason_of(variants, missing, workload)}"
     ratio = above / below
     return float(np.median(ratio)), median_interval(ratio), ""

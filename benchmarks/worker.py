@@ -1,4 +1,4 @@
-"""One arm in a process of its own, so that it has its own memory, threads and libraries.
+"""One variant in a process of its own, so that it has its own memory, threads and libraries.
 
     python -m benchmarks.worker MODULE:CLASS FOLDER THREADS DEVICE
 
@@ -12,7 +12,7 @@ stderr. An order that fails is answered {"error": ...}, and the process goes on.
                                                 {"seconds": [N], "tokens": [U + N][B]}
     {"do": "memory"}                            {"peak": bytes, "idle": share of a core used between orders}
 
-A step is timed from the token ids going in to the next ids being on the host: every arm pays for its own argmax.
+A step is timed from the token ids going in to the next ids being on the host: every variant pays for its own argmax.
 
     B rows    T tokens
 """
@@ -35,7 +35,7 @@ Answer = dict[str, Any]
 
 
 class Runner(Protocol):
-    """What an arm is to the worker; constructed as `Runner(folder, threads, device)`, which loads the model."""
+    """What a variant is to the worker; constructed as `Runner(folder, threads, device)`, which loads the model."""
 
     def read(self, ids_BT: Ids, room: int) -> Ids:
         """Read a prompt into an empty cache that has room for `room` tokens more: the likeliest next ids (B)."""
@@ -124,7 +124,7 @@ def main() -> None:
         order = json.loads(line)
         try:
             answer = getattr(worker, order.pop("do"))(**order)
-        except Exception as error:  # whatever an arm's library raises is that arm's result, and the run goes on
+        except Exception as error:  # whatever a variant's library raises is that variant's result, and the run goes on
             answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         answers.write(json.dumps(answer) + "\n")
         worker.idle.rested()

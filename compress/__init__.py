@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from compress.pruning.config import PRUNE, PruneConfig
     from compress.quantization.config import QUANTIZE, QuantizeConfig
     from compress.stage import (
-        Facts,
         FormatName,
-        Material,
         Progress,
         Silent,
         Stage,
         StageConfig,
         StageError,
         StageInput,
+        StageInputName,
+        StageMetadata,
         Task,
     )
     from compress.stages import STAGES
@@ -39,9 +39,9 @@ else:
             "Checkpoint": "compress.checkpoints.folder",
             "CheckpointError": "compress.checkpoints.config",
             "DistillConfig": "compress.distillation.config",
-            "Facts": "compress.stage",
+            "StageMetadata": "compress.stage",
             "FormatName": "compress.stage",
-            "Material": "compress.stage",
+            "StageInputName": "compress.stage",
             "Progress": "compress.stage",
             "PruneConfig": "compress.pruning.config",
             "QuantizeConfig": "compress.quantization.config",
@@ -69,9 +69,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "DistillConfig",
-    "Facts",
     "FormatName",
-    "Material",
     "Progress",
     "PruneConfig",
     "QuantizeConfig",
@@ -81,6 +79,8 @@ __all__ = [
     "StageConfig",
     "StageError",
     "StageInput",
+    "StageInputName",
+    "StageMetadata",
     "Task",
     "TextError",
     "TextSource",

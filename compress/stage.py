@@ -1,7 +1,7 @@
 """What a stage is: it takes a folder of one format and leaves a new folder of one format.
 
-A stage reads its source folder and the materials it declares, and fills an empty output folder. It never prints,
-never touches the run store and never changes its source; what it wants to say it returns as facts (plain JSON) for
+A stage reads its source folder and the inputs it declares, and fills an empty output folder. It never prints,
+never touches the run store and never changes its source; what it wants to say it returns as metadata (plain JSON) for
 the report, and what takes long it reports through `Progress`. Its `version` is raised whenever the same knobs begin
 to give other numbers, because the version is part of the key under which results are reused.
 
@@ -22,8 +22,8 @@ from compress.knobs import Knobs
 from compress.text import TextSource
 
 FormatName = Literal["nothing", "dense", "quantized", "onnx"]
-Material = Literal["train_text", "calibration_text", "teacher"]
-Facts = dict[str, Any]
+StageInputName = Literal["train_text", "calibration_text", "teacher"]
+StageMetadata = dict[str, Any]
 Config = TypeVar("Config", bound="StageConfig")
 
 
@@ -91,7 +91,7 @@ class StageInput:
     """
     logs: Path | None = None
     """Where curves are written while training, for TensorBoard; None: into `scratch`."""
-    lineage: tuple[Facts, ...] = ()
+    lineage: tuple[StageMetadata, ...] = ()
     """What made the source: its key first, then kind and knobs of every earlier stage; a bundle's manifest says it."""
     progress: Progress = field(default_factory=Silent)
 
@@ -108,9 +108,9 @@ class Stage(Generic[Config]):
     config: type[Config]
     takes: frozenset[FormatName]
     leaves: FormatName
-    run: Callable[[Config, StageInput], Facts]
-    materials: Callable[[Config], frozenset[Material]] = lambda config: frozenset()
-    """The materials that these knobs make it read."""
+    run: Callable[[Config, StageInput], StageMetadata]
+    inputs_read: Callable[[Config], frozenset[StageInputName]] = lambda config: frozenset()
+    """The inputs that these knobs make it read."""
     folders: Callable[[Config], dict[str, Path]] = lambda config: {}
     """Further checkpoints that these knobs make it read, by the knob that names them."""
     times_decoding: Callable[[Config], bool] = lambda config: False

@@ -37,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """Items of each label (rows) by the label that they were given (columns)."""
+    """PerExample of each label (rows) by the label that they were given (columns)."""
 
     name: str
     """Whose answers they are."""
@@ -90,14 +90,14 @@ def _owner(found: Measurement) -> str:
 def _evaluation(report: Report, name: str) -> Evaluation:
     first, final = report.rows[0], report.final
     measured = [found for found in final.measurements if _owner(found) == name]
-    facts = [(row, row.evaluations.get(name, {})) for row in ([first] if first is final else [first, final])]
+    rows = [(row, row.evaluations.get(name, {})) for row in ([first] if first is final else [first, final])]
     return Evaluation(
         name=name,
-        protocol=facts[-1][1].get("protocol") or (measured[0].method if measured else ""),
+        protocol=rows[-1][1].get("protocol") or (measured[0].method if measured else ""),
         lines=[_line(first.measurement(found.metric), found) for found in measured],
-        matrices=[_matrix(row, told) for row, told in facts if told.get("confusion")],
-        samples=_samples(facts[0][1].get("texts", ()), facts[-1][1].get("texts", ())),
-        wrong=[_wrong(item) for item in facts[-1][1].get("wrong", ())],
+        matrices=[_matrix(row, told) for row, told in rows if told.get("confusion")],
+        samples=_samples(rows[0][1].get("texts", ()), rows[-1][1].get("texts", ())),
+        wrong=[_wrong(item) for item in rows[-1][1].get("wrong", ())],
     )
 
 
@@ -191,7 +191,7 @@ class Lost:
 
 def lost_most(report: Report) -> Lost | None:
     """What lost most in what ships; None where nothing is known of it."""
-    found = report.final.hardest
+    found = report.final.worst_tokens
     if not found:
         return None
     groups = {

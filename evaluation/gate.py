@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 
 from evaluation.latency.paired import blocks_to_decide
 from evaluation.measurement import METRICS, Comparison, Interval, Measurement, Value, is_metric, metric_of
-from evaluation.plausibility import suspicion
+from evaluation.plausibility import sanity_warning
 from evaluation.statistics import POWER, samples_to_decide, widened
 from evaluation.units import format_change, format_ratio, format_value
 
@@ -102,7 +102,7 @@ class GateResult(Value):
     """The reason in one sentence."""
     more: int | None = None
     """INCONCLUSIVE: how many more samples would decide; None: no practical number would, or it is decided."""
-    suspicion: str = ""
+    sanity_warning: str = ""
     """Why the figure is too good to be believed without a look; empty where it is not."""
 
 
@@ -139,7 +139,8 @@ def judge(
     """
     results = [_judge(metric, limit, measurements.get(metric), looks) for metric, limit in gates.items()]
     return [
-        result.model_copy(update={"suspicion": suspicion(result.metric, measurements, bandwidth)}) for result in results
+        result.model_copy(update={"sanity_warning": sanity_warning(result.metric, measurements, bandwidth)})
+        for result in results
     ]
 
 

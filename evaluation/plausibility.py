@@ -9,7 +9,7 @@
 
               unless the weights stay in the processor's cache. Only where a bandwidth is given
 
-A suspicion changes no verdict; the report shows it beside the figure, and the headline counts it.
+A sanity warning changes no verdict; the report shows it beside the figure, and the headline counts it.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ QUALITY = frozenset({"perplexity", "next_token_accuracy", "accuracy"})
 PER_TOKEN = "decode_latency"
 
 
-def suspicion(metric: str, measurements: Mapping[str, Measurement], bandwidth: float | None = None) -> str:
+def sanity_warning(metric: str, measurements: Mapping[str, Measurement], bandwidth: float | None = None) -> str:
     """Why the figure under this metric is too good, in a sentence; empty where it is not.
 
     Args:
@@ -41,9 +41,9 @@ def suspicion(metric: str, measurements: Mapping[str, Measurement], bandwidth: f
     return ""
 
 
-def suspicions(measurements: Mapping[str, Measurement], bandwidth: float | None = None) -> dict[str, str]:
+def sanity_warnings(measurements: Mapping[str, Measurement], bandwidth: float | None = None) -> dict[str, str]:
     """Every metric that is too good, with the reason."""
-    found = {metric: suspicion(metric, measurements, bandwidth) for metric in measurements}
+    found = {metric: sanity_warning(metric, measurements, bandwidth) for metric in measurements}
     return {metric: reason for metric, reason in found.items() if reason}
 
 

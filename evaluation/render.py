@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
-LONGEST_FACT = 160
+LONGEST_METADATA = 160
 """Characters of a fact that is shown whole."""
 
 
@@ -110,10 +110,10 @@ def _values(report: Report) -> dict[str, Any]:
     return {
         "report": report,
         "verdict": report.verdict or "NOT GATED",
-        "headline": headline(report.verdict, len(report.suspicions)),
+        "headline": headline(report.verdict, len(report.sanity_warnings)),
         "gate_counts": gate_counts(report.gates),
         "bought": table.what_it_bought(report),
-        "suspicions": {table.name_of(metric): reason for metric, reason in report.suspicions.items()},
+        "sanity_warnings": {table.name_of(metric): reason for metric, reason in report.sanity_warnings.items()},
         "evaluations": evaluations(report),
         "lost": lost_most(report),
         "columns": table.table_columns(report),
@@ -165,7 +165,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= LONGEST_FACT else _in_short(value)
+    return text if len(text) <= LONGEST_METADATA else _in_short(value)
 
 
 def _in_short(value: Any) -> str:

@@ -17,11 +17,11 @@ from pydantic import Field
 from evaluation.gate import GateResult, Verdict, exit_code
 from evaluation.latency import Session
 from evaluation.measurement import Measurement, Ratio, Value
-from evaluation.plausibility import suspicions
+from evaluation.plausibility import sanity_warnings
 
 BASELINE = "baseline"
 REPORT = "report.json"
-SCHEMA_VERSION: Literal[6] = 6
+SCHEMA_VERSION: Literal[7] = 7
 UNSEALED = '"seal": ""'
 """Stands before everything that others can write, so the first one is the report's own."""
 
@@ -37,7 +37,7 @@ class Row(Value):
     key: str = ""
     """Its key in the run store."""
     knobs: dict[str, Any] = Field(default_factory=dict)
-    facts: dict[str, Any] = Field(default_factory=dict)
+    metadata: dict[str, Any] = Field(default_factory=dict)
     """What the stage said about its work."""
     seconds: float | None = None
     """How long the stage took when it ran; None for the baseline."""
@@ -51,7 +51,7 @@ class Row(Value):
     """Bytes by part of the model and kind of number: {"mlp": {"int8": ..., "scales": ..., "float": ...}, ...}."""
     evaluations: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """What each named evaluation says beside its figures: protocol, confusion matrix, texts."""
-    hardest: dict[str, Any] = Field(default_factory=dict)
+    worst_tokens: dict[str, Any] = Field(default_factory=dict)
     """The tokens, places and documents that lost most against the baseline."""
 
     def __repr__(self) -> str:
@@ -80,7 +80,7 @@ class Source(Value):
 class Report(Value):
     """Everything that a run found."""
 
-    schema_version: Literal[6] = SCHEMA_VERSION
+    schema_version: Literal[7] = SCHEMA_VERSION
     seal: str = ""
     """sha256 (hex) of the report's text while this is empty."""
     recipe: str
@@ -129,9 +129,9 @@ class Report(Value):
         return self.rows[-1]
 
     @property
-    def suspicions(self) -> dict[str, str]:
+    def sanity_warnings(self) -> dict[str, str]:
         """What ships is too good under these metrics, gated or not, with the reason."""
-        return suspicions({found.metric: found for found in self.final.measurements}, self.memory_bandwidth)
+        return sanity_warnings({found.metric: found for found in self.final.measurements}, self.memory_bandwidth)
 
     def row(self, name: str) -> Row:
         """The row of that name.

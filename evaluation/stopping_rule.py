@@ -39,7 +39,8 @@ class StoppingRule:
     """When the timing of what is gated may end."""
 
     gates: Mapping[str, Limit]
-    """What the last arm is judged by. Those that more blocks decide count here; without any, all blocks are taken."""
+    """What the last variant is judged by. Those that more blocks decide count here; without any, all blocks are
+    taken."""
     blocks: tuple[int, ...]
     """After how many blocks these gates are looked at; the last number is the most there may be."""
     looks: int
@@ -52,8 +53,8 @@ class StoppingRule:
         timed = {metric: limit for metric, limit in self.gates.items() if metric_of(metric).more == "blocks"}
         if not timed or session.taken not in self.blocks:
             return ""
-        last = session.arms[-1]
-        dead = next((arm for arm in (session.baseline, last) if session.error(arm)), None)
+        last = session.variants[-1]
+        dead = next((variant for variant in (session.baseline, last) if session.error(variant)), None)
         if dead is not None:
             return f"{dead} did not run, so no gate on latency can be decided"
         found = {one.metric: one for one in latency_measurements(session)[last]}

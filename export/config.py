@@ -49,6 +49,6 @@ EXPORT: Stage[ExportConfig] = Stage(
     takes=frozenset({"dense", "quantized"}),
     leaves="onnx",
     run=lazy("export.stage:run"),
-    materials=lambda config: frozenset({"calibration_text"}),
+    inputs_read=lambda config: frozenset({"calibration_text"}),
     libraries=LIBRARIES,
 )

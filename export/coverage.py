@@ -33,7 +33,7 @@ class CoverageError(DemitasseError):
 def coverage(model: "ModelProto") -> dict[str, Any]:
     """What the graph holds, as plain data: the names of int8 and of float matrices, and the bytes of each kind."""
     products, tables, codes = _int8_matrices(model)
-    held = held_weights(model)
+    held = weights_in_memory(model)
     matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1}
     floats = {name for name, number, _ in held if number == "float"}
     sizes = {number: sum(size for _, kind, size in held if kind == number) for number in ("int8", "scales", "float")}
@@ -47,7 +47,7 @@ def coverage(model: "ModelProto") -> dict[str, Any]:
     }
 
 
-def held_weights(model: "ModelProto") -> list[Held]:
+def weights_in_memory(model: "ModelProto") -> list[Held]:
     """Every stored tensor of the graph: int8 codes, their scales, and whatever else."""
     _, _, codes = _int8_matrices(model)
     numbers = dict.fromkeys(codes, "int8") | {name.removesuffix(CODES) + SCALES: "scales" for name in codes}

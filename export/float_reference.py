@@ -33,7 +33,7 @@ def rounds_activations(graph: "ModelProto") -> bool:
     return any(_attributes(node).get("accuracy_level") == ROUNDED for node in graph.graph.node)
 
 
-def write_exact(bundle: Path, folder: Path) -> None:
+def write_float_reference(bundle: Path, folder: Path) -> None:
     """Write into `folder` what a session needs to run the bundle's graph with float products."""
     from onnx import ModelProto
 

@@ -79,7 +79,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = unsealed(real_file(file).read_bytes())
         entries = all({"bytes", "sha256"} <= set(entry) for entry in manifest["files"].values())
-        missing = STATED - set(manifest) | {"replay"} - set(manifest.get("parity", ()))
+        missing = STATED - set(manifest) | {"self_test"} - set(manifest.get("parity", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleIntegrityError(
             f"{file}: expected a bundle's manifest as it was written ({error}); export it again"

@@ -31,7 +31,7 @@ import numpy as np
 
 from compress.errors import DemitasseError
 from export.external_data import read_graph
-from export.float_reference import rounds_activations, write_exact
+from export.float_reference import rounds_activations, write_float_reference
 from export.runtime.batch import Floats, Ids
 from export.runtime.model import OnnxCausalLM, log_softmax
 from export.runtime.session import Provider
@@ -89,7 +89,7 @@ def check_parity(bundle: Path, reference: Reference, provider: Provider = "cpu")
     if rounds_activations(graph):
         shipped = "int8 activations"
         with TemporaryDirectory(dir=reference.folder) as scratch:
-            write_exact(bundle, Path(scratch))
+            write_float_reference(bundle, Path(scratch))
             model = OnnxCausalLM.open(Path(scratch), provider=provider, prepack=False)
             figures[base] = _check_graph(Runs(model, reference), base)
             del model
@@ -108,7 +108,7 @@ def _check_graph(runs: "Runs", arithmetic: Arithmetic) -> dict[str, Any]:
             raise ParityError(
                 f"parity on {name} ({arithmetic}): expected log-probabilities within {tolerance.log_probability:g} and "
                 f"a KL of at most {tolerance.kl:g}, got {figures.log_probability:.3g} and {figures.kl:.3g}; "
-                + first_parting_layer(runs.model, runs.reference.load(), runs.reference.ids_BT)
+                + first_divergent_layer(runs.model, runs.reference.load(), runs.reference.ids_BT)
             )
         found[name] = _stated(figures, tolerance)
     return found
@@ -250,7 +250,7 @@ def run_forced(model: OnnxCausalLM, ids_BT: Ids, count_B: Ids, steps: int) -> Fl
     return ours_BSV
 
 
-def first_parting_layer(model: OnnxCausalLM, reference: "PreTrainedModel", ids_BT: Ids, limit: float = 1e-2) -> str:
+def first_divergent_layer(model: OnnxCausalLM, reference: "PreTrainedModel", ids_BT: Ids, limit: float = 1e-2) -> str:
     """Where the two part, told from what each layer puts into its cache, relative to the largest value there."""
     import torch
 

@@ -3,9 +3,9 @@
     parity.safetensors    ids (B, T), how many of each row are read at once (B,), and for the S + 1 positions from
                           there on the K likeliest next tokens with their log-probabilities (B, S + 1, K)
 
-`replay` reads the rows together, decodes them, and compares. A machine, a driver or a release of ONNX Runtime that
-computes something else is found where the bundle is to run, without the checkpoint and without PyTorch. The figure is
-the mean KL(checkpoint || bundle) over K + 1 outcomes: the K likeliest tokens and "any other", which is never more
+`run_self_test` reads the rows together, decodes them, and compares. A machine, a driver or a release of ONNX Runtime
+that computes something else is found where the bundle is to run, without the checkpoint and without PyTorch. The figure
+is the mean KL(checkpoint || bundle) over K + 1 outcomes: the K likeliest tokens and "any other", which is never more
 than the KL over the whole vocabulary.
 
     B rows    T tokens    S steps    K tokens that are kept
@@ -30,13 +30,13 @@ from export.torch_reference import Reference, lengths
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PROBE = "parity.safetensors"
+GOLDEN_OUTPUTS = "parity.safetensors"
 KEPT = 16
 SLACK, FLOOR = 4.0, 1e-4
-"""A replay's KL may be so many times what the export found, and a little more."""
+"""A run_self_test's KL may be so many times what the export found, and a little more."""
 
 
-def write_probe(bundle: Path, reference: Reference) -> None:
+def write_golden_outputs(bundle: Path, reference: Reference) -> None:
     """Keep the likeliest tokens of the reference's rows in the bundle."""
     count_B, steps = lengths(reference.ids_BT)
     rows = [reference.row(row)[count - 1 : count + steps] for row, count in enumerate(count_B)]
@@ -48,10 +48,10 @@ def write_probe(bundle: Path, reference: Reference) -> None:
         "likeliest": likeliest_BSK.astype(np.int32),
         "log_probability": np.stack(list(kept)).astype(np.float32),
     }
-    save_file(tensors, bundle / PROBE)
+    save_file(tensors, bundle / GOLDEN_OUTPUTS)
 
 
-def replay(
+def run_self_test(
     bundle: Path, provider: Provider, *, stated: float | None = None, threads: int | None = None
 ) -> dict[str, float]:
     """Run the bundle on the rows that it carries; {"kl": nats, "tolerance": nats, "positions": count}.
@@ -64,13 +64,13 @@ def replay(
         ProviderError: `provider` is not there or did not load.
         BundleIntegrityError: the rows cannot be read.
     """
-    probe = _read_probe(bundle)
+    golden = _read_golden_outputs(bundle)
     model = OnnxCausalLM.open(bundle, provider=provider, threads=threads)
-    ids_BT, count_B = probe["ids"].astype(np.int64), probe["count"].astype(np.int64)
-    steps = probe["likeliest"].shape[1] - 1
+    ids_BT, count_B = golden["ids"].astype(np.int64), golden["count"].astype(np.int64)
+    steps = golden["likeliest"].shape[1] - 1
     ours_BSV = run_forced(model, ids_BT, count_B, steps)
-    ours_BSK = np.take_along_axis(ours_BSV, probe["likeliest"].astype(np.int64), axis=-1)
-    kl = coarse_kl(probe["log_probability"], ours_BSK)
+    ours_BSK = np.take_along_axis(ours_BSV, golden["likeliest"].astype(np.int64), axis=-1)
+    kl = coarse_kl(golden["log_probability"], ours_BSK)
     tolerance = TOLERANCES[_arithmetic(bundle, provider)].kl
     if stated is not None:
         tolerance = min(tolerance, SLACK * stated + FLOOR)
@@ -103,12 +103,16 @@ def _arithmetic(bundle: Path, provider: Provider) -> Arithmetic:
     return "float32" if provider == "cpu" else "float16"
 
 
-def _read_probe(bundle: Path) -> dict[str, Any]:
+def _read_golden_outputs(bundle: Path) -> dict[str, Any]:
     try:
-        probe: dict[str, Any] = load_file(bundle / PROBE)
-        missing = {"ids", "count", "likeliest", "log_probability"} - set(probe)
+        golden: dict[str, Any] = load_file(bundle / GOLDEN_OUTPUTS)
+        missing = {"ids", "count", "likeliest", "log_probability"} - set(golden)
     except (OSError, SafetensorError) as error:
-        raise BundleIntegrityError(f"{bundle / PROBE}: cannot be read ({error}); export the bundle again") from error
+        raise BundleIntegrityError(
+            f"{bundle / GOLDEN_OUTPUTS}: cannot be read ({error}); export the bundle again"
+        ) from error
     if missing:
-        raise BundleIntegrityError(f"{bundle / PROBE}: {', '.join(sorted(missing))} missing; export the bundle again")
-    return probe
+        raise BundleIntegrityError(
+            f"{bundle / GOLDEN_OUTPUTS}: {', '.join(sorted(missing))} missing; export the bundle again"
+        )
+    return golden

@@ -21,7 +21,7 @@ from compress.checkpoints.config import read_config, vocabulary_size
 from compress.checkpoints.folder import inspect_checkpoint, load_tokenizer
 from compress.checkpoints.layout import count_nonzero
 from compress.checkpoints.loading import load_float_model
-from compress.stage import Facts, Silent, StageError, StageInput, Task
+from compress.stage import Silent, StageError, StageInput, StageMetadata, Task
 from compress.text import check_ids, read_documents, tokenize
 from export.bundle import DATA
 from export.config import LIBRARIES, ExportConfig
@@ -38,7 +38,7 @@ from export.readme import take_sample, write_readme
 from export.row_tracking import WeightError
 from export.runtime.batch import LOGITS_FROM, Ids
 from export.runtime.session import ProviderError, check_provider
-from export.self_test import replay, write_probe
+from export.self_test import run_self_test, write_golden_outputs
 from export.tokenizer_files import write_tokenizer
 from export.torch_reference import take_reference
 from export.triton import bundle_place, write_config
@@ -62,7 +62,7 @@ class UnprovenError(StageError):
     exit_code = 4
 
 
-def run(config: ExportConfig, given: StageInput) -> Facts:
+def run(config: ExportConfig, given: StageInput) -> StageMetadata:
     """Export `given.source` into `given.out`.
 
     Raises:
@@ -88,7 +88,7 @@ def run(config: ExportConfig, given: StageInput) -> Facts:
         raise UnprovenError(f"{given.source}: the bundle is refused: ONNX Runtime does not run it ({error})") from error
 
 
-def _export(config: ExportConfig, given: StageInput, source: Path, task: Task) -> Facts:
+def _export(config: ExportConfig, given: StageInput, source: Path, task: Task) -> StageMetadata:
     bundle = PLACES[config.layout](given.out)
     bundle.mkdir(parents=True, exist_ok=True)
     built = build_bundle(config, source, bundle, task)
@@ -188,8 +188,8 @@ def _check_parity(config: ExportConfig, given: StageInput, bundle: Path, longest
             lambda: load_float_model(source), ids[: tokens * ROWS].reshape(ROWS, tokens), ids[-context:], Path(scratch)
         )
         figures = check_parity(bundle, reference, config.provider) | {"longest": longest}
-        write_probe(bundle, reference)
-    return figures | {"replay": replay(bundle, config.provider)}
+        write_golden_outputs(bundle, reference)
+    return figures | {"self_test": run_self_test(bundle, config.provider)}
 
 
 def _parity_ids(given: StageInput, source: Path, count: int) -> Ids:

@@ -1,6 +1,6 @@
 """A stage that fails on one of several processes, before the others can open a group with it or inside of that."""
 
-from compress.stage import Facts, Stage, StageConfig, StageError, StageInput
+from compress.stage import Stage, StageConfig, StageError, StageInput, StageMetadata
 
 
 class FailConfig(StageConfig):
@@ -10,7 +10,7 @@ class FailConfig(StageConfig):
     early: bool = False
 
 
-def fail(config: FailConfig, given: StageInput) -> Facts:
+def fail(config: FailConfig, given: StageInput) -> StageMetadata:
     from compress.training.distributed import barrier, together
     from compress.training.launch import launch
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from compress.digests import digest_of
 from evaluation.gate import Limit, judge, overall
-from evaluation.latency import Cell, CellTimes, Protocol, Session, Turn, latency_measurements
+from evaluation.latency import Protocol, Session, Trial, Workload, WorkloadTimes, latency_measurements
 from evaluation.measurement import Measurement
 from evaluation.quality import TokenScores, quality_measurements
 from evaluation.render import write_report
@@ -83,36 +83,38 @@ def candidate_scores(baseline: TokenScores, cost: float, seed: int) -> TokenScor
 
 
 def session_of(speed: float, *, blocks: int = 10, steps: int = 64, seed: int = 3) -> Session:
-    """Two arms in randomly ordered blocks on a machine that drifts by a random walk."""
+    """Two variants in randomly ordered blocks on a machine that drifts by a random walk."""
     generator = np.random.default_rng(seed)
-    cell = Cell(prompt=16, tokens=steps + 1)
-    start, drift, turns = datetime(2026, 1, 5, 9, 0, tzinfo=UTC), 0.0, []
+    workload = Workload(prompt=16, tokens=steps + 1)
+    start, drift, trials = datetime(2026, 1, 5, 9, 0, tzinfo=UTC), 0.0, []
     for block in range(blocks):
         drift += float(generator.normal(0, 0.02))
-        for place, arm in enumerate(generator.permutation(["baseline", "export"])):
-            pace = math.exp(drift) * (speed if arm == "export" else 1.0)
-            times = CellTimes(
-                cell=cell,
+        for place, variant in enumerate(generator.permutation(["baseline", "export"])):
+            pace = math.exp(drift) * (speed if variant == "export" else 1.0)
+            times = WorkloadTimes(
+                workload=workload,
                 prefill=tuple(pace * 0.04 * generator.lognormal(0, 0.03, 3)),
                 steps=tuple(pace * 0.004 * generator.lognormal(0, 0.05, steps)),
                 warmups=4,
                 settled=True,
             )
-            turns.append(
-                Turn(
-                    arm=str(arm),
+            trials.append(
+                Trial(
+                    variant=str(variant),
                     block=block,
                     place=place,
                     started=start + timedelta(seconds=10 * block + 4 * place),
-                    process=100 + len(turns),
-                    runtime="PyTorch" if arm == "baseline" else "ONNX Runtime",
+                    process=100 + len(trials),
+                    runtime="PyTorch" if variant == "baseline" else "ONNX Runtime",
                     open_seconds=0.5 * pace,
                     first_run=0.06 * pace,
-                    cells=(times,),
-                    peak_memory=10**9 if arm == "baseline" else 25 * 10**7,
+                    workloads=(times,),
+                    peak_memory=10**9 if variant == "baseline" else 25 * 10**7,
                 )
             )
-    return Session(protocol=Protocol(cells=(cell,), threads=2), arms=("baseline", "export"), turns=tuple(turns))
+    return Session(
+        protocol=Protocol(workloads=(workload,), threads=2), variants=("baseline", "export"), trials=tuple(trials)
+    )
 
 
 def finish(
@@ -152,7 +154,7 @@ def finish(
             format="onnx",
             key=shipped.key,
             knobs={"provider": "cpu"},
-            facts={**shipped.facts, "history": HISTORY},
+            metadata={**shipped.metadata, "history": HISTORY},
             seconds=12.0,
             hashes=shipped.hashes,
             samples=_names(quality=quality, footprint=footprint, latency=latency),
@@ -190,7 +192,7 @@ def _names(**results: Artifact) -> dict[str, str]:
 
 
 def _measured(result: Artifact) -> list[Measurement]:
-    return [Measurement.model_validate(values) for values in result.facts["measurements"]]
+    return [Measurement.model_validate(values) for values in result.metadata["measurements"]]
 
 
 def _quality(

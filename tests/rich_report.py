@@ -13,7 +13,7 @@ from finished_runs import finish
 from evaluation.gate import Limit, judge, overall
 from evaluation.measurement import Measurement, Ratio
 from evaluation.quality.classification_metrics import LABEL, PROBABILITY
-from evaluation.quality.per_example import Items, item_measurements
+from evaluation.quality.per_example import PerExample, item_measurements
 from evaluation.quality.text_metrics import overlap_columns
 from evaluation.render import write_report
 from evaluation.report import Report, Row, Source
@@ -39,7 +39,11 @@ def rich(folder: Path) -> Report:
     rows = [_told(first, {name: (items, None) for name, (items, _) in given.items()})]
     rows += [_between(rows[0], name, share, cost) for name, share, cost in _STAGES]
     last = _told(last, {name: (items, baseline) for name, (baseline, items) in given.items()})
-    rows.append(last.model_copy(update={"weights": _eighth(PARTS), "hardest": HARDEST, "facts": _quiet(last.facts)}))
+    rows.append(
+        last.model_copy(
+            update={"weights": _eighth(PARTS), "worst_tokens": WORST_TOKENS, "metadata": _quiet(last.metadata)}
+        )
+    )
     sources = [Source(role="model", name="org/model@0123", digest="ab" * 32, license="Apache-2.0")]
     limits = {gate.metric: gate.limit for gate in report.gates} | {"sentiment/accuracy": Limit(min_ratio=0.9)}
     gates = judge(limits, {found.metric: found for found in last.measurements})
@@ -52,13 +56,13 @@ def rich(folder: Path) -> Report:
 _STAGES = (("prune", 1.0, 1.01), ("distill", 0.86, 1.06), ("quantize", 0.25, 1.07))
 
 
-def _told(row: Row, given: dict[str, tuple[Items, Items | None]]) -> Row:
+def _told(row: Row, given: dict[str, tuple[PerExample, PerExample | None]]) -> Row:
     measured = [
         found
         for name, (items, baseline) in given.items()
         for found in item_measurements(name, items, baseline, method="a test")
     ]
-    told: dict[str, Any] = {name: {"kind": items.kind, **items.facts} for name, (items, _) in given.items()}
+    told: dict[str, Any] = {name: {"kind": items.kind, **items.metadata} for name, (items, _) in given.items()}
     figures = [*row.measurements, *measured]
     return row.model_copy(update={"measurements": figures, "evaluations": told, "weights": PARTS})
 
@@ -67,10 +71,12 @@ def _between(baseline: Row, name: str, share: float, cost: float) -> Row:
     """A stage between, with a little of everything."""
     kept = {"weight_bytes": share, "perplexity": cost, "decode_latency": 0.9 * share + 0.1}
     measured = [_scaled(found, kept[found.metric]) for found in baseline.measurements if found.metric in kept]
-    facts: dict[str, Any] = {"prune": SENSITIVITY, "distill": INFLUENCE}.get(name, {})
+    metadata: dict[str, Any] = {"prune": SENSITIVITY, "distill": INFLUENCE}.get(name, {})
     format = "quantized" if name == "quantize" else "dense"
     weights = _eighth(PARTS) if name == "quantize" else PARTS
-    return Row(name=name, kind=name, format=format, seconds=20.0, measurements=measured, facts=facts, weights=weights)
+    return Row(
+        name=name, kind=name, format=format, seconds=20.0, measurements=measured, metadata=metadata, weights=weights
+    )
 
 
 def _scaled(found: Measurement, share: float) -> Measurement:
@@ -88,11 +94,11 @@ def _eighth(parts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     }
 
 
-def _quiet(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in facts.items() if name != "history"}
+def _quiet(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metadata.items() if name != "history"}
 
 
-def _labeled(cost: float) -> Items:
+def _labeled(cost: float) -> PerExample:
     generator = np.random.default_rng(3)
     label_I = generator.integers(0, 3, ITEMS)
     score_IL = generator.normal(0, 1, (ITEMS, 3)) + (1.6 - 20 * cost) * np.eye(3)[label_I]
@@ -100,29 +106,33 @@ def _labeled(cost: float) -> Items:
     counts = np.zeros((3, 3), dtype=np.int64)
     np.add.at(counts, (label_I, probability_IL.argmax(axis=1)), 1)
     columns = {f"{PROBABILITY}{label}": probability_IL[:, label] for label in range(3)}
-    facts = {
+    metadata = {
         "protocol": "likeliest of 3 answers after a prompt",
         "labels": ["positive", "negative", "<neither>"],
         "confusion": counts.tolist(),
         "wrong": [{"prompt": HOSTILE, "label": "positive", "given": "<neither>", "probability": 0.93}],
     }
-    return Items(kind="labeled", columns={LABEL: label_I.astype(np.float64), **columns}, digest="a", facts=facts)
+    return PerExample(
+        kind="labeled", columns={LABEL: label_I.astype(np.float64), **columns}, digest="a", metadata=metadata
+    )
 
 
-def _generated(cost: float) -> Items:
+def _generated(cost: float) -> PerExample:
     written = TEXTS if cost == 0 else WRITTEN
     texts = [{"prompt": f"Sum it up. {text}", "text": text, "reference": TEXTS[0]} for text in written]
     if cost:
         texts = [{**one, "prompt": f"Sum it up. {text}"} for one, text in zip(texts, TEXTS, strict=True)]
     columns = overlap_columns(written * 9, [TEXTS[0], TEXTS[1], TEXTS[2]] * 9)
-    facts = {"protocol": "greedy, at most 48 new tokens", "texts": texts}
-    return Items(kind="generation", columns=columns, digest="b", facts=facts)
+    metadata = {"protocol": "greedy, at most 48 new tokens", "texts": texts}
+    return PerExample(kind="generation", columns=columns, digest="b", metadata=metadata)
 
 
-def _task(cost: float) -> Items:
+def _task(cost: float) -> PerExample:
     right_I = (np.random.default_rng(4).random(ITEMS) < 0.42 - cost).astype(np.float64)
-    facts = {"protocol": "0-shot, 200 of 10,042 questions"}
-    return Items(kind="task", columns={"accuracy": right_I, "accuracy_norm": right_I}, digest="c", facts=facts)
+    metadata = {"protocol": "0-shot, 200 of 10,042 questions"}
+    return PerExample(
+        kind="task", columns={"accuracy": right_I, "accuracy_norm": right_I}, digest="c", metadata=metadata
+    )
 
 
 SENSITIVITY = {
@@ -147,7 +157,7 @@ INFLUENCE = {
         for step in range(1, 60, 3)
     ],
 }
-HARDEST: dict[str, Any] = {
+WORST_TOKENS: dict[str, Any] = {
     "unit": "nat",
     "scored": 2400,
     "loss": 0.03,

@@ -79,8 +79,8 @@ def test_an_unknown_name_is_told_what_was_meant() -> None:
 
 
 def test_a_model_is_pruned_and_measured_with_paths_as_text(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
-    facts = recipes.run_stage("prune", str(gpt2), out=str(tmp_path / "pruned"), knobs={"sparsity": 0.5})
-    assert facts["sparsity"] == pytest.approx(0.5, abs=0.01)
+    metadata = recipes.run_stage("prune", str(gpt2), out=str(tmp_path / "pruned"), knobs={"sparsity": 0.5})
+    assert metadata["sparsity"] == pytest.approx(0.5, abs=0.01)
     report = recipes.evaluate(
         str(tmp_path / "pruned"),
         baseline=str(gpt2),
@@ -123,7 +123,7 @@ def test_what_a_part_bears_is_measured(gpt2: Path, text_file: Path, tmp_path: Pa
 @pytest.mark.alone
 def test_models_are_timed_side_by_side(gpt2: Path, int8_bundle: Path) -> None:
     result = recipes.benchmark(str(gpt2), int8_bundle, prompt=8, tokens=4, blocks=3, threads=1)
-    assert len(result.entrants) == 2
+    assert len(result.targets) == 2
 
 
 def test_results_and_recipes_show_themselves_in_a_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Arms in processes of their own, and `demitasse benchmark` over real folders."""
+"""Variants in processes of their own, and `demitasse benchmark` over real folders."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clocked_arms import OPENER, make_arm, not_numbers
+from clocked_variants import OPENER, make_variant, not_numbers
 from conftest import Demitasse
 from forging import edit_sealed
 
@@ -17,19 +17,19 @@ from benchmarks.slowdown import take as take_slowdown
 from compress import Silent
 from compress.text import TextSource
 from evaluation.gate import EXIT_CODES, Limit, judge
-from evaluation.latency import Cell, Protocol, Session, Turn, cell_measurements, latency_measurements
+from evaluation.latency import Protocol, Session, Trial, Workload, latency_measurements, workload_measurements
 from evaluation.latency.figures import kept_blocks, single_steps
 from evaluation.measurement import Measurement
 from recipes.config.recipe import BenchmarkConfig
-from recipes.engine.benchmark import BenchmarkError, BenchmarkRequest, Result, benchmark, entrants_of
+from recipes.engine.benchmark import BenchmarkError, BenchmarkRequest, Result, benchmark, targets_of
 from recipes.formats import FORMATS
 from recipes.formats.base import NOT_NUMBERS, MeasureError
-from recipes.measure.interleaving import Entrant, new_session, pinned_cpus, resumed, take_turns
-from recipes.measure.latency import LATENCY_FILE, entrant_of, measure_latency, read_session
+from recipes.measure.interleaving import BenchmarkTarget, new_session, pinned_cpus, resumed, run_trials
+from recipes.measure.latency import LATENCY_FILE, measure_latency, read_session, target_of
 from recipes.measure.variant_client import run_together
-from recipes.measure.variant_process import Order as ArmOrder
+from recipes.measure.variant_process import TrialRequest as TrialRequest
 
-CELL = Cell(prompt=4, tokens=9)
+WORKLOAD = Workload(prompt=4, tokens=9)
 
 
 @pytest.fixture(scope="module")
@@ -37,37 +37,38 @@ def bundle(int8_bundle: Path) -> Path:
     return int8_bundle
 
 
-def entrants(root: Path, **arms: dict[str, object]) -> list[Entrant]:
+def targets(root: Path, **variants: dict[str, object]) -> list[BenchmarkTarget]:
     return [
-        Entrant(name=name, folder=make_arm(root / name, **told), format="dense", opener=OPENER)
-        for name, told in arms.items()
+        BenchmarkTarget(name=name, folder=make_variant(root / name, **told), format="dense", opener=OPENER)
+        for name, told in variants.items()
     ]
 
 
-def protocol(*cells: Cell, threads: int = 1) -> Protocol:
-    return Protocol(cells=cells or (CELL,), threads=threads, cpus=pinned_cpus(threads), settle=0.0, seed=3)
+def protocol(*workloads: Workload, threads: int = 1) -> Protocol:
+    return Protocol(workloads=workloads or (WORKLOAD,), threads=threads, cpus=pinned_cpus(threads), settle=0.0, seed=3)
 
 
-def take(given: list[Entrant], blocks: int, session: Session | None = None) -> Session:
+def take(given: list[BenchmarkTarget], blocks: int, session: Session | None = None) -> Session:
     begun = resumed(session, given) if session else new_session(given, protocol())
-    return take_turns(begun, given, (0,) * 64, blocks=blocks)
+    return run_trials(begun, given, (0,) * 64, blocks=blocks)
 
 
 def undisturbed(session: Session) -> Session:
-    """The session as if nothing else had run: what is tested is the arms, on a machine that may be busy with tests."""
-    turns = tuple(turn.model_copy(update={"timed": None, "opening": None}) for turn in session.turns)
-    return session.model_copy(update={"turns": turns})
+    """The session as if nothing else had run: what is tested is the variants, on a machine that may be busy with
+    tests."""
+    trials = tuple(trial.model_copy(update={"timed": None, "opening": None}) for trial in session.trials)
+    return session.model_copy(update={"trials": trials})
 
 
-def figure(measured: dict[str, list[Measurement]], arm: str, metric: str) -> Measurement:
-    return next(one for one in measured[arm] if one.metric == metric)
+def figure(measured: dict[str, list[Measurement]], variant: str, metric: str) -> Measurement:
+    return next(one for one in measured[variant] if one.metric == metric)
 
 
 # ---- processes
 
 
-def test_arms_alternate_within_a_block(tmp_path: Path) -> None:
-    session = take(entrants(tmp_path, slow={"prefill": 0.02}, quick={}), blocks=1)
+def test_variants_alternate_within_a_block(tmp_path: Path) -> None:
+    session = take(targets(tmp_path, slow={"prefill": 0.02}, quick={}), blocks=1)
     (quick,) = session.of("quick").values()
     assert quick.timed is not None
     assert quick.timed.seconds > 12 * 0.02  # it waited for the other one's prompts
@@ -75,47 +76,51 @@ def test_arms_alternate_within_a_block(tmp_path: Path) -> None:
     assert "alternating slices" in kept_blocks(session, "quick").describe()
 
 
-def test_arms_that_memory_does_not_hold_together_run_one_after_the_other(
+def test_variants_that_memory_does_not_hold_together_run_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once: list[int] = []
 
-    def noted(orders: Sequence[ArmOrder], random: np.random.Generator) -> list[Turn]:
+    def noted(orders: Sequence[TrialRequest], random: np.random.Generator) -> list[Trial]:
         at_once.append(len(orders))
         return run_together(orders, random)
 
     monkeypatch.setattr("recipes.measure.interleaving.run_together", noted)
     monkeypatch.setattr("recipes.measure.interleaving.TIMES_ITS_FILES", 10**15)
-    session = take(entrants(tmp_path, slow={"prefill": 0.02}, quick={}), blocks=1)
+    session = take(targets(tmp_path, slow={"prefill": 0.02}, quick={}), blocks=1)
     assert at_once == [1, 1]
     assert "slices" not in kept_blocks(session, "quick").describe()
 
 
-def test_every_turn_is_a_fresh_process_in_a_random_order_with_the_same_threads(tmp_path: Path) -> None:
-    given = entrants(tmp_path, one={}, two={})
+def test_every_trial_is_a_fresh_process_in_a_random_order_with_the_same_threads(tmp_path: Path) -> None:
+    given = targets(tmp_path, one={}, two={})
     session = take(given, blocks=3)
-    assert not any(turn.error for turn in session.turns)
-    assert len({turn.process for turn in session.turns}) == 6
-    opened = [line.split() for arm in given for line in (arm.folder / "opened.txt").read_text().splitlines()]
-    assert {int(process) for process, _ in opened} == {turn.process for turn in session.turns}
+    assert not any(trial.error for trial in session.trials)
+    assert len({trial.process for trial in session.trials}) == 6
+    opened = [line.split() for variant in given for line in (variant.folder / "opened.txt").read_text().splitlines()]
+    assert {int(process) for process, _ in opened} == {trial.process for trial in session.trials}
     assert {threads for _, threads in opened} == {"1"}
-    assert [turn.arm for turn in session.turns] == [turn.arm for turn in take(given, blocks=3).turns]  # the seed says
-    assert all(sorted(turn.place for turn in session.turns if turn.block == block) == [0, 1] for block in range(3))
-    for turn in session.turns:
-        assert turn.timed is not None
-        assert turn.timed.cpus == 1
-        times = turn.times(CELL)
+    assert [trial.variant for trial in session.trials] == [
+        trial.variant for trial in take(given, blocks=3).trials
+    ]  # the seed says
+    assert all(sorted(trial.place for trial in session.trials if trial.block == block) == [0, 1] for block in range(3))
+    for trial in session.trials:
+        assert trial.timed is not None
+        assert trial.timed.cpus == 1
+        times = trial.times(WORKLOAD)
         assert times is not None
-        assert (len(times.prefill), len(times.steps)) == (12, CELL.tokens - 1 - 2)  # two slices
-        assert turn.sliced
-        assert min(times.steps) >= 0.0002  # what the arm is known to take
-        assert turn.peak_memory is not None
-        assert turn.peak_memory > 1e7
+        assert (len(times.prefill), len(times.steps)) == (12, WORKLOAD.tokens - 1 - 2)  # two slices
+        assert trial.sliced
+        assert min(times.steps) >= 0.0002  # what the variant is known to take
+        assert trial.peak_memory is not None
+        assert trial.peak_memory > 1e7
 
 
 def test_known_durations_are_found(tmp_path: Path) -> None:
-    session = take(entrants(tmp_path, fast={"decode": 0.0005}, slow={"decode": 0.001}), blocks=2)
-    least = {arm: min(single_steps(undisturbed(session), arm, CELL)) for arm in session.arms}  # other load only adds
+    session = take(targets(tmp_path, fast={"decode": 0.0005}, slow={"decode": 0.001}), blocks=2)
+    least = {
+        variant: min(single_steps(undisturbed(session), variant, WORKLOAD)) for variant in session.variants
+    }  # other load only adds
     assert least == pytest.approx({"fast": 0.0005, "slow": 0.001}, rel=0.1)
 
 
@@ -127,12 +132,12 @@ def test_known_durations_are_found(tmp_path: Path) -> None:
         ("nan", "its logits are not numbers"),
     ],
 )
-def test_an_arm_that_fails_is_invalid_and_the_others_go_on(tmp_path: Path, fails: str, words: str) -> None:
-    given = entrants(tmp_path, good={}, bad={"fails": fails, "fails_from": 2})
+def test_a_variant_that_fails_is_invalid_and_the_others_go_on(tmp_path: Path, fails: str, words: str) -> None:
+    given = targets(tmp_path, good={}, bad={"fails": fails, "fails_from": 2})
     session = take(given, blocks=4)
     assert words in session.error("bad")
     assert sorted(session.of("good")) == [0, 1, 2, 3]
-    assert len([turn for turn in session.turns if turn.arm == "bad"]) == 2  # it takes no further turns
+    assert len([trial for trial in session.trials if trial.variant == "bad"]) == 2  # it takes no further turns
     measured = latency_measurements(undisturbed(session))
     assert words in figure(measured, "bad", "decode_latency").invalid
     assert figure(measured, "good", "decode_latency").invalid == ""
@@ -141,14 +146,14 @@ def test_an_arm_that_fails_is_invalid_and_the_others_go_on(tmp_path: Path, fails
 
 
 def test_a_session_goes_on_where_it_was_cut_off_and_retakes_a_block_that_was_cut(tmp_path: Path) -> None:
-    given = entrants(tmp_path, one={}, two={})
+    given = targets(tmp_path, one={}, two={})
     whole = take(given, blocks=2)
-    cut = whole.model_copy(update={"turns": whole.turns[:3]})
-    assert resumed(cut, given).turns == whole.turns[:2]
+    cut = whole.model_copy(update={"trials": whole.trials[:3]})
+    assert resumed(cut, given).trials == whole.trials[:2]
     again = take(given, blocks=3, session=cut)
-    assert again.turns[:2] == whole.turns[:2]
-    assert [turn.block for turn in again.turns] == [0, 0, 1, 1, 2, 2]
-    assert again.turns[2].process != whole.turns[2].process
+    assert again.trials[:2] == whole.trials[:2]
+    assert [trial.block for trial in again.trials] == [0, 0, 1, 1, 2, 2]
+    assert again.trials[2].process != whole.trials[2].process
     assert take(given, blocks=3, session=again) == again
 
 
@@ -183,7 +188,7 @@ def test_a_recipes_latency_keeps_its_raw_times_and_goes_on_from_them(
 
     def measure(blocks: int) -> dict[str, list[Measurement]]:
         return measure_latency(
-            [entrant_of(name, bundle, "onnx") for name in ("baseline", "export")],
+            [target_of(name, bundle, "onnx") for name in ("baseline", "export")],
             config=BenchmarkConfig(prompt=8, tokens=4, blocks=blocks, threads=1),
             test=TextSource(file=text_file),
             seed=0,
@@ -195,9 +200,9 @@ def test_a_recipes_latency_keeps_its_raw_times_and_goes_on_from_them(
     found = measure(3)
     kept = read_session(tmp_path / "files" / LATENCY_FILE)
     assert str(latency_measurements(kept)) == str(found)
-    assert [len(times.steps) for turn in kept.turns for times in turn.cells] == [3] * 6
+    assert [len(times.steps) for trial in kept.trials for times in trial.workloads] == [3] * 6
     measure(4)
-    assert read_session(tmp_path / "files" / LATENCY_FILE).turns[:6] == kept.turns
+    assert read_session(tmp_path / "files" / LATENCY_FILE).trials[:6] == kept.trials
     (tmp_path / "files" / LATENCY_FILE).write_text("{}")
     with pytest.raises(MeasureError, match="expected the raw times"):
         read_session(tmp_path / "files" / LATENCY_FILE)
@@ -210,8 +215,8 @@ BRIEFLY = ("--prompt", "4", "--tokens", "3", "--blocks", "3", "--threads", "1")
 
 
 def order(*folders: Path, out: Path | None = None, blocks: int = 3, margin: float | None = None) -> BenchmarkRequest:
-    cells = (Cell(prompt=8, tokens=4), Cell(prompt=4, tokens=1, batch=2))
-    return BenchmarkRequest(folders=folders, cells=cells, blocks=blocks, threads=1, out=out, margin=margin)
+    workloads = (Workload(prompt=8, tokens=4), Workload(prompt=4, tokens=1, batch=2))
+    return BenchmarkRequest(folders=folders, workloads=workloads, blocks=blocks, threads=1, out=out, margin=margin)
 
 
 def test_every_form_is_timed_and_written(gpt2: Path, bundle: Path, tmp_path: Path, demitasse: Demitasse) -> None:
@@ -222,12 +227,12 @@ def test_every_form_is_timed_and_written(gpt2: Path, bundle: Path, tmp_path: Pat
     assert "error" not in err
     assert code == (EXIT_CODES["INVALID"] if result.invalid else 0)
     assert all("busy" in reason or "undisturbed" in reason for reason in result.invalid.values())
-    assert not any(turn.error for turn in result.session.turns)
-    assert len(result.session.turns) == 6
-    assert [str(cell) for cell in result.session.protocol.cells] == [
+    assert not any(trial.error for trial in result.session.trials)
+    assert len(result.session.trials) == 6
+    assert [str(workload) for workload in result.session.protocol.workloads] == [
         f"prompt of {prompt} tokens, 5 new tokens, batch 1" for prompt in (8, 4)
     ]
-    runtimes = {turn.arm: turn.runtime for turn in result.session.turns}
+    runtimes = {trial.variant: trial.runtime for trial in result.session.trials}
     assert "PyTorch float32" in runtimes[gpt2.name]
     assert "ONNX Runtime" in runtimes["bundle"]
     assert "IO binding" in runtimes["bundle"]
@@ -238,7 +243,7 @@ def test_every_form_is_timed_and_written(gpt2: Path, bundle: Path, tmp_path: Pat
     smaller = figure(result.processes, "bundle", "weight_bytes").ratio
     assert smaller is not None
     assert smaller.value < 0.6
-    memory = {arm: figure(result.processes, arm, "peak_memory").value for arm in (gpt2.name, "bundle")}
+    memory = {variant: figure(result.processes, variant, "peak_memory").value for variant in (gpt2.name, "bundle")}
     assert memory["bundle"] < memory[gpt2.name]  # its process never loads PyTorch
     for heading in (
         "Time to first token",
@@ -261,18 +266,18 @@ def test_every_form_is_timed_and_written(gpt2: Path, bundle: Path, tmp_path: Pat
 def test_the_same_bundle_twice_has_two_names_and_is_judged(bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "same.json"
     result = benchmark(order(bundle, bundle, out=out, margin=50.0), Silent())
-    assert result.session.arms == ("bundle", "bundle #2")
+    assert result.session.variants == ("bundle", "bundle #2")
     assert [gate.metric for of in result.gates for gate in of.gates] == [
         "prefill_latency",
         "decode_latency",
-        "prefill_latency",  # the second cell has a single new token
+        "prefill_latency",  # the second workload has a single new token
     ]
     assert result.verdict == ("INVALID" if result.invalid else "PASS")
     assert Result.model_validate_json(out.read_text()).session == result.session
-    before = result.session.turns
+    before = result.session.trials
     more = benchmark(order(bundle, bundle, out=out, blocks=4), Silent())
-    assert more.session.turns[: len(before)] == before
-    assert len(more.session.turns) == len(before) + 2
+    assert more.session.trials[: len(before)] == before
+    assert len(more.session.trials) == len(before) + 2
     assert more.gates == ()
 
 
@@ -280,21 +285,21 @@ def test_a_runs_folder_means_its_last_artifact(bundle: Path, tmp_path: Path) -> 
     run = tmp_path / "run"
     run.mkdir()
     (run / "final").symlink_to(bundle)
-    (entrant,) = entrants_of((run,))
-    assert (entrant.name, entrant.format, entrant.on_gpu) == ("run", "onnx", False)
+    (target,) = targets_of((run,))
+    assert (target.name, target.format, target.on_gpu) == ("run", "onnx", False)
 
 
 def test_folders_of_one_name_are_told_apart(gpt2: Path, tmp_path: Path) -> None:
     for version in ("old", "new"):
         shutil.copytree(gpt2, tmp_path / version / "model")
     folders = (tmp_path / "old" / "model", tmp_path / "new" / "model", tmp_path / "old" / "model", gpt2)
-    assert [entrant.name for entrant in entrants_of(folders)] == ["old/model", "new/model", "old/model #2", gpt2.name]
+    assert [target.name for target in targets_of(folders)] == ["old/model", "new/model", "old/model #2", gpt2.name]
 
 
 def test_what_cannot_be_timed_is_refused_all_at_once(gpt2: Path, tmp_path: Path) -> None:
     wanted = BenchmarkRequest(
         folders=(gpt2,),
-        cells=(Cell(prompt=120, tokens=64), Cell(prompt=8, tokens=4)),
+        workloads=(Workload(prompt=120, tokens=64), Workload(prompt=8, tokens=4)),
         blocks=3,
         threads=1,
         out=tmp_path / "nowhere" / "x.json",
@@ -370,7 +375,7 @@ def test_a_model_whose_logits_are_not_numbers_is_invalid(
 ) -> None:
     code, said, _ = demitasse("benchmark", bundle, not_numbers(gpt2, tmp_path / "nan"), *BRIEFLY)
     assert code == 4
-    assert "INVALID  nan: the arm 'nan' did not run: ValueError: its logits are not numbers" in said
+    assert "INVALID  nan: the variant 'nan' did not run: ValueError: its logits are not numbers" in said
 
 
 def test_a_provider_that_is_not_there_is_invalid_and_no_fallback_is_timed(
@@ -379,13 +384,13 @@ def test_a_provider_that_is_not_there_is_invalid_and_no_fallback_is_timed(
     elsewhere = tmp_path / "cuda"
     shutil.copytree(bundle, elsewhere)
     edit_sealed(elsewhere / "manifest.json", lambda manifest: manifest.update(provider="cuda"))
-    (entrant,) = entrants_of((elsewhere,))
-    assert entrant.on_gpu
+    (target,) = targets_of((elsewhere,))
+    assert target.on_gpu
     if shutil.which("nvidia-smi"):
         pytest.skip("there is a GPU, where such a bundle runs")
     code, said, _ = demitasse("benchmark", bundle, elsewhere, *BRIEFLY, "--out", tmp_path / "out.json")
     assert code == 4
-    assert "INVALID  cuda: the arm 'cuda' did not run: ProviderError: cuda: " in said
+    assert "INVALID  cuda: the variant 'cuda' did not run: ProviderError: cuda: " in said
     result = Result.model_validate_json((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert result.session.of("cuda") == {}
     assert "gpu_memory" not in [one.metric for one in result.processes["cuda"]]
@@ -402,12 +407,12 @@ def test_something_else_in_the_file_is_not_overwritten(gpt2: Path, tmp_path: Pat
 
 @pytest.mark.thorough
 def test_a_bundle_that_is_slowed_is_found_slower_than_itself(bundle: Path) -> None:
-    session = take_slowdown(bundle, Cell(prompt=16, tokens=33), blocks=4, threads=1)
-    assert [turn.error for turn in session.turns] == [""] * 12
-    assert "slowed by 5%" in next(turn.runtime for turn in session.turns if turn.arm == "slowed")
-    measured = cell_measurements(undisturbed(session), session.protocol.cells[0])
-    same, slowed = (figure(measured, arm, "decode_latency").ratio for arm in ("same", "slowed"))
-    said, _ = slowdown_table(undisturbed(session), session.protocol.cells[0])
+    session = take_slowdown(bundle, Workload(prompt=16, tokens=33), blocks=4, threads=1)
+    assert [trial.error for trial in session.trials] == [""] * 12
+    assert "slowed by 5%" in next(trial.runtime for trial in session.trials if trial.variant == "slowed")
+    measured = workload_measurements(undisturbed(session), session.protocol.workloads[0])
+    same, slowed = (figure(measured, variant, "decode_latency").ratio for variant in ("same", "slowed"))
+    said, _ = slowdown_table(undisturbed(session), session.protocol.workloads[0])
     assert said.count("| same | 1.000 | time ") == said.count("| slowed | 1.050 | time ") == 2
     assert same is not None
     assert slowed is not None
@@ -420,8 +425,8 @@ def test_a_bundle_that_is_slowed_is_found_slower_than_itself(bundle: Path) -> No
 def test_logits_that_are_not_numbers_are_told_of_in_pytorch(gpt2: Path, tmp_path: Path) -> None:
     ids_BT = np.arange(8)[None]
     for folder, problem in ((gpt2, ""), (not_numbers(gpt2, tmp_path / "nan"), NOT_NUMBERS)):
-        arm = FORMATS["dense"].open(folder).decoding(ids_BT, tokens=2)
-        arm.prefill()
-        assert arm.problem() == problem
-        arm.decode()
-        assert arm.problem() == problem
+        variant = FORMATS["dense"].open(folder).decoding(ids_BT, tokens=2)
+        variant.prefill()
+        assert variant.problem() == problem
+        variant.decode()
+        assert variant.problem() == problem

@@ -15,16 +15,16 @@ from conftest import Share
 
 from benchmarks import distillation
 from benchmarks.distillation import joined, measure, read_knob
-from benchmarks.distillation_order import Order, Part, Texts, perplexity
+from benchmarks.distillation_order import Part, Request, Texts, perplexity
 from benchmarks.distillation_quality import (
+    ALTERNATIVES,
     CONTROLS,
     DISTILLED,
-    REAL_ARMS,
+    REAL_VARIANTS,
     TEACHER,
     UNTRAINED,
-    VARIANTS,
 )
-from benchmarks.distillation_speed import ARMS
+from benchmarks.distillation_speed import VARIANTS
 from benchmarks.distillation_tables import TITLES, distillation_outcomes, distillation_tables
 from benchmarks.page import write_page
 
@@ -32,9 +32,11 @@ BUDGET = {"tokens": 64, "batch": 2, "length": 32, "learning_rate": 1e-3, "checkp
 
 
 @pytest.fixture(scope="session")
-def order(shared_checkpoint: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Order:
+def the_request(
+    shared_checkpoint: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Request:
     texts = Texts(train=text_file, held_out=text_file, test=text_file)
-    return Order(
+    return Request(
         work=tmp_path_factory.mktemp("work"),
         tell=lambda what: None,
         model=shared_checkpoint("llama"),
@@ -56,12 +58,12 @@ def order(shared_checkpoint: Callable[..., Path], text_file: Path, tmp_path_fact
 
 
 @pytest.fixture(scope="session")
-def run(shared: Share, order: Order) -> dict[str, Any]:
+def run(shared: Share, the_request: Request) -> dict[str, Any]:
     """Every part, as it would be stored."""
 
     def make(out: Path) -> None:
-        measure(["loss", "speed", "half"], replace(order, model=None), out)
-        measure(["smollm2"], order, out)
+        measure(["loss", "speed", "half"], replace(the_request, model=None), out)
+        measure(["smollm2"], the_request, out)
 
     stored: dict[str, Any] = json.loads(shared("benchmark-distillation.json", make).read_text(encoding="utf-8"))
     return stored
@@ -79,27 +81,27 @@ def test_both_losses_give_the_same_gradients_and_are_measured(run: dict[str, Any
 
 
 @pytest.mark.thorough
-def test_every_arm_trains(run: dict[str, Any], order: Order) -> None:
+def test_every_variant_trains(run: dict[str, Any], the_request: Request) -> None:
     rows = run["parts"]["speed"]["rows"]
-    assert list(rows) == [order.embedded.name]
-    row = rows[order.embedded.name]
-    assert set(row["seconds"]) == set(ARMS) == set(TITLES)
-    for arm, seconds in row["seconds"].items():
-        assert len(seconds) == 2, arm
-        assert min(seconds) > 0, arm
+    assert list(rows) == [the_request.embedded.name]
+    row = rows[the_request.embedded.name]
+    assert set(row["seconds"]) == set(VARIANTS) == set(TITLES)
+    for variant, seconds in row["seconds"].items():
+        assert len(seconds) == 2, variant
+        assert min(seconds) > 0, variant
 
 
 @pytest.mark.thorough
 def test_controls_have_every_seed_and_variants_one(run: dict[str, Any]) -> None:
     part = run["parts"]["half"]
     expected = {f"{name}, seed {seed}" for name in CONTROLS for seed in (0, 1)} | {
-        f"{name}, seed 0" for name in VARIANTS
+        f"{name}, seed 0" for name in ALTERNATIVES
     }
     assert set(part["rows"]) == expected | {f"{UNTRAINED}, seed 0"}
     assert part["layers"] == 2
     for name, row in part["rows"].items():
         assert row["perplexity"] > 1, name
-    kept = {row["arm"]: row["kept"] for row in part["rows"].values()}
+    kept = {row["variant"]: row["kept"] for row in part["rows"].values()}
     assert kept[DISTILLED] == kept[UNTRAINED] == [0, 3]
     trained, untrained = part["rows"][f"{DISTILLED}, seed 0"], part["rows"][f"{UNTRAINED}, seed 0"]
     assert trained["perplexity"] != untrained["perplexity"]
@@ -109,11 +111,11 @@ def test_controls_have_every_seed_and_variants_one(run: dict[str, Any]) -> None:
 @pytest.mark.thorough
 def test_a_real_model_is_followed_on_held_out_text(run: dict[str, Any]) -> None:
     part = run["parts"]["smollm2"]
-    assert set(part["rows"]) == {TEACHER, *REAL_ARMS, UNTRAINED}
+    assert set(part["rows"]) == {TEACHER, *REAL_VARIANTS, UNTRAINED}
     assert part["layers"] == 2
     assert part["rows"][TEACHER]["agreement"] == 1
     assert part["rows"][TEACHER]["elsewhere"] > 1
-    for name in REAL_ARMS:
+    for name in REAL_VARIANTS:
         row = part["rows"][name]
         assert len(row["curve"]) >= 1
         assert row["curve"][-1][0] <= 128
@@ -126,7 +128,7 @@ def test_the_tables_show_every_row_and_every_target(run: dict[str, Any], tmp_pat
     tables = distillation_tables(run)
     assert set(tables) == {*distillation.PARTS, "targets"}
     text = "\n".join(table.markdown() for found in tables.values() for table in found)
-    for name in ("chunked", "naive", *TITLES.values(), *CONTROLS, *VARIANTS, *REAL_ARMS, UNTRAINED, TEACHER):
+    for name in ("chunked", "naive", *TITLES.values(), *CONTROLS, *ALTERNATIVES, *REAL_VARIANTS, UNTRAINED, TEACHER):
         assert f"| {name} |" in text, name
     assert len(list(distillation_outcomes(run["parts"]))) == 3 + 2
     page = page_of(run, tmp_path)
@@ -161,11 +163,11 @@ def test_targets_are_held_to_the_paired_ratio() -> None:
 
 
 def test_a_killed_run_goes_on_with_the_rows_it_has(
-    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    the_request: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, measured, killed = tmp_path / "distillation.json", list[str](), list[str]()
 
-    def three_rows(order: Order, part: Part) -> None:
+    def three_rows(a_request: Request, part: Part) -> None:
         for name in ("a", "b", "c"):
             if name == "c" and not killed:
                 killed.append(name)
@@ -174,16 +176,16 @@ def test_a_killed_run_goes_on_with_the_rows_it_has(
 
     monkeypatch.setitem(distillation.PARTS, "half", three_rows)
     with pytest.raises(RuntimeError, match="killed"):
-        measure(["half"], order, out)
-    measure(["half"], order, out)
+        measure(["half"], the_request, out)
+    measure(["half"], the_request, out)
     assert measured == ["a", "b", "c"]
     assert json.loads(out.read_text(encoding="utf-8"))["parts"]["half"]["complete"]
-    measure(["half"], order, out)
+    measure(["half"], the_request, out)
     assert measured == ["a", "b", "c"] * 2, "a finished part is measured anew"
 
 
 @pytest.mark.thorough
-def test_perplexity_is_exp_of_the_mean_loss(order: Order, text_file: Path) -> None:
+def test_perplexity_is_exp_of_the_mean_loss(the_request: Request, text_file: Path) -> None:
     import numpy as np
     import torch
 
@@ -191,15 +193,15 @@ def test_perplexity_is_exp_of_the_mean_loss(order: Order, text_file: Path) -> No
     from compress.checkpoints.loading import load_model
     from compress.text import TextSource, pack, read_documents, tokenize
 
-    model, tokenizer = load_model(order.embedded), load_tokenizer(order.embedded)
+    model, tokenizer = load_model(the_request.embedded), load_tokenizer(the_request.embedded)
     rows_NT = pack(tokenize(read_documents(TextSource(file=text_file)), tokenizer), 32, end_of_text(tokenizer))
     with torch.inference_mode():
         losses = [
             float(model(input_ids=ids, labels=ids).loss) for ids in (torch.from_numpy(row[None]) for row in rows_NT[:3])
         ]
-    found = perplexity(order.embedded, text_file, 3, 32, evenly=False)
+    found = perplexity(the_request.embedded, text_file, 3, 32, evenly=False)
     assert found == pytest.approx(float(np.exp(np.mean(losses))), rel=1e-5)
-    assert perplexity(order.embedded, text_file, 3, 32, evenly=True) != found
+    assert perplexity(the_request.embedded, text_file, 3, 32, evenly=True) != found
 
 
 def test_knobs_and_texts_of_the_command_line(tmp_path: Path) -> None:

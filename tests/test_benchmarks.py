@@ -1,4 +1,5 @@
-"""The benchmarks measure what they say: the same tokens in every arm, the same context in every block, honest verdicts.
+"""The benchmarks measure what they say: the same tokens in every variant, the same context in every block, honest
+verdicts.
 
 One comparison and one scaling run over tiny models are made once and looked at from several sides; they and whatever
 else runs models are thorough. What reads results and arguments is quick.
@@ -19,23 +20,23 @@ from exported import sharpened
 from typer.testing import CliRunner
 
 from benchmarks import peers
-from benchmarks.arms import ARMS, OURS, REFERENCE
 from benchmarks.bandwidth import read_bandwidth
-from benchmarks.grid import Prompts, Settings, cells_of
+from benchmarks.grid import Prompts, Settings, workloads_of
 from benchmarks.marks import peak_until, seconds_until
 from benchmarks.page import PAGE, print_results, write_page
 from benchmarks.peers import compare, joined
 from benchmarks.prepare import KINDS, installed
-from benchmarks.process import ArmError, ArmProcess
+from benchmarks.process import VariantError, VariantProcess
 from benchmarks.scaling import WRITTEN, scale, scaling_outcomes
 from benchmarks.shapes import SHAPES, write_checkpoint
 from benchmarks.targets import Outcome, floor_seconds, paired_ratio, seconds_of
+from benchmarks.variants import OURS, REFERENCE, VARIANTS
 from evaluation.measurement import Interval
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA_CPP = "llama-cpp-python"
 BLOCKS = 3
-QUICK_ARMS = (REFERENCE, "ort-fp32", "ort-dynamic", "genai-bundle", "llama.cpp", OURS)
+QUICK_VARIANTS = (REFERENCE, "ort-fp32", "ort-dynamic", "genai-bundle", "llama.cpp", OURS)
 """All but torch.compile and onnxruntime-genai's builder, which take a minute for the smallest model."""
 
 
@@ -47,9 +48,15 @@ def run(shared: Share, shared_checkpoint: Callable[..., Path]) -> dict[str, Any]
         folder.mkdir()
         checkpoint = sharpened(shared_checkpoint("gpt2", n_layer=2), folder / "tiny")
         settings = Settings(
-            cells=cells_of((24,), (24,), (1, 3)), blocks=BLOCKS, steps=3, loads=1, threads=2, settle=0.0, load_prompt=16
+            workloads=workloads_of((24,), (24,), (1, 3)),
+            blocks=BLOCKS,
+            steps=3,
+            loads=1,
+            threads=2,
+            settle=0.0,
+            load_prompt=16,
         )
-        compare((str(checkpoint),), QUICK_ARMS, settings, folder / "work", folder / "peers.json")
+        compare((str(checkpoint),), QUICK_VARIANTS, settings, folder / "work", folder / "peers.json")
 
     stored: dict[str, Any] = json.loads((shared("benchmark-peers", make) / "peers.json").read_text(encoding="utf-8"))
     return stored
@@ -67,37 +74,41 @@ def scaled(shared: Share) -> dict[str, Any]:
     return stored
 
 
-def cells_that_ran(run: dict[str, Any], arm: str) -> dict[str, Any]:
-    return {key: cell for key, cell in run["models"]["tiny"]["arms"][arm]["cells"].items() if not cell["reason"]}
+def workloads_that_ran(run: dict[str, Any], variant: str) -> dict[str, Any]:
+    return {
+        key: workload
+        for key, workload in run["models"]["tiny"]["variants"][variant]["workloads"].items()
+        if not workload["reason"]
+    }
 
 
-def tokens_of(run: dict[str, Any], arm: str) -> np.ndarray[Any, Any]:
-    """Every greedy token of the decode cells."""
-    cells = [cell for key, cell in cells_that_ran(run, arm).items() if key.startswith("decode")]
-    return np.concatenate([np.asarray(cell["tokens"]).ravel() for cell in cells])
+def tokens_of(run: dict[str, Any], variant: str) -> np.ndarray[Any, Any]:
+    """Every greedy token of the decode workloads."""
+    workloads = [workload for key, workload in workloads_that_ran(run, variant).items() if key.startswith("decode")]
+    return np.concatenate([np.asarray(workload["tokens"]).ravel() for workload in workloads])
 
 
 @pytest.mark.thorough
-def test_every_arm_ran_every_cell_or_says_why(run: dict[str, Any]) -> None:
-    arms = run["models"]["tiny"]["arms"]
-    assert set(arms) == set(QUICK_ARMS)
-    for name, arm in arms.items():
+def test_every_variant_ran_every_workload_or_says_why(run: dict[str, Any]) -> None:
+    variants = run["models"]["tiny"]["variants"]
+    assert set(variants) == set(QUICK_VARIANTS)
+    for name, variant in variants.items():
         if name == "llama.cpp" and not installed(LLAMA_CPP):
-            assert "pip install llama-cpp-python" in arm["reason"]
+            assert "pip install llama-cpp-python" in variant["reason"]
             continue
-        assert not arm["reason"], f"{name}: {arm['reason']}"
-        assert len(arm["cells"]) == 4
-        for key, cell in arm["cells"].items():
-            assert not cell["reason"], f"{name} {key}: {cell['reason']}"
-            assert len(cell["seconds"]) == BLOCKS
-            assert min(cell["seconds"]) > 0
-        assert arm["load"][0]["open"] > 0
-        assert arm["load"][0]["peak"] > 2**20
-        assert arm["weight_bytes"] > 1000
+        assert not variant["reason"], f"{name}: {variant['reason']}"
+        assert len(variant["workloads"]) == 4
+        for key, workload in variant["workloads"].items():
+            assert not workload["reason"], f"{name} {key}: {workload['reason']}"
+            assert len(workload["seconds"]) == BLOCKS
+            assert min(workload["seconds"]) > 0
+        assert variant["load"][0]["open"] > 0
+        assert variant["load"][0]["peak"] > 2**20
+        assert variant["weight_bytes"] > 1000
 
 
 @pytest.mark.thorough
-def test_exact_arms_give_pytorchs_tokens_and_int8_arms_nearly_do(run: dict[str, Any]) -> None:
+def test_exact_variants_give_pytorchs_tokens_and_int8_variants_nearly_do(run: dict[str, Any]) -> None:
     expected = tokens_of(run, REFERENCE)
     assert len(expected) == (1 + 2 + 3) * (1 + 3)
     assert len(set(expected.tolist())) > 4
@@ -109,18 +120,18 @@ def test_exact_arms_give_pytorchs_tokens_and_int8_arms_nearly_do(run: dict[str, 
 
 @pytest.mark.thorough
 def test_every_block_starts_at_the_same_context(run: dict[str, Any]) -> None:
-    for name in QUICK_ARMS:
-        for key, cell in cells_that_ran(run, name).items():
+    for name in QUICK_VARIANTS:
+        for key, workload in workloads_that_ran(run, name).items():
             rewinds = not (name == "genai-bundle" and key.endswith("-3"))
             if key.startswith("decode") and rewinds:
-                assert cell["same"] == BLOCKS, f"{name} {key}"
+                assert workload["same"] == BLOCKS, f"{name} {key}"
 
 
 @pytest.mark.thorough
 def test_the_weights_of_the_bundle_are_the_smallest(run: dict[str, Any]) -> None:
-    arms = run["models"]["tiny"]["arms"]
-    assert arms[OURS]["weight_bytes"] < 0.5 * arms[REFERENCE]["weight_bytes"]
-    assert arms[OURS]["weight_bytes"] < arms["ort-dynamic"]["weight_bytes"]
+    variants = run["models"]["tiny"]["variants"]
+    assert variants[OURS]["weight_bytes"] < 0.5 * variants[REFERENCE]["weight_bytes"]
+    assert variants[OURS]["weight_bytes"] < variants["ort-dynamic"]["weight_bytes"]
 
 
 @pytest.mark.thorough
@@ -128,7 +139,7 @@ def test_the_floor_is_taken_in_the_same_blocks(run: dict[str, Any]) -> None:
     model = run["models"]["tiny"]
     seconds = floor_seconds(model, "decode-24-1")
     assert len(seconds) == BLOCKS
-    per_byte = np.array(seconds) / model["arms"][OURS]["weight_bytes"]
+    per_byte = np.array(seconds) / model["variants"][OURS]["weight_bytes"]
     assert (per_byte > 1e-13).all()
     assert (per_byte < 1e-8).all()
     assert floor_seconds(model, "prefill-24-1") == []
@@ -141,7 +152,7 @@ def test_scaling_reports_export_memory_and_decoding(scaled: dict[str, Any]) -> N
     assert 0 < seconds_until(shape["export"], WRITTEN) < seconds_until(shape["export"])
     assert 0 < peak_until(shape["export"], WRITTEN) <= peak_until(shape["export"])
     assert seconds_until(shape["torch_export"]) > 0
-    decoded = seconds_of(shape["arms"], OURS, "decode-128-1")
+    decoded = seconds_of(shape["variants"], OURS, "decode-128-1")
     assert len(decoded) == len(floor_seconds(shape, "decode-128-1")) > 1
     assert min(decoded) > 0
 
@@ -169,8 +180,8 @@ def test_the_page_is_written_from_stored_results(
     (tmp_path / "scaling.json").write_text(json.dumps(scaled | failed))
     write_page(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    for name in QUICK_ARMS:
-        assert f"| {ARMS[name].title} |" in page
+    for name in QUICK_VARIANTS:
+        assert f"| {VARIANTS[name].title} |" in page
     assert "| floor: our weights read once |" in page
     assert "## Growing shapes" in page
     assert "| gpt2-355m | n/a (no memory) |" in page
@@ -204,14 +215,14 @@ def test_a_page_without_results_says_what_to_run(tmp_path: Path) -> None:
 
 def test_ratios_are_paired_within_blocks() -> None:
     drift = np.array([1.0, 4.0, 2.0, 8.0, 3.0])
-    cells = {"decode-128-1": {"reason": "", "seconds": []}}
-    ours = {"reason": "", "cells": {"decode-128-1": {"reason": "", "seconds": list(drift)}}}
-    theirs = {"reason": "", "cells": {"decode-128-1": {"reason": "", "seconds": list(2 * drift[:])}}}
+    workloads = {"decode-128-1": {"reason": "", "seconds": []}}
+    ours = {"reason": "", "workloads": {"decode-128-1": {"reason": "", "seconds": list(drift)}}}
+    theirs = {"reason": "", "workloads": {"decode-128-1": {"reason": "", "seconds": list(2 * drift[:])}}}
     ratio, interval, reason = paired_ratio({"a": theirs, "b": ours}, "a", "b", "decode-128-1")
     assert (ratio, reason) == (2.0, "")
     assert interval is not None
     assert (interval.low, interval.high) == (2.0, 2.0)
-    dead = {"reason": "died", "cells": cells}
+    dead = {"reason": "died", "workloads": workloads}
     assert paired_ratio({"eager": dead, "b": ours}, "eager", "b", "decode-128-1")[2] == "PyTorch eager: died"
 
 
@@ -235,24 +246,26 @@ def test_a_verdict_needs_the_whole_interval(
 
 
 @pytest.mark.thorough
-def test_an_arm_that_fails_or_dies_leaves_a_reason(tmp_path: Path) -> None:
-    with ArmProcess(ARMS[REFERENCE].runner, tmp_path, threads=1, device="cpu", scratch=tmp_path / "s") as process:
-        with pytest.raises(ArmError, match="Error"):
+def test_a_variant_that_fails_or_dies_leaves_a_reason(tmp_path: Path) -> None:
+    with VariantProcess(
+        VARIANTS[REFERENCE].runner, tmp_path, threads=1, device="cpu", scratch=tmp_path / "s"
+    ) as process:
+        with pytest.raises(VariantError, match="Error"):
             process.order("open")
         assert process.alive
         process._process.kill()
-        with pytest.raises(ArmError, match="died with -9"):
+        with pytest.raises(VariantError, match="died with -9"):
             process.order("memory")
 
 
-def test_arms_name_files_and_runners_that_exist() -> None:
-    assert len(ARMS) >= 8
-    for arm in ARMS.values():
-        assert arm.files == "checkpoint" or arm.files in KINDS
-        assert KINDS.get(KINDS[arm.files].needs or "int8" if arm.files in KINDS else "int8")
-        module, _, name = arm.runner.partition(":")
+def test_variants_name_files_and_runners_that_exist() -> None:
+    assert len(VARIANTS) >= 8
+    for variant in VARIANTS.values():
+        assert variant.files == "checkpoint" or variant.files in KINDS
+        assert KINDS.get(KINDS[variant.files].needs or "int8" if variant.files in KINDS else "int8")
+        module, _, name = variant.runner.partition(":")
         assert f"class {name}" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
-    assert ARMS["genai"].reason_against("gpt2", "cpu") == "has no gpt2"
+    assert VARIANTS["genai"].reason_against("gpt2", "cpu") == "has no gpt2"
 
 
 FAMILIES = ("gpt2-124m", "smollm2-135m")
@@ -304,10 +317,10 @@ def gguf_expects(family: str, tensors: dict[str, Any]) -> dict[str, Any]:
         names = {"blk.1.ffn_up.weight": "h.1.mlp.c_fc.weight", "blk.2.attn_qkv.weight": "h.2.attn.c_attn.weight"}
         return {ours: tensors[f"transformer.{theirs}"].T for ours, theirs in names.items()}
     key_OI, width = tensors["model.layers.1.self_attn.k_proj.weight"], 16
-    order = [
+    request = [
         head + (row % 2) * (width // 2) + row // 2 for head in range(0, len(key_OI), width) for row in range(width)
     ]
-    return {"blk.1.ffn_up.weight": tensors["model.layers.1.mlp.up_proj.weight"], "blk.1.attn_k.weight": key_OI[order]}
+    return {"blk.1.ffn_up.weight": tensors["model.layers.1.mlp.up_proj.weight"], "blk.1.attn_k.weight": key_OI[request]}
 
 
 @pytest.mark.thorough
@@ -324,14 +337,14 @@ def test_llama_cpp_gives_pytorchs_tokens(family: str, request: pytest.FixtureReq
     ids_BT = np.random.default_rng(0).integers(0, 300, size=(24, 40))
     with torch.inference_mode():
         expected_B = load_float_model(source)(torch.from_numpy(ids_BT)).logits[:, -1].argmax(dim=-1).numpy()
-    runner = ARMS["llama.cpp"].runner
-    with ArmProcess(runner, tmp_path, threads=2, device="cpu", scratch=tmp_path / "scratch") as process:
+    runner = VARIANTS["llama.cpp"].runner
+    with VariantProcess(runner, tmp_path, threads=2, device="cpu", scratch=tmp_path / "scratch") as process:
         process.order("open")
         found_B = process.order("read", ids=ids_BT.tolist(), room=8)["next"]
     assert (np.array(found_B) == expected_B).mean() > 0.85
 
 
-@pytest.mark.parametrize("wrong", [["--model", "gpt2-12m"], ["--arm", "llama"]])
+@pytest.mark.parametrize("wrong", [["--model", "gpt2-12m"], ["--variant", "llama"]])
 def test_what_cannot_be_found_is_refused_before_anything_runs(wrong: list[str]) -> None:
     command = typer.Typer(pretty_exceptions_enable=False)
     command.command()(peers.main)

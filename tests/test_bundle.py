@@ -20,7 +20,7 @@ from export import BundleError, BundleIntegrityError, OnnxCausalLM, verify_bundl
 from export.external_data import read_graph
 from export.manifest import write_manifest
 from export.parity import ParityError
-from export.self_test import coarse_kl, replay
+from export.self_test import coarse_kl, run_self_test
 from recipes.engine.model_source import digest_folder
 
 
@@ -63,11 +63,11 @@ def test_a_swapped_data_file_is_found(
     seal_again(bundle)
     verify_bundle(bundle)
     with pytest.raises(ParityError, match="on this machine the bundle does not say what its checkpoint said"):
-        replay(bundle, "cpu")
+        run_self_test(bundle, "cpu")
 
 
 def stated_kl(bundle: Path) -> float:
-    return float(json.loads((bundle / "manifest.json").read_text())["parity"]["replay"]["kl"])
+    return float(json.loads((bundle / "manifest.json").read_text())["parity"]["self_test"]["kl"])
 
 
 def seal_again(bundle: Path) -> None:
@@ -77,9 +77,9 @@ def seal_again(bundle: Path) -> None:
 
 
 def test_replay_finds_what_the_export_found(int8_bundle: Path) -> None:
-    stated = json.loads((int8_bundle / "manifest.json").read_text())["parity"]["replay"]
+    stated = json.loads((int8_bundle / "manifest.json").read_text())["parity"]["self_test"]
     assert stated["positions"] == 4 * 25
-    found = replay(int8_bundle, "cpu")
+    found = run_self_test(int8_bundle, "cpu")
     assert found["kl"] == pytest.approx(stated["kl"], rel=0.2, abs=1e-9)
     assert found["kl"] < found["tolerance"]
 
@@ -96,7 +96,7 @@ def test_one_perturbed_weight_in_the_graph_is_found(weight: str, bundle: Path) -
         verify_bundle(bundle)
     seal_again(bundle)
     with pytest.raises(ParityError, match="on the rows that it carries"):
-        replay(bundle, "cpu", stated=stated_kl(bundle))
+        run_self_test(bundle, "cpu", stated=stated_kl(bundle))
 
 
 def test_coarse_kl_is_that_of_the_tokens_and_the_rest() -> None:
@@ -159,7 +159,7 @@ def test_a_bundle_in_the_cache_of_a_hub_is_whole_and_runs(
         assert verify_bundle(folder).coverage == verify_bundle(int8_bundle).coverage
     expected = OnnxCausalLM.open(int8_bundle).generate([[1, 2, 3]], max_new_tokens=8)
     assert OnnxCausalLM.open(snapshot).generate([[1, 2, 3]], max_new_tokens=8) == expected
-    assert replay(snapshot, "cpu")["kl"] == replay(int8_bundle, "cpu")["kl"]
+    assert run_self_test(snapshot, "cpu")["kl"] == run_self_test(int8_bundle, "cpu")["kl"]
     assert digest_folder(snapshot) == digest_folder(int8_bundle)
     assert demitasse("verify", snapshot)[0] == 0
 

@@ -27,7 +27,7 @@ def test_charts_leave_out_what_was_not_measured() -> None:
 
 def test_zeros_are_drawn_where_tensors_differ() -> None:
     tensors = {f"layer {index}": {"asked": 0.5, "sparsity": 0.4 + index / 50} for index in range(8)}
-    rows = [row.model_copy(update={"facts": {"tensors": tensors}}) for row in REPORTS["PASS"].rows]
+    rows = [row.model_copy(update={"metadata": {"tensors": tensors}}) for row in REPORTS["PASS"].rows]
     assert "tensors of" in CHARTS["Zeros, tensor by tensor"](REPORTS["PASS"].model_copy(update={"rows": rows}))
 
 
@@ -48,15 +48,17 @@ def test_bytes_by_part_and_by_number_both_come_to_the_weights(rich_run: Report) 
 
 
 @pytest.mark.parametrize(
-    ("facts", "label"),
+    ("metadata", "label"),
     [
         ({"depth": {"influence": [0.9, 0.1, 0.4]}, "kept_layers": [0, 2]}, "hollow: left out"),
         ({"depth": {"gone": [{"layer": 2, "loss_before": 4.3, "loss_after": 4.4}]}}, "block 3"),
         ({"sensitivity": {"blocks": [{"points": [{"level": "2:4", "increase": 0.1, "error": 0.01}]}] * 2}}, "2:4"),
     ],
 )
-def test_what_each_block_is_worth_is_drawn_where_a_stage_measured_it(facts: dict[str, Any], label: str) -> None:
-    rows = [row.model_copy(update={"facts": facts if row.name == "prune" else {}}) for row in REPORTS["PASS"].rows]
+def test_what_each_block_is_worth_is_drawn_where_a_stage_measured_it(metadata: dict[str, Any], label: str) -> None:
+    rows = [
+        row.model_copy(update={"metadata": metadata if row.name == "prune" else {}}) for row in REPORTS["PASS"].rows
+    ]
     chart = CHARTS["What each block is worth"]
     assert label in chart(REPORTS["PASS"].model_copy(update={"rows": rows}))
     assert chart(REPORTS["PASS"]) == ""

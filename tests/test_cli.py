@@ -161,8 +161,8 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with it ignored
 from recipes.cli.session import session
 with session(debug=False, goes_on=True) as terminal:
-    terminal.chatter.err.write("ready\\n")
-    terminal.chatter.err.flush()
+    terminal.library_output.err.write("ready\\n")
+    terminal.library_output.err.flush()
     with terminal.progress.task("wait", total=1):
         time.sleep(600)
 """
@@ -226,15 +226,15 @@ def test_run_ends_in_a_table_and_a_verdict(
 CHATTERING = """
 import os, subprocess, sys
 from pathlib import Path
-from recipes.cli.library_output import Chatter
-with Chatter() as chatter:
+from recipes.cli.library_output import LibraryOutput
+with LibraryOutput() as library_output:
     os.write(1, b"early\\n")
-    chatter.move_to(Path(sys.argv[1]))
+    library_output.move_to(Path(sys.argv[1]))
     print("from Python")
     os.write(2, b"from C\\n")
     subprocess.run([sys.executable, "-c", "print('from a child')"], check=True)
-    chatter.out.write("result\\n")
-    chatter.err.write("notice\\n")
+    library_output.out.write("result\\n")
+    library_output.err.write("notice\\n")
 print("afterwards")
 """
 
@@ -272,10 +272,10 @@ def test_bars_are_drawn_on_a_terminal() -> None:
     bars = Bars(Console(file=drawn, force_terminal=True, width=100))
     with bars.task("distill [x]", total=10) as outer, bars.task("inner", total=1):
         outer.advance(5, note="loss 3.2")
-        print("a library's chatter", file=sys.stderr)
+        print("a library's library_output", file=sys.stderr)
         while "loss 3.2" not in drawn.getvalue():  # the bars are drawn ten times a second, or when there is time
             time.sleep(0.05)
     assert "distill [x]" in drawn.getvalue()
     assert "50%" in drawn.getvalue()
     assert "loss 3.2" in drawn.getvalue()
-    assert "chatter" not in drawn.getvalue()
+    assert "library_output" not in drawn.getvalue()

@@ -220,9 +220,9 @@ def test_every_stage_keeps_the_contract(
         given = StageInput(
             source=source, out=out, scratch=scratch, seed=3, teacher=gpt2, train_text=text, calibration_text=text
         )
-        facts = stage.run(stage.config(**KNOBS[kind]), given)
-        assert isinstance(facts, dict)
-        assert facts
+        metadata = stage.run(stage.config(**KNOBS[kind]), given)
+        assert isinstance(metadata, dict)
+        assert metadata
         results.append(folder_digest(out))
     assert capfd.readouterr() == ("", "")
     assert all(folder_digest(folder) == digest for folder, digest in inputs.items())

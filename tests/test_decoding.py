@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compress import Facts, Stage, StageConfig, StageError, StageInput
+from compress import Stage, StageConfig, StageError, StageInput, StageMetadata
 from export.coverage import coverage
 from export.external_data import read_graph
 from recipes.config.loader import load_recipe
@@ -73,7 +73,7 @@ class TimeConfig(StageConfig):
     """No knobs."""
 
 
-def time_source(config: TimeConfig, given: StageInput) -> Facts:
+def time_source(config: TimeConfig, given: StageInput) -> StageMetadata:
     """A stage that copies its source and says how fast its shape decodes."""
     assert given.source is not None
     assert given.decode_seconds is not None
@@ -99,13 +99,13 @@ def test_recipes_and_verbs_hand_it_to_their_stages(
     from compress import Silent
 
     monkeypatch.setattr("recipes.measure.footprint.probe", lambda *_, **__: 5)  # a process each, tested elsewhere
-    facts = run_stage(StageRequest(stage=TIME, config=TimeConfig(), source=gpt2, out=tmp_path / "verb"), Silent())
-    assert facts["seconds"] == facts["again"] > 0
+    metadata = run_stage(StageRequest(stage=TIME, config=TimeConfig(), source=gpt2, out=tmp_path / "verb"), Silent())
+    assert metadata["seconds"] == metadata["again"] > 0
     recipe = f"model: {gpt2}\ndata: {{test: {text_file}}}\nstages: [time]\nevaluate: {{window: 32, windows: 8}}\n"
     (tmp_path / "time.yaml").write_text(recipe)
     stages = {"time": TIME}
     report = run(load_recipe(tmp_path / "time.yaml", (), stages=stages), out=tmp_path / "run", stages=stages)
-    assert report.rows[1].facts["seconds"] == report.rows[1].facts["again"] > 0
+    assert report.rows[1].metadata["seconds"] == report.rows[1].metadata["again"] > 0
     compressed = report.rows[1].measurement("compressed_bytes")
     assert compressed is not None
     assert compressed.ratio is not None

@@ -79,25 +79,25 @@ def divergence(student: Path | Any, teacher: Path, short_text: Path) -> float:
 
 def test_distilling_brings_the_student_closer(opinionated: Path, short_text: Path, tmp_path: Path) -> None:
     stage = given(opinionated, tmp_path, short_text)
-    facts = run(DistillConfig(**KNOBS | {"tokens": 64 * STEP, "losses": {"forward_kl": 1.0}}), stage)
-    assert facts["kept_layers"] == [0, 2]
+    metadata = run(DistillConfig(**KNOBS | {"tokens": 64 * STEP, "losses": {"forward_kl": 1.0}}), stage)
+    assert metadata["kept_layers"] == [0, 2]
     untrained = with_layers(load_model(opinionated), [0, 2])
     assert divergence(stage.out, opinionated, short_text) < 0.8 * divergence(untrained, opinionated, short_text)
 
 
 @pytest.mark.parametrize("name", sorted({*LOSSES, *LAYER_LOSSES}))
 def test_every_loss_falls(name: str, opinionated: Path, short_text: Path, tmp_path: Path) -> None:
-    facts = run(
+    metadata = run(
         DistillConfig(**KNOBS | {"tokens": 64 * STEP, "losses": {name: 1.0}}), given(opinionated, tmp_path, short_text)
     )
-    losses = [row["loss"] for row in facts["history"]]
+    losses = [row["loss"] for row in metadata["history"]]
     assert sum(losses[-8:]) < 0.97 * sum(losses[:8])
 
 
 def test_mixed_losses_are_told_one_by_one_and_add_up(opinionated: Path, short_text: Path, tmp_path: Path) -> None:
     losses = {"forward_kl": {"start": 1.0, "end": 0.5}, "cross_entropy": 0.25, "hidden_states": 0.1}
-    facts = run(DistillConfig.model_validate(KNOBS | {"losses": losses}), given(opinionated, tmp_path, short_text))
-    for row in facts["history"]:
+    metadata = run(DistillConfig.model_validate(KNOBS | {"losses": losses}), given(opinionated, tmp_path, short_text))
+    for row in metadata["history"]:
         faded = 1.0 - 0.5 * (row["step"] - 1) / 16
         parts = faded * row["forward_kl"] + 0.25 * row["cross_entropy"] + 0.1 * row["hidden_states"]
         assert row["loss"] == pytest.approx(parts, abs=2e-4)
@@ -113,9 +113,9 @@ def test_a_weight_changes_along_a_line_and_stays_at_its_end() -> None:
 @pytest.mark.parametrize("choose", ["spread", "block_influence", "perplexity"])
 def test_layers_are_chosen_as_asked(choose: str, opinionated: Path, short_text: Path, tmp_path: Path) -> None:
     stage = given(opinionated, tmp_path, short_text)
-    facts = run(DistillConfig(**KNOBS | {"choose": choose, "tokens": STEP}), stage)
-    assert len(facts["kept_layers"]) == load_model(stage.out).config.num_hidden_layers == 2
-    assert facts.get("depth", {}).get("by") == (None if choose == "spread" else choose)
+    metadata = run(DistillConfig(**KNOBS | {"choose": choose, "tokens": STEP}), stage)
+    assert len(metadata["kept_layers"]) == load_model(stage.out).config.num_hidden_layers == 2
+    assert metadata.get("depth", {}).get("by") == (None if choose == "spread" else choose)
 
 
 def test_a_student_may_be_another_checkpoint(
@@ -133,11 +133,11 @@ def test_a_student_may_be_another_checkpoint(
 
 def test_a_student_may_be_made_from_a_config(opinionated: Path, short_text: Path, tmp_path: Path) -> None:
     stage = given(opinionated, tmp_path, short_text)
-    facts = run(DistillConfig(**KNOBS | {"layers": None, "architecture": {"n_layer": 1}, "tokens": STEP}), stage)
+    metadata = run(DistillConfig(**KNOBS | {"layers": None, "architecture": {"n_layer": 1}, "tokens": STEP}), stage)
     student, teacher = load_model(stage.out), load_model(opinionated)
     assert student.config.n_layer == 1
     assert student.config.vocab_size == teacher.config.vocab_size
-    assert "history" in facts
+    assert "history" in metadata
 
 
 def test_what_a_student_was_is_a_part_of_the_results_key(
@@ -169,9 +169,9 @@ def test_a_teacher_is_run_once_and_used_again(
         KNOBS | {"stored": method | {"folder": str(tmp_path / "teachers")}, "losses": {"forward_kl": 1.0}}
     )
     first = given(opinionated, tmp_path / "first", short_text)
-    facts = run(config, first)
-    assert not facts["stored_teacher"]["reused"]
-    assert facts["stored_teacher"]["bias"].startswith("biased" if "top_k" in method else "unbiased")
+    metadata = run(config, first)
+    assert not metadata["stored_teacher"]["reused"]
+    assert metadata["stored_teacher"]["bias"].startswith("biased" if "top_k" in method else "unbiased")
     assert divergence(first.out, opinionated, short_text) < divergence(
         with_layers(load_model(opinionated), [0, 2]), opinionated, short_text
     )
@@ -179,7 +179,7 @@ def test_a_teacher_is_run_once_and_used_again(
         config.model_copy(update={"layers": 1, "tokens": 4 * STEP}), given(opinionated, tmp_path / "second", short_text)
     )
     assert again["stored_teacher"]["reused"]
-    assert again["stored_teacher"]["key"] == facts["stored_teacher"]["key"]
+    assert again["stored_teacher"]["key"] == metadata["stored_teacher"]["key"]
 
 
 def test_a_quantization_aware_student_is_what_quantize_makes_of_it(
@@ -188,7 +188,7 @@ def test_a_quantization_aware_student_is_what_quantize_makes_of_it(
     """Its loss is already that of the rounded weights: rounding them for good changes nothing."""
     config = DistillConfig(**KNOBS | {"quantization_aware": True, "losses": {"forward_kl": 1.0}, "held_out": True})
     stage = given(opinionated, tmp_path / "student", short_text)
-    facts = run(config, stage)
+    metadata = run(config, stage)
     small = given(stage.out, tmp_path / "small", short_text)
     quantize(QuantizeConfig(embeddings=True), small)
     model, matrices = load_model(stage.out), read_quantized_matrices(small.out)
@@ -199,7 +199,7 @@ def test_a_quantization_aware_student_is_what_quantize_makes_of_it(
             rounded = torch.from_numpy(matrix.dequantize())
             assert not torch.equal(weight, rounded.T if rounded.shape != weight.shape else rounded)
             weight.copy_(rounded.T if weight.shape != rounded.shape or "mlp" in name or "attn" in name else rounded)
-    held_out = min(row["held_out_loss"] for row in facts["history"] if "held_out_loss" in row)
+    held_out = min(row["held_out_loss"] for row in metadata["history"] if "held_out_loss" in row)
     assert _held_out_loss(model, stage, short_text) == pytest.approx(held_out, abs=1e-4)
 
 
@@ -285,11 +285,11 @@ def test_curves_are_written_for_tensorboard(opinionated: Path, short_text: Path,
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     stage = given(opinionated, tmp_path, short_text, logs=tmp_path / "curves")
-    facts = run(DistillConfig(**KNOBS | {"report_to": ("tensorboard",)}), stage)
+    metadata = run(DistillConfig(**KNOBS | {"report_to": ("tensorboard",)}), stage)
     events = EventAccumulator(str(tmp_path / "curves"))
     events.Reload()
     drawn = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    assert drawn == [(row["step"], pytest.approx(row["loss"])) for row in facts["history"]]
+    assert drawn == [(row["step"], pytest.approx(row["loss"])) for row in metadata["history"]]
 
 
 @pytest.mark.parametrize(

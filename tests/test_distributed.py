@@ -23,7 +23,7 @@ from failing_stages import FAIL, FailConfig
 from safetensors.torch import load_file
 from torch import nn
 
-from compress.stage import Facts, StageInput
+from compress.stage import StageInput, StageMetadata
 from compress.text import TextSource
 from compress.training import distributed
 from compress.training.launch import Launch, adopt, launch, unfit
@@ -100,7 +100,7 @@ class Trained:
 
     one: Path
     two: Path
-    facts: tuple[Facts, Facts]
+    metadata: tuple[StageMetadata, StageMetadata]
     progress: Noted
 
 
@@ -121,7 +121,7 @@ def trained(
         alone = stage.run(config, given_in(place / "one", model, text_file))
         both = given_in(place / "two", model, text_file, progress=progress)
         shared = Launcher(command=TWO[way]).run(stage, config, both)
-        return Trained(one=place / "one", two=place / "two", facts=(alone, shared), progress=progress)
+        return Trained(one=place / "one", two=place / "two", metadata=(alone, shared), progress=progress)
 
     return run
 
@@ -140,7 +140,7 @@ def trained(
 )
 def test_two_processes_train_as_one_does(trained: Callable[[int], Trained], number: int) -> None:
     made = trained(number)
-    one, two = (json.loads(json.dumps(facts)) for facts in made.facts)
+    one, two = (json.loads(json.dumps(metadata)) for metadata in made.metadata)
     assert two["processes"] == 2
     assert len(one["history"]) == len(two["history"]) >= 10
     for alone, shared in zip(one["history"], two["history"], strict=True):
@@ -212,10 +212,10 @@ def test_a_killed_run_goes_on_and_ends_in_the_verdict_of_one_process(
     code, _, errors = demitasse("run", recipe, "--out", "out")
     assert code == 1, errors
     artifact = next((tmp_path / "out" / "artifacts").glob("distill-*"))
-    facts = json.loads((artifact / "artifact.json").read_text(encoding="utf-8"))["facts"]
-    assert facts["processes"] == 2
-    assert facts["history"][0]["loss"] == 99.0
-    assert facts["history"][-1]["step"] == 64
+    metadata = json.loads((artifact / "artifact.json").read_text(encoding="utf-8"))["metadata"]
+    assert metadata["processes"] == 2
+    assert metadata["history"][0]["loss"] == 99.0
+    assert metadata["history"][-1]["step"] == 64
     code, said, _ = demitasse("run", recipe, "--out", "out")
     assert code == 1
     assert said.count("reused") == 2

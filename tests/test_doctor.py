@@ -1,8 +1,8 @@
 """The doctor: what it looks at, and that its findings are about this machine."""
 
+import importlib.metadata
 import os
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ def findings() -> dict[str, Finding]:
 
 def test_every_dependency_has_the_version_that_is_installed(findings: dict[str, Finding]) -> None:
     for name in ("torch", "transformers", "pydantic", "ruamel.yaml"):
-        assert findings[name].found == metadata.version(name)
+        assert findings[name].found == importlib.metadata.version(name)
         assert findings[name].status == "ok"
 
 

@@ -229,7 +229,7 @@ def test_what_cannot_be_exported_is_refused(
 
 
 def test_calibration_text_is_needed(int8: dict[str, Path], tmp_path: Path) -> None:
-    assert EXPORT.materials(EXPORT.config()) == {"calibration_text"}
+    assert EXPORT.inputs_read(EXPORT.config()) == {"calibration_text"}
     with pytest.raises(StageError, match="calibration"):
         EXPORT.run(EXPORT.config(), StageInput(source=int8["gpt2"], out=tmp_path, scratch=tmp_path))
 

@@ -203,7 +203,7 @@ def test_only_what_passed_and_is_not_too_good_may_be_registered(passed: Report) 
     assert why_not_registered(passed) == ""
     assert "FAIL" in why_not_registered(judged(passed, "FAIL"))
     good = passed.model_copy(update={"memory_bandwidth": 1000.0})
-    assert good.suspicions
+    assert good.sanity_warnings
     assert why_not_registered(good).startswith("too good")
 
 

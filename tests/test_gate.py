@@ -24,7 +24,7 @@ from evaluation.gate import (
     overall,
 )
 from evaluation.measurement import JUDGED, METRICS, Change, Interval, Measurement, Ratio
-from evaluation.plausibility import suspicion, suspicions
+from evaluation.plausibility import sanity_warning, sanity_warnings
 
 
 def judged(low: float, high: float) -> Interval:
@@ -297,16 +297,16 @@ def test_clearly_inside_it_passes_and_clearly_outside_it_fails() -> None:
 def test_quality_better_than_the_baseline_is_flagged_and_judged_as_before() -> None:
     result = judge_one(Limit(max_ratio=1.1), ratio_of(0.95, 0.93, 0.97))
     assert result.verdict == "PASS"
-    assert "beyond noise" in result.suspicion
-    assert judge_one(Limit(max_ratio=1.1), ratio_of(0.99, 0.97, 1.01)).suspicion == ""
+    assert "beyond noise" in result.sanity_warning
+    assert judge_one(Limit(max_ratio=1.1), ratio_of(0.99, 0.97, 1.01)).sanity_warning == ""
     accuracy = ratio_of(1.05, 1.02, 1.08, metric="next_token_accuracy")
-    assert "beyond noise" in suspicion("next_token_accuracy", {"next_token_accuracy": accuracy})
+    assert "beyond noise" in sanity_warning("next_token_accuracy", {"next_token_accuracy": accuracy})
 
 
 def test_a_model_that_did_not_change_is_flagged() -> None:
     same = exact("kl_divergence", 0.0)
-    assert "compressed at all" in suspicion("kl_divergence", {"kl_divergence": same})
-    assert suspicion("kl_divergence", {"kl_divergence": exact("kl_divergence", 1e-9)}) == ""
+    assert "compressed at all" in sanity_warning("kl_divergence", {"kl_divergence": same})
+    assert sanity_warning("kl_divergence", {"kl_divergence": exact("kl_divergence", 1e-9)}) == ""
 
 
 def test_a_latency_below_the_memory_floor_is_flagged_where_the_bandwidth_is_known() -> None:
@@ -317,6 +317,6 @@ def test_a_latency_below_the_memory_floor_is_flagged_where_the_bandwidth_is_know
             metric="decode_latency", value=0.008, samples=9, method="a test", bounds=judged(0.007, high)
         )
         found = {"decode_latency": decode, "weight_bytes": weights}
-        assert ("10.0 ms" in suspicion("decode_latency", found, 10e9)) == flagged
-        assert list(suspicions(found, 10e9)) == (["decode_latency"] if flagged else [])
-        assert suspicions(found) == {}
+        assert ("10.0 ms" in sanity_warning("decode_latency", found, 10e9)) == flagged
+        assert list(sanity_warnings(found, 10e9)) == (["decode_latency"] if flagged else [])
+        assert sanity_warnings(found) == {}

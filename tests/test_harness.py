@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from compress import FormatName
 from compress.checkpoints.folder import load_tokenizer
 from evaluation.measurement import is_metric
-from evaluation.quality.per_example import Items, item_measurements
+from evaluation.quality.per_example import PerExample, item_measurements
 from recipes.config.evaluations import TaskConfig
 from recipes.formats import FORMATS
 from recipes.formats.base import LoadedModel
@@ -73,7 +73,7 @@ def opened() -> LoadedModel:
     return FORMATS["dense"].open(MODEL)
 
 
-def ask(config: TaskConfig, folder: Path = MODEL, format: FormatName = "dense", **knobs: Any) -> Items:
+def ask(config: TaskConfig, folder: Path = MODEL, format: FormatName = "dense", **knobs: Any) -> PerExample:
     model = opened() if folder == MODEL else FORMATS[format].open(folder)
     given = {"scorer": model.logits, "generator": model.generate, "context": model.context, **knobs}
     return ask_task(config, tokenizer=load_tokenizer(folder), **given)
@@ -174,8 +174,8 @@ def test_examples_stand_before_every_question(questions: Path) -> None:
 def test_every_form_is_asked_the_same(int8_exports: Callable[[str], Exported], questions: Path) -> None:
     made = int8_exports("gpt2")
     config, told = TaskConfig(name="novels", file=questions, limit=12), []
-    arms: list[tuple[Path, FormatName]] = [(made.dense, "dense"), (made.int8, "quantized"), (made.bundle, "onnx")]
-    dense, int8, onnx = (ask(config, folder, format, on_item=told.append) for folder, format in arms)
+    variants: list[tuple[Path, FormatName]] = [(made.dense, "dense"), (made.int8, "quantized"), (made.bundle, "onnx")]
+    dense, int8, onnx = (ask(config, folder, format, on_item=told.append) for folder, format in variants)
     assert dense.digest == int8.digest == onnx.digest
     assert math.isclose(sum(told), 3 * 12)
     agreeing = (dense.columns["accuracy_norm"] == onnx.columns["accuracy_norm"]).mean()
@@ -238,7 +238,7 @@ def test_a_named_task_equals_the_same_questions_from_a_file(task_file: Any, ques
     assert {name: column.tolist() for name, column in named.columns.items()} == {
         name: column.tolist() for name, column in filed.columns.items()
     }
-    assert f"task mine, version 3.0, {QUESTIONS} of {QUESTIONS} questions, 0-shot" in named.facts["protocol"]
+    assert f"task mine, version 3.0, {QUESTIONS} of {QUESTIONS} questions, 0-shot" in named.metadata["protocol"]
 
 
 def test_a_limit_of_a_named_task_is_spread(task_file: Any, questions: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_limit_of_a_named_task_is_spread(task_file: Any, questions: Path) -> N
 def test_a_named_task_that_generates_gives_a_score(task_file: Any) -> None:
     items = ask(TaskConfig(name="mine", include=task_file("mine", EXACT), limit=3))
     assert list(items.columns) == ["score"]
-    assert items.facts["figures"] == {"score": ["exact_match"]}
+    assert items.metadata["figures"] == {"score": ["exact_match"]}
 
 
 def test_a_group_asks_all_of_its_tasks(task_file: Any) -> None:
@@ -258,7 +258,7 @@ def test_a_group_asks_all_of_its_tasks(task_file: Any) -> None:
     include = task_file("second", CHOICE, "tag: both\n")
     items = ask(TaskConfig(name="both", include=include, limit=4))
     assert len(items) == 8
-    assert items.facts["questions"] == {"first": 4, "second": 4}
+    assert items.metadata["questions"] == {"first": 4, "second": 4}
     assert items.columns["accuracy"][:4].tolist() == items.columns["accuracy"][4:].tolist()
 
 

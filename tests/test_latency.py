@@ -9,39 +9,39 @@ import pytest
 
 from benchmarks.overhead import MOST, overhead
 from evaluation.latency import (
-    Arm,
-    Cell,
-    CellTimer,
-    CellTimes,
     Counters,
     Protocol,
     Reading,
     Session,
-    Turn,
-    cell_measurements,
+    Trial,
+    Variant,
+    Workload,
+    WorkloadTimer,
+    WorkloadTimes,
     disturbed,
     latency_measurements,
     pieces_of,
     process_measurements,
     steady_step,
     warm_up,
+    workload_measurements,
 )
 from evaluation.latency.timing import AGREEING, FEWEST_PREFILLS, MOST_RUNS, SLICE, WARM_STEPS
 from evaluation.measurement import Measurement
 
-CELL = Cell(prompt=8, tokens=4)
+WORKLOAD = Workload(prompt=8, tokens=4)
 QUIET = Reading(seconds=1.0, cpus=2, own=2.0, busy=2.0, stolen=0.0, held_back=0.0, heat=0, megahertz=3000.0)
 STOLEN = QUIET.model_copy(update={"stolen": 0.1})
 
 
 class Machine:
-    """An arm with a clock of its own; `slow` prolongs single calls, by their number."""
+    """A variant with a clock of its own; `slow` prolongs single calls, by their number."""
 
     def __init__(
         self, prefill: int = 40_000_000, decode: int = 10_000_000, slow: dict[int, float] | None = None
     ) -> None:
         self.now, self.log, self.slow = 0, list[str](), slow or {}
-        self.arm = Arm(
+        self.variant = Variant(
             prefill=lambda: self.spend("prefill", prefill),
             decode=lambda: self.spend("decode", decode),
         )
@@ -55,66 +55,70 @@ class Machine:
 
 
 def session(
-    arms: Mapping[str, Sequence[float]], *, timed: dict[tuple[str, int], Reading] | None = None, steps: int = 3
+    variants: Mapping[str, Sequence[float]], *, timed: dict[tuple[str, int], Reading] | None = None, steps: int = 3
 ) -> Session:
     """Blocks whose decode time is given; the prefill takes four times as long."""
-    turns = tuple(
-        Turn(
-            arm=arm,
+    trials = tuple(
+        Trial(
+            variant=variant,
             block=block,
             place=place,
             started=datetime(2026, 1, 1, tzinfo=UTC),
             process=7,
-            runtime=f"runtime of {arm}",
+            runtime=f"runtime of {variant}",
             open_seconds=100 * seconds,
             first_run=10 * seconds,
-            cells=(
-                CellTimes(cell=CELL, prefill=(4 * seconds,) * 3, steps=(seconds,) * steps, warmups=3, settled=True),
+            workloads=(
+                WorkloadTimes(
+                    workload=WORKLOAD, prefill=(4 * seconds,) * 3, steps=(seconds,) * steps, warmups=3, settled=True
+                ),
             ),
             opening=QUIET,
-            timed=(timed or {}).get((arm, block), QUIET),
+            timed=(timed or {}).get((variant, block), QUIET),
             peak_memory=1000,
         )
-        for place, (arm, times) in enumerate(arms.items())
+        for place, (variant, times) in enumerate(variants.items())
         for block, seconds in enumerate(times)
     )
-    return Session(protocol=Protocol(cells=(CELL,), threads=2, cpus=(0, 1)), arms=tuple(arms), turns=turns)
+    return Session(
+        protocol=Protocol(workloads=(WORKLOAD,), threads=2, cpus=(0, 1)), variants=tuple(variants), trials=trials
+    )
 
 
-def figure(measured: dict[str, list[Measurement]], arm: str, metric: str) -> Measurement:
-    return next(one for one in measured[arm] if one.metric == metric)
+def figure(measured: dict[str, list[Measurement]], variant: str, metric: str) -> Measurement:
+    return next(one for one in measured[variant] if one.metric == metric)
 
 
 # ---- the clock
 
 
-def test_a_steady_arm_is_warm_after_as_many_runs_as_must_agree() -> None:
+def test_a_steady_variant_is_warm_after_as_many_runs_as_must_agree() -> None:
     machine = Machine()
-    assert warm_up(machine.arm, 3, machine.clock) == (AGREEING, True)
+    assert warm_up(machine.variant, 3, machine.clock) == (AGREEING, True)
     assert machine.log == ["prefill", "decode", "decode", "decode"] * AGREEING
     machine = Machine()
-    warm_up(machine.arm, 100, machine.clock)
+    warm_up(machine.variant, 100, machine.clock)
     assert machine.log.count("decode") == WARM_STEPS * AGREEING
 
 
 def test_warming_up_goes_on_while_it_gets_faster_and_gives_up_at_last() -> None:
-    assert warm_up((machine := Machine(slow={0: 3.0, 1: 2.0})).arm, 0, machine.clock) == (2 + AGREEING, True)
+    assert warm_up((machine := Machine(slow={0: 3.0, 1: 2.0})).variant, 0, machine.clock) == (2 + AGREEING, True)
     restless = Machine(slow={run: 1.0 + run % 2 for run in range(100)})
-    assert warm_up(restless.arm, 0, restless.clock) == (MOST_RUNS, False)
+    assert warm_up(restless.variant, 0, restless.clock) == (MOST_RUNS, False)
 
 
-def time_cell(machine: Machine, cell: Cell, prefills: int) -> CellTimes:
+def time_workload(machine: Machine, workload: Workload, prefills: int) -> WorkloadTimes:
     """Every piece, one right after the other."""
-    timer = CellTimer(arm=machine.arm, cell=cell, prefills=prefills, clock=machine.clock)
-    for _ in range(pieces_of(cell, prefills)):
+    timer = WorkloadTimer(variant=machine.variant, workload=workload, prefills=prefills, clock=machine.clock)
+    for _ in range(pieces_of(workload, prefills)):
         timer.go_on()
     return timer.times()
 
 
-def test_a_cell_is_timed_call_by_call() -> None:
+def test_a_workload_is_timed_call_by_call() -> None:
     warm = AGREEING * 4
     machine = Machine(slow={warm: 9.0, warm + 3: 2.0, warm + 6: 9.0, warm + 7: 5.0})  # by 9: what is not timed
-    times = time_cell(machine, CELL, prefills=3)
+    times = time_workload(machine, WORKLOAD, prefills=3)
     assert times.prefill == pytest.approx((0.04, 0.08, 0.04))
     assert times.steps == pytest.approx((0.05, 0.01))  # of three further tokens after the prompt's own
     assert times.end_to_end == pytest.approx(0.04 + 3 * 0.03)
@@ -123,33 +127,33 @@ def test_a_cell_is_timed_call_by_call() -> None:
 
 def test_long_prompts_are_timed_less_often() -> None:
     machine = Machine(prefill=1_000_000_000)
-    times = time_cell(machine, CELL, prefills=12)
+    times = time_workload(machine, WORKLOAD, prefills=12)
     assert times.prefill == pytest.approx([1.0] * FEWEST_PREFILLS)
     assert machine.log.count("prefill") == AGREEING + 1 + FEWEST_PREFILLS  # one more, before the first that is timed
 
 
 def test_every_further_token_is_taken_once() -> None:
     machine = Machine()
-    cell = Cell(prompt=8, tokens=2 * SLICE + 3)
-    times = time_cell(machine, cell, prefills=1)
-    assert machine.log[-cell.tokens :].count("decode") == cell.tokens - 1
-    assert len(times.steps) == cell.tokens - 1 - 3  # three slices
+    workload = Workload(prompt=8, tokens=2 * SLICE + 3)
+    times = time_workload(machine, workload, prefills=1)
+    assert machine.log[-workload.tokens :].count("decode") == workload.tokens - 1
+    assert len(times.steps) == workload.tokens - 1 - 3  # three slices
     machine = Machine()
-    assert len(time_cell(machine, Cell(prompt=8, tokens=2), prefills=1).steps) == 1
+    assert len(time_workload(machine, Workload(prompt=8, tokens=2), prefills=1).steps) == 1
 
 
 def test_a_single_new_token_needs_no_step() -> None:
     machine = Machine()
-    times = time_cell(machine, Cell(prompt=8, tokens=1), prefills=2)
+    times = time_workload(machine, Workload(prompt=8, tokens=1), prefills=2)
     assert times.steps == ()
     assert times.end_to_end == times.prefill[-1]
     assert "decode" not in machine.log
 
 
-def test_an_arm_by_itself_is_timed_by_the_real_clock() -> None:
+def test_a_variant_by_itself_is_timed_by_the_real_clock() -> None:
     calls: list[str] = []
-    arm = Arm(prefill=lambda: calls.append("prefill"), decode=lambda: calls.append("decode"))
-    assert 0 < steady_step(arm, blocks=2, steps=5, settle=0.001) < 0.01
+    variant = Variant(prefill=lambda: calls.append("prefill"), decode=lambda: calls.append("decode"))
+    assert 0 < steady_step(variant, blocks=2, steps=5, settle=0.001) < 0.01
     assert calls[-6:] == ["prefill", *["decode"] * 5]
 
 
@@ -175,7 +179,7 @@ def test_the_harness_costs_less_than_one_percent_of_a_step_of_two_milliseconds()
         ({"busy": None, "stolen": None, "held_back": None, "heat": None, "megahertz": None}, ""),
     ],
 )
-def test_a_turn_is_disturbed_by_what_the_kernel_counted(changes: dict[str, float | None], reason: str) -> None:
+def test_a_trial_is_disturbed_by_what_the_kernel_counted(changes: dict[str, float | None], reason: str) -> None:
     assert ", ".join(disturbed(QUIET.model_copy(update=changes), 3000.0)) == reason
 
 
@@ -283,14 +287,14 @@ def test_a_machine_too_busy_to_say_anything_is_invalid(disturbances: int, blocks
     assert figure(measured, "baseline", "decode_latency").invalid == ""
 
 
-def test_an_arm_that_died_is_invalid_with_its_last_words_and_the_others_go_on() -> None:
+def test_a_variant_that_died_is_invalid_with_its_last_words_and_the_others_go_on() -> None:
     whole = session({"baseline": [0.01] * 4, "dead": [0.01] * 4, "final": [0.02] * 4})
-    turns = tuple(
-        turn.model_copy(update={"error": "killed by a cat"}) if (turn.arm, turn.block) == ("dead", 2) else turn
-        for turn in whole.turns
+    trials = tuple(
+        trial.model_copy(update={"error": "killed by a cat"}) if (trial.variant, trial.block) == ("dead", 2) else trial
+        for trial in whole.trials
     )
-    measured = latency_measurements(whole.model_copy(update={"turns": turns}))
-    assert figure(measured, "dead", "decode_latency").invalid == "the arm 'dead' did not run: killed by a cat"
+    measured = latency_measurements(whole.model_copy(update={"trials": trials}))
+    assert figure(measured, "dead", "decode_latency").invalid == "the variant 'dead' did not run: killed by a cat"
     final = figure(measured, "final", "decode_latency")
     assert final.ratio is not None
     assert final.ratio.value == pytest.approx(2.0)
@@ -298,10 +302,12 @@ def test_an_arm_that_died_is_invalid_with_its_last_words_and_the_others_go_on() 
 
 def test_without_a_baseline_there_is_no_ratio_but_a_figure() -> None:
     whole = session({"baseline": [0.01] * 4, "final": [0.02] * 4})
-    turns = tuple(turn.model_copy(update={"error": "gone"}) if turn.arm == "baseline" else turn for turn in whole.turns)
-    found = figure(latency_measurements(whole.model_copy(update={"turns": turns})), "final", "decode_latency")
+    trials = tuple(
+        trial.model_copy(update={"error": "gone"}) if trial.variant == "baseline" else trial for trial in whole.trials
+    )
+    found = figure(latency_measurements(whole.model_copy(update={"trials": trials})), "final", "decode_latency")
     assert (found.value, found.ratio, found.invalid) == (0.02, None, "")
-    assert "no ratio: the baseline: the arm 'baseline' did not run: gone" in found.method
+    assert "no ratio: the baseline: the variant 'baseline' did not run: gone" in found.method
 
 
 @pytest.mark.parametrize("wrong", [math.nan, 0.0, -1.0, math.inf])
@@ -310,9 +316,9 @@ def test_times_that_are_none_are_invalid(wrong: float) -> None:
     assert "zero, negative or not a number" in figure(measured, "final", "decode_latency").invalid
 
 
-def test_an_arm_that_never_ran_is_invalid() -> None:
-    nothing = session({"baseline": [0.01] * 4}).model_copy(update={"arms": ("baseline", "final")})
-    assert figure(latency_measurements(nothing), "final", "decode_latency").invalid == "the arm 'final' did not run"
+def test_a_variant_that_never_ran_is_invalid() -> None:
+    nothing = session({"baseline": [0.01] * 4}).model_copy(update={"variants": ("baseline", "final")})
+    assert figure(latency_measurements(nothing), "final", "decode_latency").invalid == "the variant 'final' did not run"
 
 
 def test_tails_are_told_of_enough_steps_and_refused_of_fewer() -> None:
@@ -326,9 +332,9 @@ def test_tails_are_told_of_enough_steps_and_refused_of_fewer() -> None:
 
 def test_a_warm_up_that_never_became_steady_is_told() -> None:
     whole = session({"only": [0.01] * 4})
-    restless = whole.turns[1].cells[0].model_copy(update={"settled": False})
-    turns = (whole.turns[0], whole.turns[1].model_copy(update={"cells": (restless,)}), *whole.turns[2:])
-    found = figure(latency_measurements(whole.model_copy(update={"turns": turns})), "only", "decode_latency")
+    restless = whole.trials[1].workloads[0].model_copy(update={"settled": False})
+    trials = (whole.trials[0], whole.trials[1].model_copy(update={"workloads": (restless,)}), *whole.trials[2:])
+    found = figure(latency_measurements(whole.model_copy(update={"trials": trials})), "only", "decode_latency")
     assert "warm-up did not become steady in 1 of 4 blocks" in found.method
 
 
@@ -337,17 +343,19 @@ def test_memory_is_told_however_busy_the_machine_was_and_of_a_gpu_only_where_the
     measured = process_measurements(busy)
     assert figure(measured, "only", "peak_memory").value == 1000
     assert "gpu_memory" not in [one.metric for one in measured["only"]]
-    turns = tuple(turn.model_copy(update={"gpu_memory": 5}) for turn in busy.turns)
-    on_gpu = process_measurements(busy.model_copy(update={"turns": turns}))
+    trials = tuple(trial.model_copy(update={"gpu_memory": 5}) for trial in busy.trials)
+    on_gpu = process_measurements(busy.model_copy(update={"trials": trials}))
     assert figure(on_gpu, "only", "gpu_memory").value == 5
 
 
-def test_several_cells_are_asked_for_one_by_one() -> None:
+def test_several_workloads_are_asked_for_one_by_one() -> None:
     one = session({"only": [0.01] * 4})
-    two = one.model_copy(update={"protocol": Protocol(cells=(CELL, Cell(prompt=8, tokens=1)), threads=2)})
-    with pytest.raises(ValueError, match="expected a session of one cell, got 2"):
+    two = one.model_copy(update={"protocol": Protocol(workloads=(WORKLOAD, Workload(prompt=8, tokens=1)), threads=2)})
+    with pytest.raises(ValueError, match="expected a session of one workload, got 2"):
         latency_measurements(two)
-    assert "decode_latency" not in [found.metric for found in cell_measurements(one, Cell(prompt=8, tokens=1))["only"]]
+    assert "decode_latency" not in [
+        found.metric for found in workload_measurements(one, Workload(prompt=8, tokens=1))["only"]
+    ]
 
 
 def test_a_session_reads_back_as_it_was_and_gives_the_same_figures() -> None:

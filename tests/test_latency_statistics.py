@@ -1,4 +1,5 @@
-"""The statistics of two arms against each other: against scipy's, and on simulated machines whose truth is known."""
+"""The statistics of two variants against each other: against scipy's, and on simulated machines whose truth is
+known."""
 
 import math
 
@@ -85,7 +86,7 @@ def test_percentiles_need_samples(count: int) -> None:
 
 
 @pytest.mark.parametrize("sessions", [60, pytest.param(200, marks=pytest.mark.thorough)])
-def test_identical_arms_pass_and_a_real_slowdown_is_found(sessions: int) -> None:
+def test_identical_variants_pass_and_a_real_slowdown_is_found(sessions: int) -> None:
     identical, slower = verdicts(sessions, ratio=1.0), verdicts(sessions, ratio=1.05)
     assert identical["PASS"] >= 0.95 * sessions
     assert identical["FAIL"] <= 0.01 * sessions
@@ -103,7 +104,9 @@ def test_on_the_limit_a_wrong_pass_is_as_rare_as_promised(sessions: int) -> None
 @pytest.mark.parametrize(("sessions", "leeway"), [(500, 0.025), pytest.param(2000, 0.02, marks=pytest.mark.thorough)])
 def test_the_interval_of_a_ratio_holds_the_truth_as_often_as_it_says(sessions: int, leeway: float) -> None:
     assert coverage(sessions) == pytest.approx(0.95, abs=leeway)
-    assert coverage(sessions // 4, interleaved=False) < 0.7  # one arm after the other: drift is taken for a difference
+    assert (
+        coverage(sessions // 4, interleaved=False) < 0.7
+    )  # one variant after the other: drift is taken for a difference
 
 
 def test_thefts_are_left_out_where_they_are_large() -> None:
@@ -126,4 +129,4 @@ def test_the_table_has_a_row_for_every_question() -> None:
     assert len(rows) == 10
     assert [row.split(" | ")[1] for row in rows[1:7]] == ["10", "10", "10", "5", "5", "20"]
     for row in rows[1:7]:
-        assert sum(float(cell.rstrip("% |")) for cell in row.split(" | ")[2:]) == pytest.approx(100)
+        assert sum(float(workload.rstrip("% |")) for workload in row.split(" | ")[2:]) == pytest.approx(100)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from compress import CheckpointError, StageError, inspect_checkpoint
-from compress.checkpoints.layout import count_nonzero, held_weights, read_layout
+from compress.checkpoints.layout import count_nonzero, read_layout, weights_in_memory
 from compress.checkpoints.loading import empty_model, load_float_model, load_model
 from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
 from compress.checkpoints.safetensors_files import TensorFiles
@@ -108,7 +108,7 @@ def test_a_head_that_is_stored_twice_is_one_weight(shared_checkpoint: Make, tmp_
     folder = Path(shutil.copytree(source, tmp_path / "twice"))
     rewrite(folder, lambda held: held | {"lm_head.weight": held["model.embed_tokens.weight"].clone()})
     assert read_layout(folder).tied == {"lm_head.weight": "model.embed_tokens.weight"}
-    for counted in (held_weights, count_nonzero):
+    for counted in (weights_in_memory, count_nonzero):
         assert counted(folder) == counted(source)
     assert FORMATS["dense"].macs(folder, context=8) == FORMATS["dense"].macs(source, context=8)
 
@@ -255,5 +255,7 @@ def test_gpt2_as_it_is_published_is_opened(shared_checkpoint: Make, tmp_path: Pa
     like_gpt2(folder)
     assert divergence(in_transformers(source), in_transformers(folder)) == 0
     assert {weight.written for weight in read_layout(folder).taken} == set(load_file(source / SINGLE))
-    assert held_weights(folder) != []
-    assert sum(size for _, _, size in held_weights(folder)) == sum(size for _, _, size in held_weights(source))
+    assert weights_in_memory(folder) != []
+    assert sum(size for _, _, size in weights_in_memory(folder)) == sum(
+        size for _, _, size in weights_in_memory(source)
+    )

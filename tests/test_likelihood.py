@@ -107,8 +107,8 @@ def test_labels_have_the_probability_of_their_answers() -> None:
             expected, abs=1e-5
         )
     assert items.columns["label"].tolist() == [0, 1, 1]
-    assert sum(map(sum, items.facts["confusion"])) == 3
-    assert "1 to 3 each" in items.facts["protocol"]
+    assert sum(map(sum, items.metadata["confusion"])) == 3
+    assert "1 to 3 each" in items.metadata["protocol"]
     other = ask_labeled(prompts, ["bad", "bad", "bad"], answers, scorer=Counting(), encode=encode, context=CONTEXT)
     assert other.digest != items.digest
 
@@ -131,7 +131,7 @@ def test_generated_texts_stay_with_their_prompts_and_long_prompts_lose_their_beg
         "context": CONTEXT,
     }
     items = ask_generation(prompts, expected, tokens=3, prefix=[0], batch=2, **given)
-    assert [row["text"] for row in items.facts["texts"]][1:] == expected[1:]
+    assert [row["text"] for row in items.metadata["texts"]][1:] == expected[1:]
     assert items.columns["rouge_1"][1:] == pytest.approx([1, 1])
     assert max(seen) == CONTEXT - 3
     with pytest.raises(ValueError, match="expected fewer than 11 new tokens"):

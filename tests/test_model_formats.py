@@ -65,10 +65,10 @@ def test_generated_and_timed_steps_take_the_likeliest_token(opened: LoadedModel)
     found = [text.tolist() for text in opened.generate(PROMPTS, TOKENS)]
     assert [text[: len(ended)] for text, ended in zip(expected, found, strict=True)] == found
     assert any(len(ended) == TOKENS for ended in found)
-    arm = opened.decoding(PROMPTS[0][None], TOKENS)
-    steps = [arm.prefill(), *(arm.decode() for _ in range(TOKENS - 1))]
+    variant = opened.decoding(PROMPTS[0][None], TOKENS)
+    steps = [variant.prefill(), *(variant.decode() for _ in range(TOKENS - 1))]
     assert [int(np.asarray(step).flatten()[0]) for step in steps] == expected[0]
-    assert arm.problem() == ""
+    assert variant.problem() == ""
 
 
 def test_what_is_counted_adds_up(case: tuple[Format, Path]) -> None:

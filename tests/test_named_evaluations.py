@@ -7,7 +7,7 @@ import pytest
 from named_run import RECIPE
 
 from evaluation.measurement import metric_of
-from evaluation.quality.per_example import Items
+from evaluation.quality.per_example import PerExample
 from evaluation.report import Report
 from recipes.config.errors import RecipeError
 from recipes.config.loader import load_gates, load_recipe
@@ -67,7 +67,7 @@ def test_people_see_the_confusion_matrix_and_texts(named_run: Report) -> None:
     for row in named_run.rows:
         assert sum(map(sum, row.evaluations["pronoun"]["confusion"])) == 16
         assert len(row.evaluations["lines"]["texts"]) == 8
-    assert named_run.final.hardest["tokens"]
+    assert named_run.final.worst_tokens["tokens"]
 
 
 def test_it_is_judged_again_to_the_last_digit_from_its_samples(named_run: Report, tmp_path: Path) -> None:
@@ -85,9 +85,11 @@ def test_a_changed_answer_is_found_out(named_run: Report, tmp_path: Path) -> Non
     assert named_run.folder is not None
     changed = shutil.copytree(named_run.folder, tmp_path / "run", symlinks=True)
     (file,) = (changed / "artifacts" / named_run.final.samples["quality"]).rglob("items-pronoun.npz")
-    items = Items.load(file)
+    items = PerExample.load(file)
     file.chmod(0o644)
-    Items(items.kind, {**items.columns, "label": 1 - items.columns["label"]}, items.digest, items.facts).save(file)
+    PerExample(items.kind, {**items.columns, "label": 1 - items.columns["label"]}, items.digest, items.metadata).save(
+        file
+    )
     with pytest.raises(IntegrityError, match=r"items-pronoun\.npz"):
         judge_run(changed)
 

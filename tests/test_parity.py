@@ -12,7 +12,7 @@ from exported import exported, quantized, sharpened
 
 from compress.checkpoints.loading import load_float_model
 from export.external_data import read_graph
-from export.float_reference import rounds_activations, write_exact
+from export.float_reference import rounds_activations, write_float_reference
 from export.parity import CHECKS, TOLERANCES, ParityError, Runs, check_independence, check_parity, compare, run_forced
 from export.runtime.model import OnnxCausalLM, log_softmax
 from export.torch_reference import Reference, take_reference
@@ -43,7 +43,7 @@ def reference(checkpoint: Path, ids_BT: np.ndarray, tmp_path_factory: pytest.Tem
 @pytest.fixture(scope="module")
 def exact(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxCausalLM:
     folder = tmp_path_factory.mktemp("exact")
-    write_exact(bundle, folder)
+    write_float_reference(bundle, folder)
     return OnnxCausalLM.open(folder, provider="cpu", threads=2)
 
 

@@ -37,7 +37,7 @@ def test_a_process_never_imports_the_users_files(users: Path, monkeypatch: pytes
     assert done.stdout.count(str(ROOT)) == 3
 
 
-def test_the_process_of_an_arm_and_a_worker_start_beside_the_users_files(users: Path) -> None:
+def test_the_process_of_a_variant_and_a_worker_start_beside_the_users_files(users: Path) -> None:
     done = subprocess.run(COMMAND, input="{}", env=environment(), capture_output=True, text=True, check=False)
     assert "the user's" not in done.stderr
     assert "validation error" in done.stderr  # of our own: an order was expected

@@ -171,29 +171,29 @@ def test_counts_are_exact_per_group_and_told_as_facts(
     criterion: str, scope: str, gpt2: Path, text_file: Path, tmp_path: Path
 ) -> None:
     knobs = {**LITTLE, "criterion": criterion, "sparsity": 0.45, "scope": scope}
-    out, facts = prune_into(gpt2, tmp_path, text_file, **knobs)
+    out, metadata = prune_into(gpt2, tmp_path, text_file, **knobs)
     zeros, total = 0, 0
     for linear in block_linears(load_model(out)):
         zero_OI = linear.weight_OI() == 0
         zeros, total = zeros + int(zero_OI.sum()), total + zero_OI.numel()
-        told = facts["tensors"][f"{linear.name}.weight"]
+        told = metadata["tensors"][f"{linear.name}.weight"]
         assert told == {"asked": 0.45, "sparsity": int(zero_OI.sum()) / zero_OI.numel()}
         if scope == "row":
             assert zero_OI.sum(dim=1).unique().tolist() == [round(0.45 * zero_OI.shape[1])]
         else:
             assert int(zero_OI.sum()) == round(0.45 * zero_OI.numel())
-    assert (facts["zeros"], facts["sparsity"]) == (zeros, zeros / total)
-    assert facts["criterion"] == criterion
-    assert facts.get("calibration_tokens") == (6 * 48 if criterion in {"wanda", "sparsegpt"} else None)
-    assert "no sparse kernels" in facts["latency"]
+    assert (metadata["zeros"], metadata["sparsity"]) == (zeros, zeros / total)
+    assert metadata["criterion"] == criterion
+    assert metadata.get("calibration_tokens") == (6 * 48 if criterion in {"wanda", "sparsegpt"} else None)
+    assert "no sparse kernels" in metadata["latency"]
 
 
 def test_layers_have_their_own_sparsity_where_it_is_said(gpt2: Path, tmp_path: Path) -> None:
     layers = {"transformer.h.0.*": 0.2, "*.mlp.c_proj": 0.0, "transformer.h.2.mlp.c_proj": 0.7}
-    out, facts = prune_into(gpt2, tmp_path, sparsity=0.5, layers=layers)
-    asked = {name: 0.2 if ".h.0." in name else 0.5 for name in facts["tensors"]}
+    out, metadata = prune_into(gpt2, tmp_path, sparsity=0.5, layers=layers)
+    asked = {name: 0.2 if ".h.0." in name else 0.5 for name in metadata["tensors"]}
     asked["transformer.h.2.mlp.c_proj.weight"] = 0.7
-    assert {name: told["asked"] for name, told in facts["tensors"].items()} == asked
+    assert {name: told["asked"] for name, told in metadata["tensors"].items()} == asked
     for linear in block_linears(load_model(out)):
         part = asked.get(f"{linear.name}.weight", 0.0)
         assert int((linear.parameter == 0).sum()) == round(part * linear.parameter.numel()), linear.name
@@ -203,12 +203,12 @@ def test_layers_have_their_own_sparsity_where_it_is_said(gpt2: Path, tmp_path: P
 def test_sensitivities_spread_the_sparsity_over_the_blocks(text_file: Path, tmp_path: Path) -> None:
     """On the trained model that the repository carries: blocks of a random one cost next to nothing."""
     knobs: dict[str, Any] = {"rows": 8, "length": 64, "criterion": "wanda", "allocation": "sensitivity"}
-    out, facts = prune_into(TEACHER, tmp_path, text_file, sparsity=0.5, **knobs)
+    out, metadata = prune_into(TEACHER, tmp_path, text_file, sparsity=0.5, **knobs)
     asked = {
-        linear.name: facts["tensors"][f"{linear.name}.weight"]["asked"] for linear in block_linears(load_model(out))
+        linear.name: metadata["tensors"][f"{linear.name}.weight"]["asked"] for linear in block_linears(load_model(out))
     }
     assert len(set(asked.values())) > 1, "blocks of unlike curves get unlike shares"
-    assert facts["sparsity"] == pytest.approx(0.5, abs=0.005)
+    assert metadata["sparsity"] == pytest.approx(0.5, abs=0.005)
     for linear in block_linears(load_model(out)):
         zeros_O = (linear.weight_OI() == 0).sum(dim=1)
         assert zeros_O.unique().tolist() == [round(asked[linear.name] * linear.weight_OI().shape[1])]
@@ -223,12 +223,12 @@ def test_linears_limits_what_is_touched(gpt2: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("criterion", ["magnitude", "sparsegpt", "random"])
 def test_the_embedding_is_pruned_when_asked(criterion: str, llama: Path, text_file: Path, tmp_path: Path) -> None:
     knobs = {**LITTLE, "criterion": criterion, "sparsity": 0.25, "include": ["*embed_tokens.weight"]}
-    out, facts = prune_into(llama, tmp_path, text_file, **knobs)
+    out, metadata = prune_into(llama, tmp_path, text_file, **knobs)
     model = load_model(out)
     table = model.get_input_embeddings().weight
     assert int((table == 0).sum()) == round(0.25 * table.numel())
     assert torch.equal(model.get_output_embeddings().weight, table)
-    assert facts["tensors"]["model.embed_tokens.weight"]["asked"] == 0.25
+    assert metadata["tensors"]["model.embed_tokens.weight"]["asked"] == 0.25
     if criterion != "random":
         assert table[table != 0].abs().min() >= load_model(llama).get_input_embeddings().weight[table == 0].abs().max()
 
@@ -294,7 +294,7 @@ def test_calibration_text_that_is_too_short_is_an_error(gpt2: Path, text_file: P
     ],
 )
 def test_text_is_asked_for_where_it_is_read(knobs: dict[str, Any], read: bool) -> None:
-    assert PRUNE.materials(PruneConfig(sparsity=0.5, **knobs)) == ({"calibration_text"} if read else set())
+    assert PRUNE.inputs_read(PruneConfig(sparsity=0.5, **knobs)) == ({"calibration_text"} if read else set())
 
 
 def test_wanda_counts_within_rows_unless_told_otherwise() -> None:
@@ -347,14 +347,14 @@ def test_zeros_survive_training_with_weight_decay(gpt2: Path, text_file: Path, t
     out.mkdir()
     scratch.mkdir()
     config = DistillConfig(tokens=2048, length=64, batch=4, learning_rate=1e-2, weight_decay=0.5)
-    facts = distill(
+    metadata = distill(
         config, StageInput(source=source, out=out, scratch=scratch, teacher=gpt2, train_text=TextSource(file=text_file))
     )
     before, after = load_model(source), load_model(out)
     for old, new in zip(block_linears(before), block_linears(after), strict=True):
         assert torch.equal(old.parameter == 0, new.parameter == 0), new.name
         assert not torch.equal(old.parameter, new.parameter), "training changed nothing"
-    assert sparsity(after) == facts["sparsity"] == 0.5
+    assert sparsity(after) == metadata["sparsity"] == 0.5
 
 
 def test_calibration_rows_are_no_longer_than_the_context(gpt2: Path, text_file: Path, tmp_path: Path) -> None:

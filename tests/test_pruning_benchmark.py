@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Share
 
-from benchmarks.pruning import METHODS, VARIANTS, Order, measure
+from benchmarks.pruning import ALTERNATIVES, METHODS, Request, measure
 from benchmarks.pruning_tables import WHOLE, pruning_outcomes, pruning_tables
 
 
@@ -21,7 +21,7 @@ def run(shared: Share, shared_checkpoint: Callable[..., Path], text_file: Path) 
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        order = Order(
+        request = Request(
             model=shared_checkpoint("gpt2", n_layer=2),
             calibration=text_file,
             test=text_file,
@@ -33,7 +33,7 @@ def run(shared: Share, shared_checkpoint: Callable[..., Path], text_file: Path) 
             blocks=3,
             changes={"n_layer": 4, "n_embd": 64, "n_head": 4, "n_inner": 256, "vocab_size": 512, "n_positions": 160},
         )
-        found = measure(["masks", "widths", "memory"], order)
+        found = measure(["masks", "widths", "memory"], request)
         (folder / "pruning.json").write_text(json.dumps(found), encoding="utf-8")
 
     stored: dict[str, Any] = json.loads((shared("benchmark-pruning", make) / "pruning.json").read_text("utf-8"))
@@ -53,11 +53,11 @@ def test_every_method_prunes_what_was_asked(run: dict[str, Any]) -> None:
 @pytest.mark.thorough
 def test_shapes_shrink_and_zeros_do_not(run: dict[str, Any]) -> None:
     rows = run["parts"]["widths"]["rows"]
-    assert set(rows) == {WHOLE, *VARIANTS}
+    assert set(rows) == {WHOLE, *ALTERNATIVES}
     whole = rows[WHOLE]["parameters"]
     for name, row in rows.items():
         assert len(row["seconds"]) == 3, name
-        shrunk = name != WHOLE and VARIANTS[name][0] == "slim"
+        shrunk = name != WHOLE and ALTERNATIVES[name][0] == "slim"
         assert (row["parameters"] < whole) == shrunk, name
 
 
@@ -66,7 +66,7 @@ def test_the_tables_show_every_row_and_every_target(run: dict[str, Any]) -> None
     tables = pruning_tables(run)
     assert set(tables) == {"masks", "widths", "memory", "targets"}
     text = "\n".join(table.markdown() for found in tables.values() for table in found)
-    for name in (*METHODS, *VARIANTS):
+    for name in (*METHODS, *ALTERNATIVES):
         assert f"| {name} |" in text
     assert "gpt2-1.5b: SparseGPT's peak memory | at most 16 GB" in text
 

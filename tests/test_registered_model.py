@@ -22,15 +22,15 @@ from compress.errors import DemitasseError
 from export.runtime.text_model import PARAMETERS, _load_pyfunc
 from recipes.engine.registered_model import LOADER, describe_model
 from recipes.engine.tracking_server import LONGEST_CARD, card_of, log_report, tags_of
-from recipes.formats.text_generation import Wish, generate_text
+from recipes.formats.text_generation import GenerationRequest, generate_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ["The old house", "She went"]
 
 
 def generated(bundle: Path, prompt: str, tokens: int) -> str:
-    wish = Wish(bundle=bundle, prompt=prompt, tokens=tokens, sampling={}, provider=None, threads=1)
-    return "".join(generate_text(wish)).removesuffix("\n")
+    request = GenerationRequest(bundle=bundle, prompt=prompt, tokens=tokens, sampling={}, provider=None, threads=1)
+    return "".join(generate_text(request)).removesuffix("\n")
 
 
 def test_prompts_in_a_table_or_a_list_give_the_texts_that_generate_gives(int8_bundle: Path) -> None:

@@ -165,13 +165,13 @@ def test_importing_it_loads_nothing_heavy() -> None:
 def test_long_facts_are_told_in_short() -> None:
     history = [{"step": step, "loss": 5.0 - step / 100, "tokens": step * 4096} for step in range(50)]
     tensors = {f"transformer.h.{layer}.mlp.c_fc": 0.29 + layer / 1000 for layer in range(20)}
-    facts = {
+    metadata = {
         "history": history,
         "sparsity": tensors,
         "names": sorted(tensors),
         "coverage": {"int8": sorted(tensors), "bytes": 7},
     }
-    rows = [row.model_copy(update={"facts": facts}) for row in REPORTS["PASS"].rows]
+    rows = [row.model_copy(update={"metadata": metadata}) for row in REPORTS["PASS"].rows]
     page = render_markdown(REPORTS["PASS"].model_copy(update={"rows": rows}))
     assert "- history: 50 entries: step 0 to 49, loss 5 to 4.51, tokens 0 to 200,704\n" in page
     assert "- sparsity: 20 values from 0.29 to 0.309\n" in page
@@ -192,7 +192,7 @@ def test_the_schema_that_ships_is_the_reports_own_and_holds_for_every_report() -
 def test_what_is_too_good_is_told_before_anything_else() -> None:
     report = make_report({"perplexity": Limit(max_ratio=1.1)}, perplexity=sampled("perplexity", 36.0, 0.9))
     assert report.verdict == "PASS"
-    assert list(report.suspicions) == ["perplexity"]
+    assert list(report.sanity_warnings) == ["perplexity"]
     text = render_html(report)
     assert text.index("but one figure is too good") < text.index("TOO GOOD") < text.index("<h2>Gates</h2>")
     assert "## Too good" in render_markdown(report)

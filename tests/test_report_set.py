@@ -144,5 +144,5 @@ def test_every_stage_tells_what_its_weights_take(named_run: Report) -> None:
 def test_what_lost_most_and_named_evaluations_are_in_the_rows(named_run: Report) -> None:
     kinds: dict[str, Any] = {name: told["kind"] for name, told in named_run.final.evaluations.items()}
     assert kinds == {"pronoun": "labeled", "lines": "generation"}
-    assert named_run.final.hardest["tokens"]
-    assert named_run.rows[0].hardest == {}
+    assert named_run.final.worst_tokens["tokens"]
+    assert named_run.rows[0].worst_tokens == {}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from finished_runs import session_of
 
-from compress import Facts, Stage, StageConfig, StageInput
+from compress import Stage, StageConfig, StageInput, StageMetadata
 from compress.digests import digest_of
 from evaluation.latency import latency_measurements
 from evaluation.measurement import Interval, Measurement, Ratio
@@ -28,7 +28,7 @@ from recipes.formats.checkpoint import CheckpointFormat
 from recipes.measure import footprint as footprints
 from recipes.measure import latency as latencies
 from recipes.measure import quality as qualities
-from recipes.measure.interleaving import Entrant
+from recipes.measure.interleaving import BenchmarkTarget
 from recipes.measure.latency import LATENCY_FILE, read_session, write_session
 from recipes.runs.records import RECORD, IntegrityError, StoreError
 from recipes.runs.report_file import read_report
@@ -54,7 +54,7 @@ class HalveConfig(StageConfig):
     keep: float = 0.9
 
 
-def halve(config: HalveConfig, given: StageInput) -> Facts:
+def halve(config: HalveConfig, given: StageInput) -> StageMetadata:
     assert given.source is not None
     for file in given.source.iterdir():
         content = file.read_bytes()
@@ -71,7 +71,7 @@ STAGES: dict[str, Stage[Any]] = {
         takes=frozenset({"dense"}),
         leaves="dense",
         run=halve,
-        materials=lambda config: frozenset({"calibration_text"}),
+        inputs_read=lambda config: frozenset({"calibration_text"}),
     )
 }
 
@@ -94,13 +94,13 @@ def footprint(artifact: Path, format: str, **rest: Any) -> list[Measurement]:
     return [Measurement(metric="weight_bytes", value=bytes_of(artifact), samples=1, method="counted")]
 
 
-def latency(entrants: Sequence[Entrant], **rest: Any) -> dict[str, list[Measurement]]:
+def latency(targets: Sequence[BenchmarkTarget], **rest: Any) -> dict[str, list[Measurement]]:
     shared: dict[str, Any] = {"metric": "decode_latency", "samples": 3, "method": "test"}
     found = {}
-    for entrant in entrants:
-        share = bytes_of(entrant.folder) / bytes_of(entrants[0].folder)
-        paired = None if entrant is entrants[0] else Ratio(value=share, interval=Interval(low=share, high=share))
-        found[entrant.name] = [Measurement(value=share, ratio=paired, interval=Interval(low=0.5, high=2), **shared)]
+    for target in targets:
+        share = bytes_of(target.folder) / bytes_of(targets[0].folder)
+        paired = None if target is targets[0] else Ratio(value=share, interval=Interval(low=share, high=share))
+        found[target.name] = [Measurement(value=share, ratio=paired, interval=Interval(low=0.5, high=2), **shared)]
     return found
 
 
@@ -144,7 +144,7 @@ def test_rows_gates_and_files(recipe_file: Path, tmp_path: Path) -> None:
     assert [row.name for row in report.rows] == [row.name for row in seen] == ["baseline", "halve", "halve 2"]
     assert [row.format for row in report.rows] == ["dense"] * 3
     assert report.rows[1].knobs == {"keep": 0.5}
-    assert report.rows[2].facts == {"kept": 0.9, "teacher": True}
+    assert report.rows[2].metadata == {"kept": 0.9, "teacher": True}
     assert report.measurement("halve", "weight_bytes").ratio.value == pytest.approx(0.5, abs=1e-3)
     assert report.measurement("halve", "decode_latency").ratio.value == pytest.approx(0.5, abs=1e-3)
     assert report.measurement("baseline", "decode_latency").value == 1.0
@@ -162,7 +162,7 @@ def test_rows_gates_and_files(recipe_file: Path, tmp_path: Path) -> None:
 def shrinking(value: float, spent: list[int]) -> Callable[..., Any]:
     """Latencies whose ratio is known the better the more blocks are timed."""
 
-    def timed(entrants: Sequence[Entrant], *, config: Any, **rest: Any) -> dict[str, list[Measurement]]:
+    def timed(targets: Sequence[BenchmarkTarget], *, config: Any, **rest: Any) -> dict[str, list[Measurement]]:
         spent.append(config.blocks)
         half = 0.4 / config.blocks**0.5
         paired = Ratio(
@@ -199,17 +199,17 @@ def test_an_open_gate_is_measured_on_until_it_is_decided(
 
 def clocked(speed: float, begun: list[int]) -> Callable[..., Any]:
     """Latencies that come of a session of known speed, block by block, as far as is asked for."""
-    turns = session_of(speed, blocks=15).turns
-    named = tuple(turn.model_copy(update={"arm": turn.arm.replace("export", "halve 2")}) for turn in turns)
+    trials = session_of(speed, blocks=15).trials
+    named = tuple(trial.model_copy(update={"variant": trial.variant.replace("export", "halve 2")}) for trial in trials)
 
     def timed(
-        entrants: Sequence[Entrant], *, config: Any, enough: StoppingRule, out: Path, scratch: Path, **rest: Any
+        targets: Sequence[BenchmarkTarget], *, config: Any, enough: StoppingRule, out: Path, scratch: Path, **rest: Any
     ) -> dict[str, list[Measurement]]:
         left = scratch / LATENCY_FILE
         begun.append(read_session(left).taken if left.is_file() else 0)
         for blocks in enough.blocks:
-            taken = tuple(turn for turn in named if turn.block < max(blocks, begun[-1]))
-            session = session_of(speed).model_copy(update={"arms": ("baseline", "halve 2"), "turns": taken})
+            taken = tuple(trial for trial in named if trial.block < max(blocks, begun[-1]))
+            session = session_of(speed).model_copy(update={"variants": ("baseline", "halve 2"), "trials": taken})
             reason = enough.reason(session)
             if reason:
                 break

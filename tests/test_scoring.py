@@ -1,4 +1,4 @@
-"""Whole texts score as lm-evaluation-harness scores them; the benchmark takes the same windows in every arm."""
+"""Whole texts score as lm-evaluation-harness scores them; the benchmark takes the same windows in every variant."""
 
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def test_text_without_tokens_is_refused() -> None:
 
 
 @pytest.mark.thorough
-def test_every_arm_takes_the_same_windows(tmp_path: Path) -> None:
+def test_every_variant_takes_the_same_windows(tmp_path: Path) -> None:
     int8 = quantized(sharpened(MODEL, tmp_path / "dense"), tmp_path / "int8", embeddings=True)
     bundle = exported(int8, tmp_path / "bundle", NOVELS / "valid.txt")
     windows = windows_in([TEXT], load_tokenizer(MODEL), length=LENGTH, count=21, select="first")

@@ -1,11 +1,11 @@
 """The set-up: what is installed is pinned, what is shipped is packaged, and make sets up exactly when it must."""
 
+import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
 import tomllib
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,9 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 
 
 def test_what_is_installed_is_what_is_pinned() -> None:
-    installed = {canonicalize_name(found.name): found.version.partition("+")[0] for found in metadata.distributions()}
+    installed = {
+        canonicalize_name(found.name): found.version.partition("+")[0] for found in importlib.metadata.distributions()
+    }
     pinned = pins()
     assert {name: installed[name] for name in pinned.keys() & installed.keys() if pinned[name] != installed[name]} == {}
 
@@ -94,7 +96,7 @@ def test_license_and_version() -> None:
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
     version = PROJECT["project"]["version"]
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert metadata.version("demitasse") == version
+    assert importlib.metadata.version("demitasse") == version
 
 
 def test_ci_script_is_a_program_that_runs_make_test() -> None:

@@ -156,7 +156,7 @@ def test_nothing_is_removed_while_something_works_in_the_store(tmp_path: Path, d
         code, _, errors = demitasse("store", "prune", tmp_path, "--yes")
         return {"code": code, "told": "something works in it (copy-" in errors}
 
-    assert store.obtain("copy", {"a": 2}, look).facts == {"code": 2, "told": True}
+    assert store.obtain("copy", {"a": 2}, look).metadata == {"code": 2, "told": True}
 
 
 def made(store: Store, number: int) -> str:

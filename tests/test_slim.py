@@ -18,9 +18,9 @@ from compress.checkpoints.loading import load_model
 from compress.models.block_linears import blocks
 from compress.models.calibration import calibration_rows
 from compress.stage import Silent
-from compress.structured.config import IMPORTANCES, Goal, materials
+from compress.structured.config import IMPORTANCES, Goal, inputs_read
 from compress.structured.depth import Stack, block_influence, least_missed
-from compress.structured.importance import Evidence, most_important, most_important_heads
+from compress.structured.importance import ActivationStatistics, most_important, most_important_heads
 from compress.structured.reconstruction import refit
 from compress.structured.shapes import SHRINK_AXES
 from compress.structured.stage import run
@@ -58,7 +58,7 @@ def test_knobs_name_the_registries_entries() -> None:
     ],
 )
 def test_text_is_read_where_something_is_measured_on_it(knobs: dict[str, Any], reads: bool) -> None:
-    assert materials(SlimConfig(**knobs)) == (frozenset({"calibration_text"}) if reads else frozenset())
+    assert inputs_read(SlimConfig(**knobs)) == (frozenset({"calibration_text"}) if reads else frozenset())
 
 
 @pytest.mark.parametrize(
@@ -87,15 +87,15 @@ def test_the_checkpoint_has_the_widths_that_were_asked_for(
     given: StageInput,
 ) -> None:
     source = make_checkpoint(family, **changes)
-    facts = slimmed(given, source, **knobs)
+    metadata = slimmed(given, source, **knobs)
     model = load_model(given.out)
     _, shape = anatomy(model)
     assert {name: getattr(shape, name) for name in expected} == expected
-    assert facts["widths"]["after"] == shape.sizes()
-    assert facts["parameters"]["after"] == inspect_checkpoint(given.out).parameters
-    assert facts["parameters"]["before"] == inspect_checkpoint(source).parameters
-    assert len(facts["kept_layers"]) == shape.layers
-    json.dumps(facts)
+    assert metadata["widths"]["after"] == shape.sizes()
+    assert metadata["parameters"]["after"] == inspect_checkpoint(given.out).parameters
+    assert metadata["parameters"]["before"] == inspect_checkpoint(source).parameters
+    assert len(metadata["kept_layers"]) == shape.layers
+    json.dumps(metadata)
     assert torch.isfinite(model(torch.arange(8)[None]).logits).all()
 
 
@@ -136,17 +136,17 @@ def test_activations_are_scored_as_naive_loops_score_them() -> None:
             ]
             rows.append(sum(lengths) / 5)
         expected.append(sum(mean**2 for mean in rows) ** 0.5)
-    score_U = IMPORTANCES["activations"].score(Evidence(fed_NTI, unit=2))
+    score_U = IMPORTANCES["activations"].score(ActivationStatistics(fed_NTI, unit=2))
     torch.testing.assert_close(score_U, torch.tensor(expected))
 
 
 @pytest.mark.parametrize("name", sorted(IMPORTANCES))
 def test_every_importance_scores_each_unit_and_repeats_itself(name: str) -> None:
-    evidence = Evidence(torch.randn(2, 3, 6), 2, [torch.randn(3, 4)], 3, "a lot")
-    score_U = IMPORTANCES[name].score(evidence)
+    statistics = ActivationStatistics(torch.randn(2, 3, 6), 2, [torch.randn(3, 4)], 3, "an rng_key")
+    score_U = IMPORTANCES[name].score(statistics)
     assert score_U.shape == (3,)
     assert (score_U >= 0).all()
-    assert torch.equal(score_U, IMPORTANCES[name].score(evidence))
+    assert torch.equal(score_U, IMPORTANCES[name].score(statistics))
     assert IMPORTANCES[name].summary
 
 
@@ -270,15 +270,15 @@ def test_the_layer_that_adds_nothing_goes_wherever_it_stands(
     layer: int, make_checkpoint: Make, given: StageInput, tmp_path: Path
 ) -> None:
     source = silenced(loud(make_checkpoint("llama")), layer, tmp_path / "source")
-    facts = slimmed(given, source, layers=2)
-    assert facts["kept_layers"] == [index for index in range(3) if index != layer]
-    assert facts["depth"]["influence"][layer] < 0.01
+    metadata = slimmed(given, source, layers=2)
+    assert metadata["kept_layers"] == [index for index in range(3) if index != layer]
+    assert metadata["depth"]["influence"][layer] < 0.01
 
 
 def test_layers_go_by_perplexity_where_that_is_asked_for(make_checkpoint: Make, given: StageInput) -> None:
-    facts = slimmed(given, loud(make_checkpoint("llama")), layers=2, depth_by="perplexity")
-    (gone,) = facts["depth"]["gone"]
-    assert facts["kept_layers"] == [index for index in range(3) if index != gone["layer"]]
+    metadata = slimmed(given, loud(make_checkpoint("llama")), layers=2, depth_by="perplexity")
+    (gone,) = metadata["depth"]["gone"]
+    assert metadata["kept_layers"] == [index for index in range(3) if index != gone["layer"]]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gpt_neox"])
@@ -309,9 +309,9 @@ def test_losses_without_a_layer_are_the_models_own(family: str, make_checkpoint:
 
 def test_a_parameter_target_is_met(make_checkpoint: Make, given: StageInput) -> None:
     source = make_checkpoint("llama", hidden_size=128, intermediate_size=384, num_attention_heads=8, head_dim=16)
-    facts = slimmed(given, source, target={"parameters": 0.6})
-    assert 0.57 < facts["parameters"]["ratio"] <= 0.6
-    assert facts["parameters"]["after"] == inspect_checkpoint(given.out).parameters
+    metadata = slimmed(given, source, target={"parameters": 0.6})
+    assert 0.57 < metadata["parameters"]["ratio"] <= 0.6
+    assert metadata["parameters"]["after"] == inspect_checkpoint(given.out).parameters
 
 
 def test_a_latency_target_is_decided_by_what_was_measured(make_checkpoint: Make, given: StageInput) -> None:
@@ -325,11 +325,11 @@ def test_a_latency_target_is_decided_by_what_was_measured(make_checkpoint: Make,
         return 1e-9 * inspect_checkpoint(folder).weight_bytes
 
     measured = dataclasses.replace(given, decode_seconds=seconds)
-    facts = slimmed(measured, source, target={"decode_latency": 0.7}, axes=("ffn", "layers"))
-    table = facts["latency_table"]
+    metadata = slimmed(measured, source, target={"decode_latency": 0.7}, axes=("ffn", "layers"))
+    table = metadata["latency_table"]
     limit = 0.7 * table[0]["seconds"]
     assert table[0]["parameters"] == inspect_checkpoint(source).parameters
-    assert facts["parameters"]["after"] == max(row["parameters"] for row in table if row["seconds"] <= limit)
+    assert metadata["parameters"]["after"] == max(row["parameters"] for row in table if row["seconds"] <= limit)
     assert len(folders) == len(table) >= 3
     assert not any(folder.exists() for folder in folders)
     assert not list(given.scratch.iterdir())
@@ -353,11 +353,11 @@ def test_text_that_is_missing_or_too_short_is_an_error(given: StageInput, gpt2: 
 
 @pytest.mark.parametrize("importance", ["weights", "random"])
 def test_without_text_only_the_weights_are_looked_at(importance: str, given: StageInput, gpt2: Path) -> None:
-    facts = slimmed(
+    metadata = slimmed(
         dataclasses.replace(given, calibration_text=None), gpt2, ffn=0.5, heads=1, importance=importance, repair=False
     )
-    assert "calibration_tokens" not in facts
-    assert facts["widths"]["after"]["hidden"] == 32
+    assert "calibration_tokens" not in metadata
+    assert metadata["widths"]["after"]["hidden"] == 32
     source, small = load_model(gpt2), load_model(given.out)
     rows = {tuple(row.tolist()) for row in source.transformer.wpe.weight.T}
     assert all(tuple(column.tolist()) in rows for column in small.transformer.wpe.weight.T)

@@ -1,5 +1,5 @@
-"""A recipe's latencies, of every stage: who takes part in which blocks, what is left out, and a real run whose arm is
-killed and that is carried out again.
+"""A recipe's latencies, of every stage: who takes part in which blocks, what is left out, and a real run whose variant
+is killed and that is carried out again.
 """
 
 import os
@@ -13,21 +13,21 @@ from pathlib import Path
 
 import psutil
 import pytest
-from clocked_arms import OPENER, make_arm, not_numbers
+from clocked_variants import OPENER, make_variant, not_numbers
 from conftest import ROOT, Demitasse
 
 from compress import Silent
 from compress.text import TextSource
 from evaluation.gate import EXIT_CODES, Limit, judge
-from evaluation.latency import Cell, Protocol, Reading, Session, Turn, latency_measurements
+from evaluation.latency import Protocol, Reading, Session, Trial, Workload, latency_measurements
 from evaluation.report import Report
 from recipes.config.recipe import BenchmarkConfig
 from recipes.engine.rejudge import Stored, judge_run
-from recipes.measure.interleaving import Entrant, new_session, pinned_cpus, resumed, take_turns
+from recipes.measure.interleaving import BenchmarkTarget, new_session, pinned_cpus, resumed, run_trials
 from recipes.measure.latency import _racing, latency_identity, measure_latency, seconds_of_a_block
 from recipes.runs.report_file import read_report
 
-CELL = Cell(prompt=4, tokens=3)
+WORKLOAD = Workload(prompt=4, tokens=3)
 RECIPE = """\
 model: {model}
 data: {{calibration: {text}, test: test.txt}}
@@ -40,13 +40,13 @@ gate:
 """
 
 
-def entrants(root: Path, between: dict[str, object] | None = None) -> list[Entrant]:
+def targets(root: Path, between: dict[str, object] | None = None) -> list[BenchmarkTarget]:
     """A baseline, a stage that takes part in two blocks, and the last artifact."""
     told: dict[str, dict[str, object]] = {"baseline": {}, "prune": between or {}, "export": {}}
     return [
-        Entrant(
+        BenchmarkTarget(
             name=name,
-            folder=make_arm(root / name, **knobs),
+            folder=make_variant(root / name, **knobs),
             format="dense",
             opener=OPENER,
             blocks=2 if name == "prune" else None,
@@ -55,14 +55,14 @@ def entrants(root: Path, between: dict[str, object] | None = None) -> list[Entra
     ]
 
 
-def take(given: list[Entrant], blocks: int, session: Session | None = None) -> Session:
-    protocol = Protocol(cells=(CELL,), threads=1, cpus=pinned_cpus(1), settle=0.0, seed=3)
+def take(given: list[BenchmarkTarget], blocks: int, session: Session | None = None) -> Session:
+    protocol = Protocol(workloads=(WORKLOAD,), threads=1, cpus=pinned_cpus(1), settle=0.0, seed=3)
     begun = resumed(session, given) if session else new_session(given, protocol)
-    return take_turns(begun, given, (0,) * 8, blocks=blocks)
+    return run_trials(begun, given, (0,) * 8, blocks=blocks)
 
 
 def blocks_of(session: Session) -> dict[str, list[int]]:
-    return {arm: sorted(session.of(arm)) for arm in session.arms}
+    return {variant: sorted(session.of(variant)) for variant in session.variants}
 
 
 # ---- who takes part in which blocks
@@ -77,63 +77,65 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stage_between_takes_part_until_it_has_enough_undisturbed_blocks() -> None:
     loud, still = (Reading(seconds=1, cpus=1, own=0.5, busy=busy) for busy in (0.9, 0.5))
     day = datetime(2026, 1, 5)
-    turns = tuple(
-        Turn(arm=arm, block=block, place=0, started=day, process=1, timed=loud if block == 1 else still)
+    trials = tuple(
+        Trial(variant=variant, block=block, place=0, started=day, process=1, timed=loud if block == 1 else still)
         for block in range(5)
-        for arm in ("baseline", "prune")
+        for variant in ("baseline", "prune")
     )
-    protocol = Protocol(cells=(CELL,), threads=1)
-    session = Session(protocol=protocol, arms=("baseline", "prune"), turns=turns)
-    between = replace(entrant("prune"), blocks=3)
+    protocol = Protocol(workloads=(WORKLOAD,), threads=1)
+    session = Session(protocol=protocol, variants=("baseline", "prune"), trials=trials)
+    between = replace(target("prune"), blocks=3)
     assert [between.due(session, block) for block in range(5)] == [True, True, True, True, False]
-    assert all(entrant("baseline").due(session, block) for block in range(5))
+    assert all(target("baseline").due(session, block) for block in range(5))
 
 
 @pytest.mark.usefixtures("quiet")
 def test_a_stage_between_takes_part_in_the_first_blocks_and_is_held_against_the_baseline_in_those(
     tmp_path: Path,
 ) -> None:
-    given = entrants(tmp_path)
+    given = targets(tmp_path)
     session = take(given, blocks=4)
     assert blocks_of(session) == {"baseline": [0, 1, 2, 3], "prune": [0, 1], "export": [0, 1, 2, 3]}
-    quiet = [turn.model_copy(update={"timed": None, "opening": None}) for turn in session.turns]
-    found = latency_measurements(session.model_copy(update={"turns": tuple(quiet)}))
-    samples = {arm: next(one.samples for one in of if one.metric == "decode_latency") for arm, of in found.items()}
+    quiet = [trial.model_copy(update={"timed": None, "opening": None}) for trial in session.trials]
+    found = latency_measurements(session.model_copy(update={"trials": tuple(quiet)}))
+    samples = {
+        variant: next(one.samples for one in of if one.metric == "decode_latency") for variant, of in found.items()
+    }
     assert samples == {"baseline": 4, "prune": 2, "export": 4}
-    each = {arm: session.seconds_of_a_turn(arm) for arm in session.arms}
+    each = {variant: session.seconds_of_a_trial(variant) for variant in session.variants}
     assert min(each.values()) > 0.01  # a process does not start in less
     assert seconds_of_a_block(session) == pytest.approx(each["baseline"] + each["export"])
 
 
 @pytest.mark.usefixtures("quiet")
 def test_a_session_with_a_stage_between_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
-    given = entrants(tmp_path)
+    given = targets(tmp_path)
     whole = take(given, blocks=3)
-    assert len(whole.turns) == 8
+    assert len(whole.trials) == 8
     for kept, left in {1: 0, 4: 3, 7: 6, 8: 8}.items():
-        cut = whole.model_copy(update={"turns": whole.turns[:kept]})
-        assert resumed(cut, given).turns == whole.turns[:left]
+        cut = whole.model_copy(update={"trials": whole.trials[:kept]})
+        assert resumed(cut, given).trials == whole.trials[:left]
     more = take(given, blocks=5, session=whole)
-    assert more.turns[:8] == whole.turns
+    assert more.trials[:8] == whole.trials
     assert blocks_of(more) == {"baseline": [0, 1, 2, 3, 4], "prune": [0, 1], "export": [0, 1, 2, 3, 4]}
 
 
 @pytest.mark.usefixtures("quiet")
 def test_a_stage_between_that_died_does_not_cost_the_others_their_blocks(tmp_path: Path) -> None:
-    given = entrants(tmp_path, between={"fails": "killed"})
+    given = targets(tmp_path, between={"fails": "killed"})
     session = take(given, blocks=3)
     assert "SIGKILL" in session.error("prune")
     more = take(given, blocks=4, session=session)
-    assert more.turns[: len(session.turns)] == session.turns
+    assert more.trials[: len(session.trials)] == session.trials
     (tmp_path / "other").mkdir()
-    last = entrants(tmp_path / "other")
-    (last[-1].folder / "arm.json").write_text('{"fails": "killed"}', encoding="utf-8")
+    last = targets(tmp_path / "other")
+    (last[-1].folder / "variant.json").write_text('{"fails": "killed"}', encoding="utf-8")
     dead = take(last, blocks=2)
-    assert resumed(dead, last).turns == ()  # what ships is tried again, from the block that it missed
+    assert resumed(dead, last).trials == ()  # what ships is tried again, from the block that it missed
 
 
-def entrant(name: str, *, on_gpu: bool = False) -> Entrant:
-    return Entrant(name=name, folder=Path(name), format="onnx" if on_gpu else "dense", on_gpu=on_gpu)
+def target(name: str, *, on_gpu: bool = False) -> BenchmarkTarget:
+    return BenchmarkTarget(name=name, folder=Path(name), format="onnx" if on_gpu else "dense", on_gpu=on_gpu)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def entrant(name: str, *, on_gpu: bool = False) -> Entrant:
 def test_the_knob_says_in_how_many_blocks_the_stages_between_are_timed(
     stage_blocks: int, expected: dict[str, int | None]
 ) -> None:
-    given = [entrant(name) for name in ("baseline", "prune", "quantize", "export")]
+    given = [target(name) for name in ("baseline", "prune", "quantize", "export")]
     racing, left_out = _racing(given, BenchmarkConfig(stage_blocks=stage_blocks))
     assert {one.name: one.blocks for one in racing} == expected
     assert left_out == {}
@@ -172,9 +174,9 @@ def test_every_artifact_that_is_timed_is_named_in_the_results_identity(text_file
 def test_what_runs_elsewhere_than_the_baseline_is_left_out_with_the_reason(
     int8_bundle: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    elsewhere = Entrant(name="export", folder=tmp_path, format="onnx", on_gpu=True)
+    elsewhere = BenchmarkTarget(name="export", folder=tmp_path, format="onnx", on_gpu=True)
     found = measure_latency(
-        [Entrant(name="baseline", folder=int8_bundle, format="onnx"), elsewhere],
+        [BenchmarkTarget(name="baseline", folder=int8_bundle, format="onnx"), elsewhere],
         config=BenchmarkConfig(prompt=4, tokens=2, blocks=3, threads=1),
         test=TextSource(file=text_file),
         seed=0,
@@ -200,8 +202,8 @@ def start(recipe: Path, out: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=os.environ | {"COLUMNS": "200"})
 
 
-def kill_an_arm(run: "subprocess.Popen[str]", times: int) -> None:
-    """Kill so many processes that time an arm, as soon as each is there."""
+def kill_a_variant(run: "subprocess.Popen[str]", times: int) -> None:
+    """Kill so many processes that time a variant, as soon as each is there."""
     killed: set[int] = set()
     while run.poll() is None and len(killed) < times:
         for child in psutil.Process(run.pid).children():
@@ -243,12 +245,12 @@ def test_a_run_of_a_model_whose_logits_are_not_numbers_is_invalid(
     assert perplexity.invalid
 
 
-def test_a_run_whose_arms_were_killed_is_invalid_and_is_timed_again_by_the_next_run(
+def test_a_run_whose_variants_were_killed_is_invalid_and_is_timed_again_by_the_next_run(
     gpt2: Path, text_file: Path, tmp_path: Path, demitasse: Demitasse
 ) -> None:
     recipe, out = write_recipe(tmp_path, gpt2, text_file), tmp_path / "out"
     run = start(recipe, out)
-    kill_an_arm(run, times=2)
+    kill_a_variant(run, times=2)
     said, errors = run.communicate()
     assert run.returncode == 4, errors
     assert "did not run: its process was ended by SIGKILL" in " ".join(said.split())
@@ -261,7 +263,7 @@ def test_a_run_whose_arms_were_killed_is_invalid_and_is_timed_again_by_the_next_
     assert busy(report), said + errors
     session = Stored(report).session
     assert session is not None
-    assert blocks_of(session) == {arm: [0, 1, 2] for arm in ("baseline", "export")}
+    assert blocks_of(session) == {variant: [0, 1, 2] for variant in ("baseline", "export")}
     for row in report.rows:
         timed = row.measurement("decode_latency")
         assert timed is not None

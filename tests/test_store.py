@@ -78,7 +78,7 @@ def test_a_result_is_made_once(store: Store) -> None:
     again = store.obtain("copy", dict(reversed(IDENTITY.items())), refuse)
     assert (made.reused, again.reused) == (False, True)
     assert (again.files / "model.bin").read_bytes() == b"weights"
-    assert (again.key, again.facts, again.digest, again.bytes) == (digest_of(IDENTITY), {"words": 1}, made.digest, 9)
+    assert (again.key, again.metadata, again.digest, again.bytes) == (digest_of(IDENTITY), {"words": 1}, made.digest, 9)
     assert sorted(path.name for path in store.root.iterdir()) == [".work", made.folder.name]
     assert not any((store.root / ".work").iterdir())
 
@@ -110,7 +110,7 @@ def test_a_card_may_be_added_and_changed_and_nothing_else_may(store: Store) -> N
         (lambda files: record(files).write_text("{}"), "artifact.json: was changed (it has no seal)"),
         (lambda files: edit(record(files), '"words": 1', '"words": 2'), "artifact.json: was changed (its seal"),
         (lambda files: edit(record(files), '"words": 1', '"words":  1'), "artifact.json: was changed (its seal"),
-        (lambda files: edit_sealed(record(files), lambda told: told.pop("facts")), "it is no record of format 2"),
+        (lambda files: edit_sealed(record(files), lambda told: told.pop("metadata")), "it is no record of format 2"),
         (
             lambda files: edit_sealed(record(files), lambda told: told["identity"].update(seed=1)),
             "is not the digest of",

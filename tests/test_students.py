@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from compress.checkpoints.folder import load_tokenizer, save_checkpoint
 from compress.checkpoints.loading import load_model
 from compress.distillation.student_config import is_dropout
-from compress.distillation.students import by_influence, fresh, listed, same_tokenizer, spread, with_layers
+from compress.distillation.students import by_influence, evenly_spaced, fresh, listed, same_tokenizer, with_layers
 from compress.models.block_linears import block_list, blocks
 from compress.stage import StageError
 from compress.structured.depth import most_influential
@@ -51,10 +51,10 @@ def teacher_of(gpt2: Path) -> tuple[PreTrainedModel, Any]:
 
 
 def test_spread_is_the_one_distilgpt2_uses() -> None:
-    assert spread(12, 6) == [0, 2, 4, 7, 9, 11]
-    assert spread(6, 6) == list(range(6))
-    assert spread(6, 1) == [0]
-    assert spread(2, 4) == [0, 0, 1, 1]
+    assert evenly_spaced(12, 6) == [0, 2, 4, 7, 9, 11]
+    assert evenly_spaced(6, 6) == list(range(6))
+    assert evenly_spaced(6, 1) == [0]
+    assert evenly_spaced(2, 4) == [0, 0, 1, 1]
 
 
 def test_listed_layers_are_checked() -> None:
@@ -67,14 +67,14 @@ def test_listed_layers_are_checked() -> None:
 def test_influence_is_what_the_blocks_turn(make_checkpoint: Make) -> None:
     """The measure equals the one taken from the hidden states that the model itself gives."""
     folder = loud(make_checkpoint("gpt2", n_layer=5))
-    kept, facts = by_influence(folder, ROWS_NT, 3)
+    kept, metadata = by_influence(folder, ROWS_NT, 3)
     model = load_model(folder)
     with torch.no_grad():
         states = model(torch.from_numpy(ROWS_NT), output_hidden_states=True).hidden_states
     for layer in range(4):  # what the last gives is shown behind the final norm
         turn = 1 - torch.cosine_similarity(states[layer], states[layer + 1], dim=-1).mean()
-        assert facts["depth"]["influence"][layer] == pytest.approx(float(turn), abs=1e-5)
-    assert kept == most_influential(facts["depth"]["influence"], 3)
+        assert metadata["depth"]["influence"][layer] == pytest.approx(float(turn), abs=1e-5)
+    assert kept == most_influential(metadata["depth"]["influence"], 3)
     assert len(kept) == 3
 
 
@@ -90,10 +90,10 @@ def test_a_layer_that_does_nothing_goes_first(family: str, make_checkpoint: Make
                 parameter.zero_()
     save_checkpoint(model, load_tokenizer(folder), folder)
     assert by_influence(folder, ROWS_NT, 3)[0] == [0, 1, 3]
-    kept, facts = by_influence(folder, ROWS_NT, 3, by="perplexity")
-    assert facts["depth"]["by"] == "perplexity"
+    kept, metadata = by_influence(folder, ROWS_NT, 3, by="perplexity")
+    assert metadata["depth"]["by"] == "perplexity"
     assert len(kept) == 3
-    assert facts["depth"]["gone"][0]["layer"] not in kept
+    assert metadata["depth"]["gone"][0]["layer"] not in kept
 
 
 # --- students of some layers
@@ -178,14 +178,14 @@ def test_no_student_has_dropout(family: str, make_checkpoint: Make) -> None:
 def test_a_fresh_student_takes_over_what_fits(gpt2: Path) -> None:
     """As wide and less deep with narrower MLPs: all but those MLPs comes from the teacher, blocks 0 and 2."""
     teacher, tokenizer = teacher_of(gpt2)
-    student, facts = fresh({"n_layer": 2, "n_inner": 96}, teacher, tokenizer, 0)
+    student, metadata = fresh({"n_layer": 2, "n_inner": 96}, teacher, tokenizer, 0)
     own, given = dict(student.named_parameters()), dict(teacher.named_parameters())
     for name in ("ln_1.weight", "attn.c_attn.weight", "attn.c_proj.bias", "mlp.c_proj.bias"):
         assert torch.equal(own[f"transformer.h.1.{name}"], given[f"transformer.h.2.{name}"])
     assert own["transformer.h.1.mlp.c_fc.weight"].shape == (64, 96)
     assert torch.equal(own["transformer.wte.weight"], given["transformer.wte.weight"])
     assert student.get_output_embeddings().weight is student.get_input_embeddings().weight
-    taken = facts["from_teacher"]
+    taken = metadata["from_teacher"]
     narrow = 2 * (64 * 96 + 96 + 96 * 64)
     assert taken["of_tensors"] - taken["tensors"] == 6
     assert taken["of_weights"] - taken["weights"] == narrow
@@ -194,16 +194,16 @@ def test_a_fresh_student_takes_over_what_fits(gpt2: Path) -> None:
 
 def test_a_narrower_fresh_student_takes_over_nothing_wide(gpt2: Path) -> None:
     teacher, tokenizer = teacher_of(gpt2)
-    student, facts = fresh({"hidden_size": 32, "num_attention_heads": 2}, teacher, tokenizer, 0)
+    student, metadata = fresh({"hidden_size": 32, "num_attention_heads": 2}, teacher, tokenizer, 0)
     assert student.config.n_embd == 32
     assert student.config.n_positions == teacher.config.n_positions
-    assert facts["from_teacher"]["weights"] == 0
+    assert metadata["from_teacher"]["weights"] == 0
 
 
 def test_the_same_shape_is_the_teacher_again(llama: Path) -> None:
     teacher, tokenizer = load_model(llama), load_tokenizer(llama)
-    student, facts = fresh({}, teacher, tokenizer, 0)
-    assert facts["from_teacher"]["weights"] == facts["from_teacher"]["of_weights"]
+    student, metadata = fresh({}, teacher, tokenizer, 0)
+    assert metadata["from_teacher"]["weights"] == metadata["from_teacher"]["of_weights"]
     with torch.no_grad():
         assert torch.equal(student(IDS_BT).logits, teacher(IDS_BT).logits)
 
@@ -221,9 +221,9 @@ def test_blocks_that_moved_do_what_they_did(name: str, make_checkpoint: Make) ->
 
 def test_a_deeper_student_has_blocks_twice(gpt2: Path) -> None:
     teacher, tokenizer = teacher_of(gpt2)
-    student, facts = fresh({"n_layer": 5}, teacher, tokenizer, 0)
-    assert facts["from_teacher"]["weights"] == facts["from_teacher"]["of_weights"]
-    for layer, origin in enumerate(spread(3, 5)):
+    student, metadata = fresh({"n_layer": 5}, teacher, tokenizer, 0)
+    assert metadata["from_teacher"]["weights"] == metadata["from_teacher"]["of_weights"]
+    for layer, origin in enumerate(evenly_spaced(3, 5)):
         for own, given in zip(
             blocks(student)[layer][1].parameters(), blocks(teacher)[origin][1].parameters(), strict=True
         ):
@@ -245,12 +245,12 @@ def test_a_student_of_another_family_says_its_sizes(gpt2: Path, tmp_path: Path) 
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
     with pytest.raises(StageError, match=r"llama student of a gpt2 teacher .* expected hidden_size, .* beside"):
         fresh({"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4}, teacher, tokenizer, 0)
-    student, facts = fresh({"model_type": "llama", **sizes}, teacher, tokenizer, 0)
+    student, metadata = fresh({"model_type": "llama", **sizes}, teacher, tokenizer, 0)
     assert type(student).__name__ == "LlamaForCausalLM"
     assert student.config.vocab_size == teacher.config.vocab_size
     assert student.config.max_position_embeddings == teacher.config.n_positions
     assert student.config.eos_token_id == teacher.config.eos_token_id
-    assert facts["from_teacher"]["weights"] == 0
+    assert metadata["from_teacher"]["weights"] == 0
     assert len(block_list(student)[1]) == 2
     save_checkpoint(student, tokenizer, tmp_path)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from recipes.cli.terminal import Bars, Lines
 from recipes.engine.compare import Pair, SideBySide
 
 SECONDS = {"baseline": 10.8, "prune": 12.3, "distill": 10.1, "quantize": 18.5, "export": 1.7}
-"""What a turn of each arm takes."""
+"""What a trial of each variant takes."""
 BLOCKS = 15
 
 
@@ -65,20 +65,20 @@ Show = Callable[[Clock], tuple[Progress, Callable[[], str]]]
 @SHOWN
 @pytest.mark.parametrize("done", [0, 10])
 def test_the_time_left_of_uneven_rounds_is_never_far_off(show: Show, done: int) -> None:
-    clock, arms, order = Clock(), list(SECONDS), random.Random(5)
+    clock, variants, order = Clock(), list(SECONDS), random.Random(5)
     progress, look = show(clock)
-    turns = [arm for _ in range(BLOCKS) for arm in order.sample(arms, len(arms))][done:]
+    trials = [variant for _ in range(BLOCKS) for variant in order.sample(variants, len(variants))][done:]
     told = []
-    with progress.task("benchmark", len(turns) + done, done, steady=len(arms)) as task:
-        for number, arm in enumerate(turns, start=1):
-            clock.now += SECONDS[arm]
-            task.advance(note=arm)
+    with progress.task("benchmark", len(trials) + done, done, steady=len(variants)) as task:
+        for number, variant in enumerate(trials, start=1):
+            clock.now += SECONDS[variant]
+            task.advance(note=variant)
             left = seconds_left(look())
-            if number < len(arms):
+            if number < len(variants):
                 assert left is None
             elif left is not None:
                 told.append(left)
-                assert left == pytest.approx(sum(SECONDS[arm] for arm in turns[number:]), abs=1.0)
+                assert left == pytest.approx(sum(SECONDS[variant] for variant in trials[number:]), abs=1.0)
     assert len(told) >= 10
 
 

@@ -36,9 +36,9 @@ def given(folder: Path, text_file: Path, **rest: Any) -> StageInput:
 
 def test_loss_falls_and_is_followed_on_held_out_text(text_file: Path, tmp_path: Path) -> None:
     text = TextSource(file=text_file)
-    facts = run(TrainConfig(**KNOBS | {"held_out": True}), given(tmp_path, text_file, calibration_text=text))
-    losses = [row["loss"] for row in facts["history"] if "loss" in row]
-    held_out = [row["held_out_loss"] for row in facts["history"] if "held_out_loss" in row]
+    metadata = run(TrainConfig(**KNOBS | {"held_out": True}), given(tmp_path, text_file, calibration_text=text))
+    losses = [row["loss"] for row in metadata["history"] if "loss" in row]
+    held_out = [row["held_out_loss"] for row in metadata["history"] if "held_out_loss" in row]
     assert losses[-1] < losses[0] - 0.2
     assert held_out[-1] < held_out[0]
 

@@ -95,8 +95,8 @@ def slim(text_file: Path, tmp_path: Path) -> Callable[..., tuple[PreTrainedModel
     given = StageInput(source=None, out=tmp_path / "out", scratch=tmp_path / "scratch", calibration_text=text)
 
     def call(source: Path, **knobs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-        facts = run(SlimConfig(**{"rows": 2, "length": 16, **knobs}), dataclasses.replace(given, source=source))
-        return load_model(given.out), facts
+        metadata = run(SlimConfig(**{"rows": 2, "length": 16, **knobs}), dataclasses.replace(given, source=source))
+        return load_model(given.out), metadata
 
     return call
 
@@ -127,12 +127,12 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 def test_shapes_follow_the_config(name: str, size: Size, models: Callable[[str], Path], slim: Any) -> None:
     source = models(name)
     before = anatomy(load_model(source))[1]
-    small, facts = slim(source, importance="weights", repair=False, **{size: KNOBS[size]})
+    small, metadata = slim(source, importance="weights", repair=False, **{size: KNOBS[size]})
     after = anatomy(small)[1]
     wanted = KNOBS[size] if isinstance(KNOBS[size], int) else KNOBS[size] * getattr(before, size)
     assert getattr(after, size) == wanted < getattr(before, size)
-    assert facts["parameters"]["after"] == sum(parameter.numel() for parameter in small.parameters())
-    assert set(facts["traced"]["frozen"]) == FROZEN.get(name, set())
+    assert metadata["parameters"]["after"] == sum(parameter.numel() for parameter in small.parameters())
+    assert set(metadata["traced"]["frozen"]) == FROZEN.get(name, set())
     assert torch.isfinite(logits(small)).all()
 
 
@@ -176,8 +176,8 @@ def test_removed_heads_equal_masked_heads(name: str, models: Callable[[str], Pat
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.thorough) for n in MODELS])
 def test_removed_layers_equal_layers_passed_by(name: str, models: Callable[[str], Path], slim: Any) -> None:
     passing = load_model(models(name))
-    small, facts = slim(models(name), layers=2)
-    (gone,) = {0, 1, 2} - set(facts["kept_layers"])
+    small, metadata = slim(models(name), layers=2)
+    (gone,) = {0, 1, 2} - set(metadata["kept_layers"])
     blocks(passing)[gone][1].register_forward_hook(
         lambda module, args, output: (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
     )
@@ -276,7 +276,7 @@ def test_many_families_slim_in_all_that_is_not_frozen(kind: str, make_checkpoint
     family, shape = anatomy(load_model(folder))
     for size in ("ffn", "heads", "hidden", "layers"):
         if size in family.frozen:
-            with pytest.raises(StageError, match=f"{size} cannot change in this architecture: .*Choose among"):
+            with pytest.raises(StageError, match=f"{size} cannot change in this architecture: .*MaskSelector among"):
                 slim(folder, **{size: 0.5})
     free = {size: 0.5 for size in ("ffn", "hidden", "layers") if size not in family.frozen}
     small, _ = slim(folder, **free)
@@ -296,8 +296,12 @@ def test_the_page_says_what_of_which_family_cannot_change() -> None:
     ("name", "knobs", "message"),
     [
         ("gemma", {"hidden": 0.5}, "hidden cannot change in this architecture: something beside .* number of channels"),
-        ("olmo2", {"kv_heads": 1}, "kv_heads cannot change .* number of heads.* Choose among ffn, hidden, layers"),
-        ("gemma", {"target": {"parameters": 0.5}}, "hidden cannot change .* Choose among ffn, heads, layers"),
+        (
+            "olmo2",
+            {"kv_heads": 1},
+            "kv_heads cannot change .* number of heads.* MaskSelector among ffn, hidden, layers",
+        ),
+        ("gemma", {"target": {"parameters": 0.5}}, "hidden cannot change .* MaskSelector among ffn, heads, layers"),
     ],
 )
 def test_frozen_sizes_are_refused_before_any_work(

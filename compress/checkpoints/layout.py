@@ -156,7 +156,7 @@ def check_loading(folder: Path, report: Mapping[str, Iterable[object]]) -> None:
             )
 
 
-def held_weights(folder: Path) -> list[Held]:
+def weights_in_memory(folder: Path) -> list[Held]:
     """Every weight as it is held to run: int8 codes, their scales, and float32 for everything else.
 
     An embedding that was quantized too counts as int8, not as the float table that stands for it in the weight files.
@@ -165,7 +165,7 @@ def held_weights(folder: Path) -> list[Held]:
 
 
 def held_in(folder: Path, layout: Layout) -> list[Held]:
-    """`held_weights` of a layout that is known."""
+    """`weights_in_memory` of a layout that is known."""
     embeddings = [tensor for file in folder.glob(EMBEDDINGS_FILE) for tensor in headers(file)]
     instead = {tensor.name for tensor in embeddings}
     found: list[Held] = []

@@ -15,7 +15,7 @@ from compress.knobs import Knobs
 from compress.models.families import Part
 from compress.registry import OneOf, lazy
 from compress.stage import Stage, StageConfig
-from compress.training.config import LOSSES, TrainingKnobs, materials
+from compress.training.config import LOSSES, TrainingKnobs, inputs_read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ DISTILL = Stage(
     leaves="dense",
     run=lazy("compress.distillation.stage:run"),
     parallel=True,
-    materials=lambda config: materials(config) | {"teacher"},
+    inputs_read=lambda config: inputs_read(config) | {"teacher"},
     folders=lambda config: {} if config.student is None else {"student": config.student},
     libraries=("torch", "transformers", "accelerate", "tokenizers", "numpy"),
 )

@@ -35,7 +35,7 @@ BLOCK = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class SampledLogits:
     """What is left of N distributions."""
 
     ids_J: Tensor
@@ -52,17 +52,17 @@ class Kept:
 class Method:
     """A way to keep a few tokens."""
 
-    keep: Callable[[Tensor, int, Tensor], Kept]
+    keep: Callable[[Tensor, int, Tensor], SampledLogits]
     """(log_p_NV, amount, offsets_N) -> what is kept."""
     aside: Literal["entropy", "rest"]
-    """What `Kept.aside_N` is."""
+    """What `SampledLogits.aside_N` is."""
     bias: str
     """What a report says of it."""
     draws: bool
     """Whether chance has a part in it."""
 
 
-def sampled(log_p_NV: Tensor, draws: int, offsets_N: Tensor) -> Kept:
+def sampled(log_p_NV: Tensor, draws: int, offsets_N: Tensor) -> SampledLogits:
     """An unbiased sample of about `draws` tokens at most; aside, the entropy of the whole distribution.
 
     Args:
@@ -86,7 +86,7 @@ def sampled(log_p_NV: Tensor, draws: int, offsets_N: Tensor) -> Kept:
     touched_J, within_J = kept_QB.nonzero(as_tuple=True)
     p_J = p_QB[touched_J, within_J].clamp_min_(share)  # what is below is of the tail
     counts_N = positions_Q[touched_J].bincount(minlength=len(log_p_NV))
-    return Kept(blocks_Q[touched_J] * BLOCK + within_J, p_J, counts_N, entropy(log_p_NV))
+    return SampledLogits(blocks_Q[touched_J] * BLOCK + within_J, p_J, counts_N, entropy(log_p_NV))
 
 
 def _in_blocks(log_p_NV: Tensor) -> Tensor:
@@ -102,13 +102,13 @@ def _spans(p_QB: Tensor, draws: int) -> Tensor:
     return p_QB.to(torch.float64, copy=True).masked_fill_(p_QB >= 1 / draws, 0).mul_(draws)
 
 
-def top_k(log_p_NV: Tensor, k: int, offsets_N: Tensor) -> Kept:
+def top_k(log_p_NV: Tensor, k: int, offsets_N: Tensor) -> SampledLogits:
     """The k likeliest tokens, likeliest first; aside, the probability of all others. Nothing is drawn: no offsets."""
     log_p_NK, ids_NK = log_p_NV.topk(min(k, log_p_NV.shape[-1]), dim=-1)
     p_NK = log_p_NK.exp()
     rest_N = (1 - p_NK.double().sum(-1)).clamp_min_(0).to(p_NK.dtype)
     counts_N = torch.full_like(rest_N, ids_NK.shape[-1], dtype=torch.int64)
-    return Kept(ids_NK.flatten(), p_NK.flatten(), counts_N, rest_N)
+    return SampledLogits(ids_NK.flatten(), p_NK.flatten(), counts_N, rest_N)
 
 
 def entropy(log_p_NV: Tensor) -> Tensor:

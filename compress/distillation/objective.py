@@ -20,7 +20,7 @@ from compress.digests import digest_file, digest_of
 from compress.distillation.config import LAYER_LOSSES, DistillConfig, Fade
 from compress.distillation.layer_losses import LayerLosses, layer_pairs
 from compress.distillation.teacher_cache import StoredTeacher
-from compress.stage import Facts, StageError, StageInput
+from compress.stage import StageError, StageInput, StageMetadata
 from compress.training.distributed import barrier, together
 from compress.training.launch import launch
 from compress.training.losses import WITHOUT_TEACHER, DenseTarget, Head, Mix, Target, chunked_loss
@@ -70,7 +70,7 @@ class Stored:
 
 def cached(
     config: DistillConfig, given: StageInput, teacher: PreTrainedModel, rows_NT: "NDArray[np.int64]"
-) -> tuple[Stored, Facts]:
+) -> tuple[Stored, StageMetadata]:
     """The teacher as it was written down, by this run if by no other."""
     assert config.stored is not None
     assert given.teacher is not None
@@ -94,7 +94,7 @@ def cached(
             world=launch().world,
             barrier=barrier,
         )
-    return Stored(store), {"stored_teacher": store.facts()}
+    return Stored(store), {"stored_teacher": store.metadata()}
 
 
 class Distillation(Objective):

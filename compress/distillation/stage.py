@@ -29,20 +29,20 @@ from compress.checkpoints.folder import end_of_text, load_tokenizer, save_checkp
 from compress.checkpoints.loading import load_model
 from compress.distillation.config import DistillConfig
 from compress.distillation.objective import Distillation, Live, cached
-from compress.distillation.students import by_influence, fresh, listed, same_tokenizer, spread, with_layers
+from compress.distillation.students import by_influence, evenly_spaced, fresh, listed, same_tokenizer, with_layers
 from compress.models.block_linears import sparsity
 from compress.quantization.fake_quantize import round_int8, unround
-from compress.stage import Facts, StageError, StageInput
+from compress.stage import StageError, StageInput, StageMetadata
 from compress.text import before_text, check_ids, pack, read_documents, tokenize
 from compress.training.loop import Schedule, fit
-from compress.training.sparsity_masks import pruning_facts
+from compress.training.sparsity_masks import pruning_metadata
 from compress.training.stage import held_out_rows
 
 PROBE_ROWS = 32
 """Rows of the training text on which layers are weighed."""
 
 
-def run(config: DistillConfig, given: StageInput) -> Facts:
+def run(config: DistillConfig, given: StageInput) -> StageMetadata:
     """Leaves a dense checkpoint of the student, trained on `given.train_text`."""
     assert given.source is not None
     if given.teacher is None or given.train_text is None:
@@ -74,12 +74,14 @@ def run(config: DistillConfig, given: StageInput) -> Facts:
     objective.close()
     unround(student)
     save_checkpoint(student, tokenizer, given.out, dtype=config.save_dtype)
-    pruned = pruning_facts(config.prune, schedule.steps(config.length), student)
-    facts = {"sparsity": sparsity(student), "text_tokens": int(rows_NT.size)}
-    return {**made, **teacher, **facts, **pruned, "history": history}
+    pruned = pruning_metadata(config.prune, schedule.steps(config.length), student)
+    metadata = {"sparsity": sparsity(student), "text_tokens": int(rows_NT.size)}
+    return {**made, **teacher, **metadata, **pruned, "history": history}
 
 
-def _student(config: DistillConfig, given: StageInput, rows_NT: NDArray[np.int64]) -> tuple[PreTrainedModel, Facts]:
+def _student(
+    config: DistillConfig, given: StageInput, rows_NT: NDArray[np.int64]
+) -> tuple[PreTrainedModel, StageMetadata]:
     """The student before training, and what is to be said of where it came from."""
     assert given.source is not None
     assert given.teacher is not None
@@ -98,7 +100,7 @@ def _student(config: DistillConfig, given: StageInput, rows_NT: NDArray[np.int64
     if config.keep is not None:
         kept = listed(config.keep, depth)
     elif config.choose == "spread" or layers == depth:
-        kept = spread(depth, layers)
+        kept = evenly_spaced(depth, layers)
     else:
         kept, noted = by_influence(folder, rows_NT[:PROBE_ROWS], layers, by=config.choose, progress=given.progress)
     return with_layers(source, kept), {"kept_layers": kept, **noted}
@@ -109,16 +111,16 @@ def _objective(
     given: StageInput,
     student: PreTrainedModel,
     rows_NT: NDArray[np.int64],
-    made: Facts,
-) -> tuple[Distillation, Facts]:
+    made: StageMetadata,
+) -> tuple[Distillation, StageMetadata]:
     """What is minimized, and what is to be said of the teacher."""
     assert given.source is not None
     assert given.teacher is not None
     teacher = load_model(given.teacher, dtype="bfloat16" if config.precision == "bf16" else "float32")
     teacher.requires_grad_(False)
-    source, facts = (Live(teacher), {}) if config.stored is None else cached(config, given, teacher, rows_NT)
+    source, metadata = (Live(teacher), {}) if config.stored is None else cached(config, given, teacher, rows_NT)
     uncut = read_config(config.student or given.source) == read_config(given.teacher)
     origins = made.get("kept_layers") if uncut else None
     if config.architecture is not None and made["from_teacher"]["weights"]:
-        origins = spread(teacher.config.num_hidden_layers, student.config.num_hidden_layers)
-    return Distillation(student, source, config, origins=origins, probe_BT=torch.from_numpy(rows_NT[:4])), facts
+        origins = evenly_spaced(teacher.config.num_hidden_layers, student.config.num_hidden_layers)
+    return Distillation(student, source, config, origins=origins, probe_BT=torch.from_numpy(rows_NT[:4])), metadata

@@ -39,7 +39,7 @@ SIZES = (
 """Sizes whose defaults are those of some published model, by their standard names."""
 
 
-def spread(depth: int, layers: int) -> list[int]:
+def evenly_spaced(depth: int, layers: int) -> list[int]:
     """`layers` of `depth` layers, evenly spaced with the first and the last kept: 12 -> 6 gives 0, 2, 4, 7, 9, 11."""
     if layers == 1:
         return [0]
@@ -147,7 +147,7 @@ def _base_values(own: Mapping[str, Any], kind: "type[PreTrainedConfig]", teacher
         layers = own.get(depth, teacher.num_hidden_layers)
         if not isinstance(layers, int) or layers < 1:
             raise StageError(f"distill: architecture: {depth}: expected a number of layers from 1, got {layers!r}")
-        values = of_layers(teacher, spread(teacher.num_hidden_layers, layers)).to_dict()
+        values = of_layers(teacher, evenly_spaced(teacher.num_hidden_layers, layers)).to_dict()
         if ROTATION & own.keys():
             values.pop("rope_parameters", None)
         return {key: value for key, value in values.items() if key not in NOT_SHAPE}

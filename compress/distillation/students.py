@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compress.distillation.student_config import evenly_spaced as evenly_spaced  # the third way to choose layers
 from compress.distillation.student_config import is_dropout, of_layers, student_config, without_dropout
-from compress.distillation.student_config import spread as spread  # the third way to choose layers
 from compress.models.block_linears import block_list, blocks
 from compress.models.layerwise import BlockWalk
-from compress.stage import Facts, Progress, Silent, StageError, first_line
+from compress.stage import Progress, Silent, StageError, StageMetadata, first_line
 from compress.structured.depth import Stack, block_influence, least_missed, most_influential
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def by_influence(
     *,
     by: Measure = "block_influence",
     progress: Progress | None = None,
-) -> tuple[list[int], Facts]:
+) -> tuple[list[int], StageMetadata]:
     """The `layers` layers of a dense checkpoint that do most on the rows, in rising order, and what was measured."""
     progress = progress or Silent()
     walk = BlockWalk(folder, rows_NT)
@@ -168,7 +168,7 @@ def _settings(module: "nn.Module") -> dict[str, Any]:
 
 def fresh(
     architecture: Mapping[str, Any], teacher: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", seed: int
-) -> tuple["PreTrainedModel", Facts]:
+) -> tuple["PreTrainedModel", StageMetadata]:
     """A student of another shape: its weights are drawn by `seed`, but what fits is taken over from the teacher.
 
     Args:
@@ -204,7 +204,7 @@ def fresh(
     return student, {"config": dict(architecture), "from_teacher": take_over(student, teacher)}
 
 
-def take_over(student: "PreTrainedModel", teacher: "PreTrainedModel") -> Facts:
+def take_over(student: "PreTrainedModel", teacher: "PreTrainedModel") -> StageMetadata:
     """Copy every parameter that the teacher has under the same name, in its block's place, in the same shape.
 
     Returns:
@@ -213,7 +213,7 @@ def take_over(student: "PreTrainedModel", teacher: "PreTrainedModel") -> Facts:
     import torch
 
     (name, blocks), (_, layers) = block_list(student), block_list(teacher)
-    origins = spread(len(layers), len(blocks))
+    origins = evenly_spaced(len(layers), len(blocks))
     own, given = dict(student.named_parameters()), dict(teacher.named_parameters())
     copied: dict[str, int] = {}
     with torch.no_grad():

@@ -28,9 +28,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.digests import digest_file
-from compress.distillation.logit_sampling import Kept
+from compress.distillation.logit_sampling import SampledLogits
 from compress.distillation.teacher_shards import TEMPORARY, Plan, Shard, broken, shard_tensors, write_once
-from compress.stage import Facts, Progress, StageError, Task
+from compress.stage import Progress, StageError, StageMetadata, Task
 from compress.training.losses import CHUNK_BYTES, DenseTarget, Head, SparseTarget
 
 INDEX = "index.json"
@@ -166,7 +166,7 @@ class StoredTeacher:
         kept = torch.from_numpy(ids_NK), torch.from_numpy(p_NK)
         return SparseTarget(*kept, **{f"{self.plan.how.aside}_N": aside_N})
 
-    def facts(self) -> Facts:
+    def metadata(self) -> StageMetadata:
         """What a report says of it."""
         positions, size = self.index["positions"], self.index["bytes"]
         return {
@@ -199,7 +199,7 @@ class _Pace:
 
 def _said(
     teacher: PreTrainedModel, ids_RT: Tensor, wanted: Plan, offsets_RP: Tensor, batch: int, pace: _Pace
-) -> Iterator[Kept]:
+) -> Iterator[SampledLogits]:
     """What is kept of rows R, piece by piece; the head is taken to some positions at a time."""
     head, most = Head.of(teacher), CHUNK_BYTES.get(teacher.device.type, CHUNK_BYTES["cuda"])
     size = max(1, most // (4 * wanted.vocabulary))

@@ -35,7 +35,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.digests import digest_of, seed_of
-from compress.distillation.logit_sampling import METHODS, Kept, Method
+from compress.distillation.logit_sampling import METHODS, Method, SampledLogits
 from compress.stage import StageError
 from compress.training.losses import Head
 
@@ -158,7 +158,7 @@ class Shard:
         return self.ids[here], self.p[here], self.counts[row], self.aside[row]
 
 
-def shard_tensors(pieces: Iterable[Kept], wanted: Plan, rows: slice) -> dict[str, NDArray[Any]]:
+def shard_tensors(pieces: Iterable[SampledLogits], wanted: Plan, rows: slice) -> dict[str, NDArray[Any]]:
     """The tensors of a shard."""
     shape_RP = rows.stop - rows.start, wanted.length - 1
     types: tuple[np.dtype[Any], ...] = (

@@ -94,7 +94,7 @@ def inputs_of(x_TI: Tensor, reads: Reads) -> Inputs:
     return Inputs(len(x_TI), gram_II.diagonal().clone(), gram_II)
 
 
-class Arriving:
+class InputCollector:
     """What arrives at linears as a model runs: those that are fed one tensor share its statistics."""
 
     def __init__(self, reads: Reads) -> None:

@@ -112,7 +112,7 @@ class Shape:
         return widths[axis]
 
     def sizes(self) -> dict[str, int]:
-        """Size by name, for facts and messages."""
+        """Size by name, for metadata and messages."""
         return {name: getattr(self, name) for name in SIZES}
 
 

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from compress.checkpoints.loading import load_model
 from compress.digests import seed_of
 from compress.models.block_linears import BlockLinear, block_linears, blocks, linears_of
-from compress.models.calibration import Arriving, Inputs, Reads
-from compress.pruning.config import CRITERIA, Level, SensitivityConfig
+from compress.models.calibration import InputCollector, Inputs, Reads
+from compress.pruning.config import CRITERIA, SensitivityConfig, SparsityLevel
 from compress.pruning.criteria import pruned
 from compress.pruning.masks import choose
 from compress.pruning.sensitivity import Curve, Point, Sensitivity
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Take = Callable[[str, str, Callable[[], list[float]]], list[float]]
+Memoize = Callable[[str, str, Callable[[], list[float]]], list[float]]
 """(part, level, measure) -> the loss of each held-out row, measured now or noted earlier."""
 AT_ONCE = 2048
 """Tokens whose logits are held at once."""
-Found = tuple[str, int, dict[Level, list[float]]]
+Found = tuple[str, int, dict[SparsityLevel, list[float]]]
 """(name, weights, level -> loss_N) of one part."""
 
 
@@ -74,27 +74,27 @@ class Ablation:
         """loss_N of the model as it is."""
         return Prefix(self.model, self.held_out).loss_N().tolist()
 
-    def blocks(self, take: Take, task: Task) -> Iterator[Found]:
+    def blocks(self, memoize: Memoize, task: Task) -> Iterator[Found]:
         """Every block, first to last."""
         prefix = Prefix(self.model, self.held_out)
         for index, (name, module) in enumerate(blocks(self.model)):
             linears = list(linears_of(name, module))
-            yield name, _size(linears), self._levels(name, linears, prefix, take, task)
+            yield name, _size(linears), self._levels(name, linears, prefix, memoize, task)
             if index + 1 < len(blocks(self.model)):
                 prefix.advance()
 
-    def kinds(self, take: Take, task: Task) -> Iterator[Found]:
+    def kinds(self, memoize: Memoize, task: Task) -> Iterator[Found]:
         """Every kind of linear, in the order in which a block has them; none where they are not wanted."""
         prefix = Prefix(self.model, self.held_out)
         for kind, linears in self._by_kind().items() if self.wants_kinds else ():
-            yield kind, _size(linears), self._levels(kind, linears, prefix, take, task)
+            yield kind, _size(linears), self._levels(kind, linears, prefix, memoize, task)
 
     def _levels(
-        self, part: str, linears: list[BlockLinear], prefix: "Prefix", take: Take, task: Task
-    ) -> dict[Level, list[float]]:
+        self, part: str, linears: list[BlockLinear], prefix: "Prefix", memoize: Memoize, task: Task
+    ) -> dict[SparsityLevel, list[float]]:
         found = {}
         for level, amount in self.amounts.items():
-            found[level] = take(part, str(level), partial(self._loss_N, linears, amount, prefix))
+            found[level] = memoize(part, str(level), partial(self._loss_N, linears, amount, prefix))
             task.advance(len(blocks(self.model)) - prefix.first, note=f"{part} {level}: {np.mean(found[level]):.3f}")
         return found
 
@@ -210,7 +210,7 @@ def linear_inputs(model: "PreTrainedModel", ids_NT: Tensor, reads: Reads) -> dic
     if reads == "nothing":
         return {name: Inputs(seed=seed_of(name)) for name in linears.values()}
     found: dict[str, Inputs] = {}
-    inputs = Arriving(reads)
+    inputs = InputCollector(reads)
 
     def note(module: nn.Module, args: tuple[Any, ...]) -> None:
         found[linears[module.weight]] = inputs(args[0])  # type: ignore[index]  # a linear's weight is a parameter
@@ -240,7 +240,7 @@ def measure_sensitivity(
     notes: Path | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Prune every part of the dense checkpoint in `folder` at every level, one at a time, and take the loss.
+    """Prune every part of the dense checkpoint in `folder` at every level, one at a time, and measure the loss.
 
     The whole model is held in memory in float32. For L blocks this runs (L / 2 + number of kinds) * number of levels
     times the model on the held-out rows.
@@ -277,7 +277,7 @@ def measure_sensitivity(
     )
 
 
-def _curve(name: str, parameters: int, found: dict[Level, list[float]], dense_N: list[float]) -> Curve:
+def _curve(name: str, parameters: int, found: dict[SparsityLevel, list[float]], dense_N: list[float]) -> Curve:
     points = []
     for level, loss_N in found.items():
         increase_N = np.subtract(loss_N, dense_N)

@@ -11,14 +11,14 @@ from pydantic import Field, field_validator, model_validator
 
 from compress.pruning.sparsity import Amount, AmountConfig
 from compress.registry import OneOf, lazy
-from compress.stage import Material, Stage, StageConfig
+from compress.stage import Stage, StageConfig, StageInputName
 
 if TYPE_CHECKING:
     from compress.models.calibration import Reads
 
 ROWS_TO_SPLIT = 4
 """Fewer rows cannot both calibrate and tell what it cost."""
-Level = float | str
+SparsityLevel = float | str
 """A share of zeros such as 0.5, or a pattern such as "2:4"."""
 
 
@@ -112,7 +112,7 @@ class PruneConfig(AmountConfig):
         return CRITERIA[self.criterion].reads != "nothing"
 
 
-def materials(config: PruneConfig) -> frozenset[Material]:
+def inputs_read(config: PruneConfig) -> frozenset[StageInputName]:
     """Calibration text, where these knobs look at what the linears are fed."""
     return frozenset({"calibration_text"}) if config.reads_text() else frozenset()
 
@@ -122,7 +122,7 @@ class SensitivityConfig(StageConfig):
 
     criterion: Annotated[str, OneOf(CRITERIA)] = "wanda"
     """How the weights that go are chosen."""
-    sparsities: tuple[Level, ...] = Field(default=(0.25, 0.5, 0.75), min_length=1)
+    sparsities: tuple[SparsityLevel, ...] = Field(default=(0.25, 0.5, 0.75), min_length=1)
     """Shares of zeros to try, and patterns such as "2:4"."""
     scope: Literal["row", "layer"] = "row"
     """Where a share is counted: each output row, or each matrix."""
@@ -137,17 +137,17 @@ class SensitivityConfig(StageConfig):
 
     @field_validator("sparsities")
     @classmethod
-    def _sparsities(cls, levels: tuple[Level, ...]) -> tuple[Level, ...]:
+    def _sparsities(cls, levels: tuple[SparsityLevel, ...]) -> tuple[SparsityLevel, ...]:
         for level in levels:
             _knobs(level, "row")
         return tuple(sorted(set(levels), key=lambda level: (isinstance(level, str), level)))
 
-    def amounts(self) -> dict[Level, Amount]:
+    def amounts(self) -> dict[SparsityLevel, Amount]:
         """Each level as a pruning method takes it."""
         return {level: _knobs(level, self.scope).amount() for level in self.sparsities}
 
 
-def _knobs(level: Level, scope: Literal["row", "layer"]) -> AmountConfig:
+def _knobs(level: SparsityLevel, scope: Literal["row", "layer"]) -> AmountConfig:
     if isinstance(level, str):
         return AmountConfig(pattern=level)
     if not 0 < level < 1:
@@ -163,6 +163,6 @@ PRUNE = Stage(
     takes=frozenset({"dense"}),
     leaves="dense",
     run=lazy("compress.pruning.stage:run"),
-    materials=materials,
+    inputs_read=inputs_read,
     libraries=("torch", "transformers"),
 )

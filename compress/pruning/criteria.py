@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compress.models.calibration import Inputs
 from compress.pruning.config import Criterion
-from compress.pruning.masks import Choose
+from compress.pruning.masks import MaskSelector
 
 
 def magnitude(weight_OI: Tensor, inputs: Inputs | None = None) -> Tensor:
@@ -35,7 +35,7 @@ def random(weight_OI: Tensor, inputs: Inputs | None = None) -> Tensor:
     return torch.rand(weight_OI.shape, generator=generator)
 
 
-def pruned(criterion: Criterion, weight_OI: Tensor, inputs: Inputs | None, choose: Choose) -> Tensor:
+def pruned(criterion: Criterion, weight_OI: Tensor, inputs: Inputs | None, choose: MaskSelector) -> Tensor:
     """The linear without the weights that the criterion finds least important: a new weight_OI with exact zeros."""
     if criterion.refit is not None:
         refitted_OI: Tensor = criterion.refit(weight_OI, inputs, choose)

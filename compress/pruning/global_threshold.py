@@ -16,7 +16,7 @@ HALF = 16
 
 
 @dataclass
-class Cut:
+class Threshold:
     """What goes; it is asked for one tensor's mask after the other, in the stream's order."""
 
     value: float
@@ -33,7 +33,7 @@ class Cut:
         return mask
 
 
-def cut(scores: Callable[[], Iterator[Tensor]], count: int) -> Cut:
+def cut(scores: Callable[[], Iterator[Tensor]], count: int) -> Threshold:
     """The cut below which `count` scores lie, at least one.
 
     Args:
@@ -42,7 +42,7 @@ def cut(scores: Callable[[], Iterator[Tensor]], count: int) -> Cut:
     high, below = _bucket(scores, lambda bits: bits >> HALF, count)
     low, within = _bucket(scores, lambda bits: bits[bits >> HALF == high] & ((1 << HALF) - 1), count - below)
     value = torch.tensor([high << HALF | low], dtype=torch.int32).view(torch.float32)
-    return Cut(float(value), count - below - within)
+    return Threshold(float(value), count - below - within)
 
 
 def _bucket(scores: Callable[[], Iterator[Tensor]], key: Callable[[Tensor], Tensor], count: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from compress.pruning.sparsity import Amount
 
 
 @dataclass(frozen=True)
-class Choose:
+class MaskSelector:
     """score_OI -> mask_OI, for one amount."""
 
     amount: Amount
@@ -45,7 +45,7 @@ class Choose:
         return keep_largest(together, together.shape[1] - dropped).view(rows, columns)
 
 
-def choose(amount: Amount) -> Choose:
+def choose(amount: Amount) -> MaskSelector:
     """The masks of one amount, whose scope is a row, a layer or a pattern.
 
     Raises:
@@ -53,7 +53,7 @@ def choose(amount: Amount) -> Choose:
     """
     if amount.sparsity is not None and amount.scope == "global":
         raise ValueError("scope: expected row or layer, got global, which no single matrix can decide on")
-    return Choose(amount)
+    return MaskSelector(amount)
 
 
 def keep_share(score: Tensor, sparsity: float) -> Tensor:

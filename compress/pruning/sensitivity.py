@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from compress.pruning.config import Level
+from compress.pruning.config import SparsityLevel
 from compress.stage import StageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Value(BaseModel):
 class Point(Value):
     """One part at one level."""
 
-    level: Level
+    level: SparsityLevel
     loss: float
     """Mean negative log-likelihood of the held-out tokens, in nats."""
     increase: float

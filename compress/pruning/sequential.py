@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from compress.checkpoints.safetensors_files import TensorFiles
 from compress.digests import seed_of
 from compress.models.block_linears import BlockLinear
-from compress.models.calibration import Arriving, Inputs, Reads
+from compress.models.calibration import InputCollector, Inputs, Reads
 from compress.models.layerwise import Block, BlockWalk
 from compress.pruning.config import CRITERIA, Criterion
 from compress.pruning.criteria import pruned
@@ -46,7 +46,7 @@ def prune_blocks(
         weight_OI.copy_(pruned(criterion, weight_OI, inputs, choose(targets[linear.name].amount)))
         walk.files.write(out, f"{linear.name}.weight", linear.parameter)
 
-    visit(walk, criterion.reads, targets, prune, seed, task)
+    callback(walk, criterion.reads, targets, prune, seed, task)
 
 
 def prune_whole(
@@ -54,7 +54,7 @@ def prune_whole(
 ) -> None:
     """Prune all targets by one threshold, and write them into the copy of the checkpoint in `out`."""
     seen = dict[str, Inputs]()
-    visit(walk, criterion.reads, targets, lambda linear, inputs: seen.update({linear.name: inputs}), seed, task)
+    callback(walk, criterion.reads, targets, lambda linear, inputs: seen.update({linear.name: inputs}), seed, task)
     files = walk.files
 
     def weights() -> Iterator[tuple[Target, Tensor]]:
@@ -82,7 +82,7 @@ def prune_matrix(files: TensorFiles, out: Path, criterion: str, target: Target, 
     files.write(out, target.name, pruned(chosen, files.read(target.name), inputs, choose(target.amount)))
 
 
-def visit(walk: BlockWalk, reads: Reads, targets: Mapping[str, Target], found: Found, seed: int, task: Task) -> None:
+def callback(walk: BlockWalk, reads: Reads, targets: Mapping[str, Target], found: Found, seed: int, task: Task) -> None:
     """Call `found` for each target among the block linears, with its inputs where the criterion reads them."""
     left = set(targets)
     for block in walk:
@@ -101,7 +101,7 @@ def visit(walk: BlockWalk, reads: Reads, targets: Mapping[str, Target], found: F
 def _run(block: Block, linears: list[BlockLinear], reads: Reads, found: Found) -> None:
     """Run a block; each of `linears` is handed to `found` when its input arrives, before it computes."""
     waiting = {linear.name: linear for linear in linears}
-    inputs = Arriving(reads)
+    inputs = InputCollector(reads)
 
     def arrived(linear: BlockLinear, module: nn.Module, args: tuple[Any, ...]) -> None:
         if waiting.pop(linear.name, None) is None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from compress.models.calibration import Inputs
-from compress.pruning.masks import Choose
+from compress.pruning.masks import MaskSelector
 
 BLOCK = 128
 """Columns whose mask is chosen at once, and after which the columns to the right are brought up to date."""
@@ -38,14 +38,14 @@ def score(weight_OI: Tensor, inputs: Inputs | None) -> Tensor:
     return weight_OI.float().square() / inverse_I
 
 
-def prune(weight_OI: Tensor, inputs: Inputs | None, choose: Choose) -> Tensor:
+def prune(weight_OI: Tensor, inputs: Inputs | None, choose: MaskSelector) -> Tensor:
     """The weight [out, in] with its zeros, and what is left changed to make up for them."""
     read = _given(inputs)
     pruned_OI = sweep(weight_OI.float(), read.factor_II, choose)
     return refit(weight_OI.float(), pruned_OI, read.damped_II).to(weight_OI.dtype)
 
 
-def sweep(weight_OI: Tensor, factor_II: Tensor, choose: Choose) -> Tensor:
+def sweep(weight_OI: Tensor, factor_II: Tensor, choose: MaskSelector) -> Tensor:
     """The paper's pass over the columns, left to right: weight [out, in] with zeros."""
     left_IO = weight_OI.T.clone(memory_format=torch.contiguous_format)
     size = len(left_IO)
@@ -58,7 +58,7 @@ def sweep(weight_OI: Tensor, factor_II: Tensor, choose: Choose) -> Tensor:
     return left_IO.T.contiguous()
 
 
-def _prune_block(block_BO: Tensor, factor_BB: Tensor, choose: Choose, before: int) -> Tensor:
+def _prune_block(block_BO: Tensor, factor_BB: Tensor, choose: MaskSelector, before: int) -> Tensor:
     """Prune some columns in place; returns the errors [columns, out] that those to the right have to make up for."""
     errors_BO = torch.empty_like(block_BO)
     scale_B1 = factor_BB.diagonal().unsqueeze(1)

@@ -24,13 +24,13 @@ from compress.pruning.config import CRITERIA, PruneConfig, SensitivityConfig
 from compress.pruning.sequential import prune_blocks, prune_matrix, prune_whole
 from compress.pruning.sparsity import LATENCY, Amount
 from compress.pruning.targets import Target, block_targets, extra_targets
-from compress.stage import Facts, StageError, StageInput
+from compress.stage import StageError, StageInput, StageMetadata
 
 TRIAL_LENGTH = 128
 """Tokens of each calibration row that the blocks' sensitivities are measured on."""
 
 
-def run(config: PruneConfig, given: StageInput) -> Facts:
+def run(config: PruneConfig, given: StageInput) -> StageMetadata:
     """Leaves a dense checkpoint in the source's own precision, with zeros."""
     assert given.source is not None
     ids_NT = _calibration(config, given)
@@ -55,7 +55,9 @@ def _calibration(config: PruneConfig, given: StageInput) -> NDArray[np.int64] | 
     return rows_of_stage("prune", given, config.rows, config.length)
 
 
-def _shares(config: PruneConfig, given: StageInput, ids_NT: NDArray[np.int64] | None) -> tuple[dict[str, float], Facts]:
+def _shares(
+    config: PruneConfig, given: StageInput, ids_NT: NDArray[np.int64] | None
+) -> tuple[dict[str, float], StageMetadata]:
     """Block's name -> its sparsity, where the blocks' sensitivities decide, and what they are; else both empty.
 
     Every block is tried at two sparsities with the rest of the model behind it, so the rows are cut short.
@@ -82,7 +84,7 @@ def _shares(config: PruneConfig, given: StageInput, ids_NT: NDArray[np.int64] | 
     return allocate(measured, config.sparsity), {"sensitivity": measured.model_dump(mode="json")}
 
 
-def _counted(config: PruneConfig, walk: BlockWalk, out: Path, targets: list[Target]) -> Facts:
+def _counted(config: PruneConfig, walk: BlockWalk, out: Path, targets: list[Target]) -> StageMetadata:
     """What was asked and what came, counted in the files that were written.
 
     Raises:

@@ -16,7 +16,7 @@ class Scheme:
 
     summary: str
     run: Callable[..., Any]
-    """(config, stage input) -> facts."""
+    """(config, stage input) -> metadata."""
 
 
 SCHEMES: dict[str, Scheme] = {

@@ -22,10 +22,10 @@ from compress.checkpoints.quantized_matrix import quantize_groups
 from compress.models.block_linears import block_linears
 from compress.quantization.config import QuantizeConfig
 from compress.quantization.stage import round_embeddings
-from compress.stage import Facts, StageError, StageInput
+from compress.stage import StageError, StageInput, StageMetadata
 
 
-def int8_group(config: QuantizeConfig, given: StageInput) -> Facts:
+def int8_group(config: QuantizeConfig, given: StageInput) -> StageMetadata:
     """Leaves a checkpoint in compressed-tensors' format.
 
     Raises:

@@ -28,16 +28,16 @@ from compress.checkpoints.quantized_matrix import (
 )
 from compress.models.block_linears import block_linears
 from compress.quantization.config import SCHEMES, QuantizeConfig
-from compress.stage import Facts, StageError, StageInput
+from compress.stage import StageError, StageInput, StageMetadata
 
 
-def run(config: QuantizeConfig, given: StageInput) -> Facts:
+def run(config: QuantizeConfig, given: StageInput) -> StageMetadata:
     """Leaves a quantized checkpoint, by the scheme that is asked for."""
-    facts: Facts = SCHEMES[config.scheme].run(config, given)
-    return facts
+    metadata: StageMetadata = SCHEMES[config.scheme].run(config, given)
+    return metadata
 
 
-def int8_rows(config: QuantizeConfig, given: StageInput) -> Facts:
+def int8_rows(config: QuantizeConfig, given: StageInput) -> StageMetadata:
     """Leaves an int8 checkpoint.
 
     Raises:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from compress.models.families import Size
 from compress.registry import OneOf, lazy
-from compress.stage import Material, Stage, StageConfig
+from compress.stage import Stage, StageConfig, StageInputName
 
 Goal = Literal["parameters", "decode_latency"]
 ShrinkAxis = Literal["ffn", "heads", "hidden", "layers"]
@@ -27,7 +27,7 @@ class Importance:
     summary: str
     reads_text: bool
     score: Callable[..., Any]
-    """Evidence -> score per unit [U], float32; small = unimportant."""
+    """ActivationStatistics -> score per unit [U], float32; small = unimportant."""
 
 
 IMPORTANCES: dict[str, Importance] = {
@@ -39,7 +39,7 @@ IMPORTANCES: dict[str, Importance] = {
         False,
         lazy("compress.structured.importance:by_weights"),
     ),
-    "random": Importance("drawn by lot: the control", False, lazy("compress.structured.importance:by_lot")),
+    "random": Importance("drawn by rng_key: the control", False, lazy("compress.structured.importance:by_rng_key")),
 }
 
 
@@ -74,7 +74,7 @@ class SlimConfig(StageConfig):
     """Tokens per sequence of calibration text, no more than the model's context."""
 
     @model_validator(mode="after")
-    def _one_wish(self) -> "SlimConfig":
+    def _one_request(self) -> "SlimConfig":
         if bool(self.asked()) == (self.target is not None):
             raise ValueError(
                 f"expected either widths ({', '.join(WIDTHS)}), such as {{ffn: 0.75}}, or `target`, such as "
@@ -103,7 +103,7 @@ class SlimConfig(StageConfig):
         return size in self.asked() or (self.target is not None and size in self.axes)
 
 
-def materials(config: SlimConfig) -> frozenset[Material]:
+def inputs_read(config: SlimConfig) -> frozenset[StageInputName]:
     """Calibration text, where anything is measured on it."""
     scored = IMPORTANCES[config.importance].reads_text
     wide = any(config.may_change(size) for size in ("hidden", "heads", "kv_heads", "ffn"))
@@ -119,7 +119,7 @@ SLIM = Stage(
     takes=frozenset({"dense"}),
     leaves="dense",
     run=lazy("compress.structured.stage:run"),
-    materials=materials,
+    inputs_read=inputs_read,
     times_decoding=lambda config: config.target is not None and "decode_latency" in config.target,
     libraries=("torch", "transformers", "tokenizers"),
 )

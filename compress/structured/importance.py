@@ -3,7 +3,7 @@
     activations  a_u = || mean over t of |y_ntu| ||_2 over n     what the unit puts out on calibration text (Minitron):
                  a neuron its activation, a head the length of its output, a channel what every norm makes of it
     weights      || W_u ||_2                                     the weights that would go with it
-    random       drawn by lot                                    the control that a criterion has to beat
+    random       drawn by rng_key                                    the control that a criterion has to beat
 
     N rows    T tokens    U units    [q, k] grouped heads: q query heads share each of k key-value heads
 
@@ -22,7 +22,7 @@ from compress.digests import seed_of
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class ActivationStatistics:
     """What an importance may look at."""
 
     fed_NTI: Tensor | None = None
@@ -32,33 +32,33 @@ class Evidence:
     """The weights that would go with each unit: tensors [U, any]."""
     count: int = 0
     """U."""
-    lot: str = ""
+    rng_key: str = ""
     """What a drawing of lots is seeded with."""
 
 
-def by_activations(evidence: Evidence) -> Tensor:
+def by_activations(statistics: ActivationStatistics) -> Tensor:
     """Mean over the sequence of each unit's L2 norm, then the L2 norm over the rows."""
-    if evidence.fed_NTI is None:
+    if statistics.fed_NTI is None:
         raise ValueError("expected what the units put out, got none: run the model on calibration text")
     rows = [
-        torch.linalg.vector_norm(row_TI.float().unflatten(-1, (-1, evidence.unit)), dim=-1).mean(dim=0)
-        for row_TI in evidence.fed_NTI
+        torch.linalg.vector_norm(row_TI.float().unflatten(-1, (-1, statistics.unit)), dim=-1).mean(dim=0)
+        for row_TI in statistics.fed_NTI
     ]
     score_U: Tensor = torch.linalg.vector_norm(torch.stack(rows), dim=0)
     return score_U
 
 
-def by_weights(evidence: Evidence) -> Tensor:
+def by_weights(statistics: ActivationStatistics) -> Tensor:
     """L2 norm of everything that would go with each unit."""
-    squares = torch.zeros(evidence.count)
-    for weights in evidence.slices:
+    squares = torch.zeros(statistics.count)
+    for weights in statistics.slices:
         squares += weights.float().square().sum(dim=1)
     return squares.sqrt()
 
 
-def by_lot(evidence: Evidence) -> Tensor:
-    """Uniform random numbers, the same for the same lot."""
-    return torch.rand(evidence.count, generator=torch.Generator().manual_seed(seed_of(evidence.lot)))
+def by_rng_key(statistics: ActivationStatistics) -> Tensor:
+    """Uniform random numbers, the same for the same rng_key."""
+    return torch.rand(statistics.count, generator=torch.Generator().manual_seed(seed_of(statistics.rng_key)))
 
 
 def most_important(score_U: Tensor, count: int) -> list[int]:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from compress.models.families import Family, Shape
 from compress.models.layerwise import BlockWalk
-from compress.stage import Facts, StageInput
+from compress.stage import StageInput, StageMetadata
 from compress.structured.config import IMPORTANCES, SlimConfig
 from compress.structured.depth import Stack, least_missed, most_influential
 from compress.structured.extraction import Kept, all_units
-from compress.structured.importance import Evidence, most_important
-from compress.structured.width import Cut, Narrowed, Survey, channel_slices, choose_units, survey
+from compress.structured.importance import ActivationStatistics, most_important
+from compress.structured.width import Cut, PrunedWidth, Survey, channel_slices, choose_units, survey
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ class Choice:
 
     kept: Kept
     changed: dict[str, Tensor]
-    facts: Facts
+    metadata: StageMetadata
 
 
 def choose(
@@ -49,7 +49,7 @@ def choose(
     layers = chooser.layers()
     hidden = chooser.hidden()
     narrowed = chooser.units(layers)
-    return Choice(Kept(hidden, narrowed.units), narrowed.changed, chooser.facts)
+    return Choice(Kept(hidden, narrowed.units), narrowed.changed, chooser.metadata)
 
 
 @dataclass
@@ -60,7 +60,7 @@ class _Chooser:
     source: Shape
     wanted: Shape
     ids_NT: "NDArray[np.int64] | None"
-    facts: Facts = field(default_factory=dict)
+    metadata: StageMetadata = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -77,12 +77,12 @@ class _Chooser:
         if self.wanted.layers == self.source.layers:
             return list(range(self.source.layers))
         if self.config.depth_by == "block_influence":
-            self.facts["depth"] = {"by": self.config.depth_by, "influence": self.seen.influence}
+            self.metadata["depth"] = {"by": self.config.depth_by, "influence": self.seen.influence}
             return most_influential(self.seen.influence, self.wanted.layers)
         assert self.ids_NT is not None
         stack = Stack(self.folder, self.ids_NT)
         kept, gone = least_missed(stack, self.wanted.layers, self.given.progress)
-        self.facts["depth"] = {"by": self.config.depth_by, "gone": gone}
+        self.metadata["depth"] = {"by": self.config.depth_by, "gone": gone}
         return kept
 
     def hidden(self) -> list[int]:
@@ -94,16 +94,16 @@ class _Chooser:
             channel_D = self.seen.channel_D
         else:
             slices = channel_slices(BlockWalk(self.folder), self.family, self.source)
-            lot = f"{self.given.seed}:hidden"
-            channel_D = importance.score(Evidence(slices=slices, count=self.source.hidden, lot=lot))
+            rng_key = f"{self.given.seed}:hidden"
+            channel_D = importance.score(ActivationStatistics(slices=slices, count=self.source.hidden, rng_key=rng_key))
         kept = most_important(channel_D, self.wanted.hidden)
-        self.facts["hidden_share"] = float(channel_D[kept].sum() / channel_D.sum())
+        self.metadata["hidden_share"] = float(channel_D[kept].sum() / channel_D.sum())
         return kept
 
-    def units(self, layers: list[int]) -> Narrowed:
+    def units(self, layers: list[int]) -> PrunedWidth:
         """Heads and neurons that stay, in the layers that do."""
         if (self.wanted.heads, self.wanted.ffn) == (self.source.heads, self.source.ffn):
-            return Narrowed(units={layer: all_units(self.source) for layer in layers})
+            return PrunedWidth(units={layer: all_units(self.source) for layer in layers})
         importance = IMPORTANCES[self.config.importance]
         cut = Cut(
             family=self.family,
@@ -117,7 +117,7 @@ class _Chooser:
         fed = importance.reads_text or self.config.repair
         with self.given.progress.task("choose heads and neurons", total=self.source.layers) as task:
             narrowed = choose_units(BlockWalk(self.folder, self.ids_NT if fed else None), cut, task)
-        self.facts |= {"importance": self.config.importance, "repaired": self.config.repair}
+        self.metadata |= {"importance": self.config.importance, "repaired": self.config.repair}
         for axis, shares in narrowed.shares.items():
-            self.facts[f"{axis}_share"] = {"mean": sum(shares) / len(shares), "least": min(shares)}
+            self.metadata[f"{axis}_share"] = {"mean": sum(shares) / len(shares), "least": min(shares)}
         return narrowed

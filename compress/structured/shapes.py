@@ -86,7 +86,7 @@ def check_frozen(family: Family, sizes: Iterable[Size]) -> None:
     told = [f"{size} cannot change in this architecture: {reason}" for size, reason in reasons.items() if reason]
     if told:
         possible = [size for size in SHRINK_AXES if size not in family.frozen]
-        raise StageError(f"slim: {'; '.join(told)}. Choose among {', '.join(possible)}")
+        raise StageError(f"slim: {'; '.join(told)}. MaskSelector among {', '.join(possible)}")
 
 
 def _asked_square(source: Shape, family: Family, asked: Mapping[Size, Width]) -> Shape:

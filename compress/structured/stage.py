@@ -32,8 +32,8 @@ from compress.checkpoints.loading import empty_model
 from compress.models.calibration import rows_of_stage
 from compress.models.families import FAMILIES, Family, Shape, config_for, shape_of
 from compress.models.layerwise import BlockWalk
-from compress.stage import Facts, StageError, StageInput
-from compress.structured.config import SlimConfig, materials
+from compress.stage import StageError, StageInput, StageMetadata
+from compress.structured.config import SlimConfig, inputs_read
 from compress.structured.extraction import sliced_model
 from compress.structured.selection import choose
 from compress.structured.shapes import Parameters, asked_shape, fit_latency, fit_parameters, path, thin
@@ -42,7 +42,7 @@ from compress.structured.unknown_family import family_of
 GENERATION = "generation_config.json"
 
 
-def run(config: SlimConfig, given: StageInput) -> Facts:
+def run(config: SlimConfig, given: StageInput) -> StageMetadata:
     """Leaves a smaller dense checkpoint in the source's own precision."""
     assert given.source is not None
     model = empty_model(given.source)
@@ -69,7 +69,7 @@ def run(config: SlimConfig, given: StageInput) -> Facts:
         "kept_layers": list(choice.kept.layers),
         **({} if walk.model.config.model_type in FAMILIES else {"traced": {"frozen": dict(family.frozen)}}),
         **found,
-        **choice.facts,
+        **choice.metadata,
     }
 
 
@@ -98,7 +98,7 @@ def _parameters(walk: BlockWalk, family: Family, source: Shape) -> Parameters:
 
 def _wanted(
     config: SlimConfig, given: StageInput, walk: BlockWalk, family: Family, parameters: Parameters
-) -> tuple[Shape, Facts]:
+) -> tuple[Shape, StageMetadata]:
     """The shape to reach, and how it was found."""
     source = shape_of(walk.model.config, family)
     if config.target is None:
@@ -145,7 +145,7 @@ def _random_checkpoint(given: StageInput, walk: BlockWalk, family: Family, shape
 
 
 def _calibration(config: SlimConfig, given: StageInput) -> NDArray[np.int64] | None:
-    if not materials(config):
+    if not inputs_read(config):
         return None
     return rows_of_stage("slim", given, config.rows, config.length)
 

@@ -26,7 +26,7 @@ from compress.stage import Task
 from compress.structured.config import Importance
 from compress.structured.depth import block_influence
 from compress.structured.extraction import KeptUnits, all_units, positions, slices
-from compress.structured.importance import Evidence, by_activations, most_important, most_important_heads
+from compress.structured.importance import ActivationStatistics, by_activations, most_important, most_important_heads
 from compress.structured.reconstruction import refit
 
 UnitAxis = Literal["heads", "ffn"]
@@ -43,7 +43,7 @@ class Survey:
 
 
 @dataclass(eq=False)
-class Narrowed:
+class PrunedWidth:
     """What `choose_units` decided."""
 
     units: dict[int, KeptUnits] = field(default_factory=dict)
@@ -62,7 +62,7 @@ def survey(walk: BlockWalk, family: Family, task: Task) -> Survey:
     influence = []
 
     def note(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
-        scores.append(by_activations(Evidence(y.reshape(rows, length, -1))))
+        scores.append(by_activations(ActivationStatistics(y.reshape(rows, length, -1))))
 
     for block in walk:
         before_NTD = walk.hidden_NTD
@@ -102,9 +102,9 @@ class Cut:
     seed: int
 
 
-def choose_units(walk: BlockWalk, cut: Cut, task: Task) -> Narrowed:
+def choose_units(walk: BlockWalk, cut: Cut, task: Task) -> PrunedWidth:
     """Choose the heads and neurons of every layer that stays, each layer on what the narrower ones before it leave."""
-    narrowed = Narrowed()
+    narrowed = PrunedWidth()
     for block in walk:
         if block.index in cut.layers:
             layer = _Layer(block, cut, narrowed)
@@ -121,7 +121,7 @@ def choose_units(walk: BlockWalk, cut: Cut, task: Task) -> Narrowed:
 class _Layer:
     """One block as it is narrowed."""
 
-    def __init__(self, block: Block, cut: Cut, narrowed: Narrowed) -> None:
+    def __init__(self, block: Block, cut: Cut, narrowed: PrunedWidth) -> None:
         self.block, self.cut, self.narrowed = block, cut, narrowed
         self.units = all_units(cut.source)
         self.linears: dict[str, BlockLinear] = {linear.name: linear for linear in block.linears()}
@@ -152,9 +152,9 @@ class _Layer:
         count, keep = getattr(source, axis), getattr(wanted, axis)
         if keep == count:
             return
-        lot = f"{self.cut.seed}:{self.block.index}:{axis}"
+        rng_key = f"{self.cut.seed}:{self.block.index}:{axis}"
         unit = source.head_dim if axis == "heads" else 1
-        score_U = self.cut.importance.score(Evidence(fed_NTI, unit, self._slices(axis), count, lot))
+        score_U = self.cut.importance.score(ActivationStatistics(fed_NTI, unit, self._slices(axis), count, rng_key))
         if axis == "heads":
             heads, kv_heads = most_important_heads(score_U, source.kv_heads, wanted.heads, wanted.kv_heads)
             self.units = KeptUnits(heads, kv_heads, self.units.ffn)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from compress.checkpoints.folder import DType
 from compress.registry import lazy
-from compress.stage import Material, Stage, StageConfig
+from compress.stage import Stage, StageConfig, StageInputName
 from compress.training.pruning_schedule import GradualConfig
 
 
@@ -101,7 +101,7 @@ class TrainConfig(TrainingKnobs):
     """Size of the byte-level BPE vocabulary that a new model gets; not used in fine-tuning."""
 
 
-def materials(config: TrainingKnobs) -> frozenset[Material]:
+def inputs_read(config: TrainingKnobs) -> frozenset[StageInputName]:
     """Training text always; the calibration text too, where it is held out to follow the loss."""
     return frozenset({"train_text", "calibration_text"} if config.held_out else {"train_text"})
 
@@ -115,6 +115,6 @@ TRAIN = Stage(
     leaves="dense",
     run=lazy("compress.training.stage:run"),
     parallel=True,
-    materials=materials,
+    inputs_read=inputs_read,
     libraries=("torch", "transformers", "accelerate", "tokenizers", "numpy"),
 )

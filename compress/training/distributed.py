@@ -173,7 +173,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread_like(full: Tensor, other: Tensor) -> Tensor:
+def shard_like(full: Tensor, other: Tensor) -> Tensor:
     """A tensor that every process has, in parts where `other` is; nothing is sent."""
     if not isinstance(other, DTensor):
         return full
@@ -199,7 +199,7 @@ def load_parameters(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
     parameters = dict(module.named_parameters())
     assert parameters.keys() == saved.keys(), f"expected {', '.join(parameters)}, got {', '.join(saved)}"
     for name, parameter in parameters.items():
-        parameter.copy_(spread_like(saved[name].to(parameter.device), parameter))
+        parameter.copy_(shard_like(saved[name].to(parameter.device), parameter))
 
 
 @torch.no_grad()
@@ -224,7 +224,7 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> 
     moments = {}
     for number, parameter in zip(numbers, parameters, strict=True):
         moments[number] = {
-            name: spread_like(value.to(parameter.device), parameter)
+            name: shard_like(value.to(parameter.device), parameter)
             if isinstance(value, Tensor) and value.shape == parameter.shape
             else value
             for name, value in saved["state"].get(number, {}).items()

@@ -39,7 +39,7 @@ from compress.training.objective import Objective
 from compress.training.trainer import PlainTrainer
 
 
-class SpreadTrainer(PlainTrainer):
+class ShardedTrainer(PlainTrainer):
     """The Trainer on every process of a group that is open."""
 
     def __init__(self, objective: Objective, arguments: TrainingArguments, **rest: Any) -> None:

@@ -36,7 +36,7 @@ from compress.checkpoints.folder import no_bars
 from compress.stage import Progress, StageError
 from compress.training.config import TrainingKnobs
 from compress.training.distributed import from_first, make_whole, shard, shard_frozen, together
-from compress.training.distributed_trainer import SpreadTrainer
+from compress.training.distributed_trainer import ShardedTrainer
 from compress.training.launch import Launch, launch, unfit
 from compress.training.malloc import kept_memory
 from compress.training.objective import Objective
@@ -155,7 +155,7 @@ def _fit(
         objective.model.activation_checkpointing_enable({"use_reentrant": False})
     arguments = _arguments(schedule, steps, scratch, seed, here.world, evaluate=held_out_NT is not None)
     with no_bars(), kept_memory(), progress.task(label, total=steps, done=_step_of(resume)) as task:
-        trainer = (SpreadTrainer if here.world > 1 else PlainTrainer)(
+        trainer = (ShardedTrainer if here.world > 1 else PlainTrainer)(
             objective,
             arguments,
             pruning=pruning,

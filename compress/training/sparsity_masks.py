@@ -28,8 +28,8 @@ from torch.distributed.tensor import DTensor
 from compress.models.block_linears import BlockLinear, block_linears
 from compress.pruning.masks import choose, keep_n_of_m, keep_share
 from compress.pruning.sparsity import LATENCY, Amount
-from compress.stage import Facts, StageError
-from compress.training.distributed import is_first, spread_like, whole
+from compress.stage import StageError, StageMetadata
+from compress.training.distributed import is_first, shard_like, whole
 from compress.training.pruning_schedule import GradualConfig, Ramp
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FILE = "masks.safetensors"
 
 
-class Zeros:
+class SparsityMasks:
     """Where the block linears of a model in training are zero."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -85,7 +85,7 @@ class Zeros:
         """Extend the masks until `share` of the weights of each unit of `amount` are zero, smallest first."""
         chosen = smallest(amount, share, self._scores())
         for linear, mask, chosen_OI in zip(self.linears, self._masks, chosen, strict=True):
-            mask &= spread_like(chosen_OI.T if linear.transposed else chosen_OI, mask)
+            mask &= shard_like(chosen_OI.T if linear.transposed else chosen_OI, mask)
             linear.parameter.masked_fill_(~mask, 0)  # a product would leave -0.0
             for moment in _moments(optimizer, linear.parameter):
                 moment.mul_(mask)
@@ -101,7 +101,7 @@ class Zeros:
         """Go on with the masks of a checkpoint whose weights are loaded too."""
         named = load_file(folder / FILE)
         for linear, mask in zip(self.linears, self._masks, strict=True):
-            mask.copy_(spread_like(named[linear.name], mask))
+            mask.copy_(shard_like(named[linear.name], mask))
         self._hold()
 
     def mask_gradients(self) -> None:
@@ -194,7 +194,7 @@ def _asked(amount: Amount) -> str:
     return f"sparsity {amount.sparsity:g}" if amount.pattern is None else "pattern {}:{}".format(*amount.pattern)
 
 
-def pruning_facts(config: GradualConfig | None, steps: int, model: nn.Module) -> Facts:
+def pruning_metadata(config: GradualConfig | None, steps: int, model: nn.Module) -> StageMetadata:
     """What a run of `steps` steps was asked to prune, and what it left, counted; empty where it was asked nothing."""
     if config is None:
         return {}

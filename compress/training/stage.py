@@ -15,18 +15,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from compress.checkpoints.folder import end_of_text, load_tokenizer, save_checkpoint
 from compress.checkpoints.loading import load_model
-from compress.stage import Facts, StageError, StageInput
+from compress.stage import StageError, StageInput, StageMetadata
 from compress.text import before_text, check_ids, pack, read_documents, tokenize
 from compress.training.config import TrainConfig, TrainingKnobs
 from compress.training.loop import Schedule, fit
 from compress.training.objective import Objective
-from compress.training.sparsity_masks import pruning_facts
+from compress.training.sparsity_masks import pruning_metadata
 from compress.training.tokenizer import train_tokenizer
 
 HELD_OUT_ROWS = 128
 
 
-def run(config: TrainConfig, given: StageInput) -> Facts:
+def run(config: TrainConfig, given: StageInput) -> StageMetadata:
     """Leaves a dense checkpoint, trained on `given.train_text`."""
     if given.train_text is None:
         raise StageError("train: expected a training text (data.train), got none")
@@ -49,7 +49,7 @@ def run(config: TrainConfig, given: StageInput) -> Facts:
         logs=given.logs,
     )
     save_checkpoint(model, tokenizer, given.out, dtype=config.save_dtype)
-    pruned = pruning_facts(config.prune, schedule.steps(config.length), model)
+    pruned = pruning_metadata(config.prune, schedule.steps(config.length), model)
     return {"text_tokens": int(rows_NT.size), **pruned, "history": history}
 
 

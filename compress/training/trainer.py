@@ -31,7 +31,7 @@ from compress.pruning.sparsity import Amount
 from compress.stage import StageError, Task
 from compress.training.objective import Objective
 from compress.training.pruning_schedule import GradualConfig, Ramp
-from compress.training.sparsity_masks import Zeros
+from compress.training.sparsity_masks import SparsityMasks
 
 
 class Rows(Dataset[dict[str, Tensor]]):
@@ -53,7 +53,7 @@ class Pruning(TrainerCallback):
     """Holds a model's zeros while it trains, and adds to them where a ramp is asked for."""
 
     def __init__(self, model: nn.Module, config: GradualConfig | None, steps: int) -> None:
-        self.zeros = Zeros(model)
+        self.zeros = SparsityMasks(model)
         self.plan: tuple[Amount, Ramp] | None = None
         if config is not None:
             first, last = self.zeros.reach(config.amount())

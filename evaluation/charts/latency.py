@@ -1,7 +1,7 @@
-"""How long it takes: the figure of each arm, how single steps are spread, and how the blocks ran over time.
+"""How long it takes: the figure of each variant, how single steps are spread, and how the blocks ran over time.
 
 The last two are drawn from the raw samples: an ECDF (the share of steps that took at most so long) shows the tail that
-a median hides, and the blocks over time show drift, which both arms should share. They show the baseline and what
+a median hides, and the blocks over time show drift, which both variants should share. They show the baseline and what
 ships; stages between, which took part in a few blocks, are left out. Hollow: a block that was left out because the
 machine was disturbed.
 """
@@ -26,7 +26,7 @@ COLORS = (SECOND, ACCENT)
 
 
 def latency_chart(report: Report) -> str:
-    """Prefill and decode latency of every arm that was timed, with intervals; empty if fewer than two were."""
+    """Prefill and decode latency of every variant that was timed, with intervals; empty if fewer than two were."""
     timed = {metric: _timed(report, metric) for metric in TITLES}
     timed = {metric: rows for metric, rows in timed.items() if len(rows) >= 2}
     if not timed:
@@ -46,15 +46,15 @@ def spread_chart(report: Report) -> str:
     figure, (axes,) = new_figure()
     factor, unit = scale_of("decode_latency", max(float(np.median(times)) for times in steps.values()))
     longest = max(float(np.quantile(times, 0.995)) for times in steps.values()) / factor
-    for place, ((arm, times), color) in enumerate(zip(steps.items(), COLORS, strict=False)):
+    for place, ((variant, times), color) in enumerate(zip(steps.items(), COLORS, strict=False)):
         ordered = np.sort(times) / factor
         share = np.arange(1, len(ordered) + 1) / len(ordered)
         axes.step(ordered, 100 * share, where="post", color=color, linewidth=1.6)
         middle = float(np.median(ordered))
         side, align = (8, "left") if middle < longest / 2 else (-8, "right")
         axes.annotate(
-            f"{arm}\n{len(ordered):,} steps", (middle, 60 - 25 * place), xytext=(side, 0), textcoords="offset points",
-            ha=align, va="center", fontsize=9.5, color=color,
+            f"{variant}\n{len(ordered):,} steps", (middle, 60 - 25 * place), xytext=(side, 0),
+            textcoords="offset points", ha=align, va="center", fontsize=9.5, color=color,
         )  # fmt: skip
     axes.set_xlim(0, longest * 1.1)
     axes.set_xlabel(f"time of one decode step ({unit})")
@@ -68,18 +68,18 @@ def blocks_chart(report: Report) -> str:
     if session is None or not _steps(session):
         return ""
     figure, (axes,) = new_figure()
-    first = min(turn.started for turn in session.turns)
+    first = min(trial.started for trial in session.trials)
     medians = [float(np.median(times)) for times in _steps(session).values()]
     factor, unit = scale_of("decode_latency", max(medians))
-    for arm, color in zip(_drawn(session), COLORS, strict=False):
-        kept = kept_blocks(session, arm).blocks
-        turns = [turn for turn in session.of(arm).values() if turn.cells and turn.cells[0].steps]
-        at = [(turn.started - first).total_seconds() for turn in turns]
-        times = [float(np.median(turn.cells[0].steps)) / factor for turn in turns]
+    for variant, color in zip(_drawn(session), COLORS, strict=False):
+        kept = kept_blocks(session, variant).blocks
+        trials = [trial for trial in session.of(variant).values() if trial.workloads and trial.workloads[0].steps]
+        at = [(trial.started - first).total_seconds() for trial in trials]
+        times = [float(np.median(trial.workloads[0].steps)) / factor for trial in trials]
         axes.plot(at, times, color=color, linewidth=1, alpha=0.6)
-        for x, y, turn in zip(at, times, turns, strict=True):
-            axes.plot([x], [y], "o", markersize=5, color=color if turn.block in kept else "none", mec=color)
-        axes.plot([], [], "o-", markersize=5, color=color, label=arm)
+        for x, y, trial in zip(at, times, trials, strict=True):
+            axes.plot([x], [y], "o", markersize=5, color=color if trial.block in kept else "none", mec=color)
+        axes.plot([], [], "o-", markersize=5, color=color, label=variant)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds since the first block")
     axes.set_ylabel(f"median decode step ({unit})")
@@ -88,17 +88,24 @@ def blocks_chart(report: Report) -> str:
 
 
 def _steps(session: Session) -> "dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]":
-    """The single decode steps of the arms that are drawn, in seconds; arms without any are left out."""
+    """The single decode steps of the variants that are drawn, in seconds; variants without any are left out."""
     steps = {
-        arm: np.array([time for turn in session.of(arm).values() for cell in turn.cells[:1] for time in cell.steps])
-        for arm in _drawn(session)
+        variant: np.array(
+            [
+                time
+                for trial in session.of(variant).values()
+                for workload in trial.workloads[:1]
+                for time in workload.steps
+            ]
+        )
+        for variant in _drawn(session)
     }
-    return {arm: times for arm, times in steps.items() if len(times)}
+    return {variant: times for variant, times in steps.items() if len(times)}
 
 
 def _drawn(session: Session) -> list[str]:
     """The baseline and what ships."""
-    return list(dict.fromkeys((session.arms[0], session.arms[-1])))
+    return list(dict.fromkeys((session.variants[0], session.variants[-1])))
 
 
 def _timed(report: Report, metric: str) -> list[tuple[str, Measurement]]:

@@ -1,4 +1,5 @@
-"""What a part of the model is worth, where a stage measured it before it cut: the facts of `prune`, `slim`, `distill`.
+"""What a part of the model is worth, where a stage measured it before it cut: the metadata of `prune`, `slim`,
+`distill`.
 
     sensitivity   every block pruned alone: what the loss rises by, at every level, with its standard error
     influence     every block: 1 - mean cosine between what enters and what leaves it; hollow: the block was left out
@@ -61,7 +62,7 @@ def _draw_sensitivity(axes: "Axes", row: Row) -> None:
 
 
 def _draw_influence(axes: "Axes", row: Row) -> None:
-    influence, kept = _depth(row)["influence"], set(row.facts.get("kept_layers", ()))
+    influence, kept = _depth(row)["influence"], set(row.metadata.get("kept_layers", ()))
     for layer, share in enumerate(influence):
         face = ACCENT if not kept or layer in kept else "none"
         axes.bar([layer + 1], [share], color=face, edgecolor=ACCENT, linewidth=1, width=0.75)
@@ -85,10 +86,10 @@ def _draw_gone(axes: "Axes", row: Row) -> None:
 
 
 def _blocks(row: Row) -> list[dict[str, Any]]:
-    found = row.facts.get("sensitivity")
+    found = row.metadata.get("sensitivity")
     return list(found.get("blocks", ())) if isinstance(found, dict) else []
 
 
 def _depth(row: Row) -> dict[str, Any]:
-    found = row.facts.get("depth")
+    found = row.metadata.get("depth")
     return found if isinstance(found, dict) else {}

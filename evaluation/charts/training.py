@@ -70,12 +70,12 @@ def sparsity_chart(report: Report) -> str:
 
 
 def _history(row: Row) -> list[dict[str, Any]]:
-    history = row.facts.get("history")
+    history = row.metadata.get("history")
     return [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
 
 
 def _shares(row: Row) -> list[float]:
-    tensors = row.facts.get("tensors")
+    tensors = row.metadata.get("tensors")
     if not isinstance(tensors, dict):
         return []
     return [float(entry["sparsity"]) for entry in tensors.values() if isinstance(entry, dict) and "sparsity" in entry]

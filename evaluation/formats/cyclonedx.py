@@ -8,10 +8,10 @@
 The serial number follows from the content, so that the same report gives the same file.
 """
 
+import importlib.metadata
 import json
 import uuid
 from datetime import UTC
-from importlib import metadata
 from typing import Any
 
 from evaluation.measurement import Measurement, metric_of
@@ -48,7 +48,7 @@ def bom(report: Report) -> str:
 
 
 def _version() -> str:
-    return metadata.version("demitasse")
+    return importlib.metadata.version("demitasse")
 
 
 def _model(report: Report, texts: list[Json]) -> Json:
@@ -96,7 +96,7 @@ def _card(report: Report, texts: list[Json]) -> Json:
         "considerations": {
             "technicalLimitations": [
                 *(f"{gate.verdict}: {gate.metric}: {gate.detail}" for gate in report.gates if gate.verdict != "PASS"),
-                *(f"too good: {metric}: {reason}" for metric, reason in report.suspicions.items()),
+                *(f"too good: {metric}: {reason}" for metric, reason in report.sanity_warnings.items()),
                 "absolute latencies hold for the machine that they were taken on",
             ]
         },

@@ -40,13 +40,13 @@ def junit(report: Report) -> str:
         },
     )
     properties = ElementTree.SubElement(suite, "properties")
-    facts = {"recipe": report.recipe, "verdict": report.verdict or "NOT GATED", "artifact": report.final.key}
-    for name, value in {**facts, **report.environment}.items():
+    metadata = {"recipe": report.recipe, "verdict": report.verdict or "NOT GATED", "artifact": report.final.key}
+    for name, value in {**metadata, **report.environment}.items():
         ElementTree.SubElement(properties, "property", {"name": name, "value": value})
     for result in report.gates:
         _case(suite, report, result)
     said = ElementTree.SubElement(suite, "system-out")
-    said.text = headline(report.verdict, len(report.suspicions))
+    said.text = headline(report.verdict, len(report.sanity_warnings))
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -63,5 +63,5 @@ def _case(suite: ElementTree.Element, report: Report, result: GateResult) -> Non
     cell = describe_gate(result)
     between = f" (95 % interval {cell.interval})" if cell.interval else ""
     found = metric_of(result.metric).name if is_metric(result.metric) else result.metric
-    too_good = f"\nToo good: {result.suspicion}" if result.suspicion else ""
+    too_good = f"\nToo good: {result.sanity_warning}" if result.sanity_warning else ""
     said.text = f"{found}: {cell.value}{between}. {result.detail}.{too_good}"

@@ -91,7 +91,7 @@ def _text(report: Report) -> list[str]:
         for found in final.measurements
         if not found.invalid
     ]
-    verdict = f"**{report.verdict or 'NOT GATED'}**: {headline(report.verdict, len(report.suspicions))}"
+    verdict = f"**{report.verdict or 'NOT GATED'}**: {headline(report.verdict, len(report.sanity_warnings))}"
     gates = [
         f"- {result.verdict}: {result.metric} {describe_limit(result.metric, result.limit)}; "
         f"measured {describe_gate(result).value}"

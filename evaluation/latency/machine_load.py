@@ -1,7 +1,7 @@
-"""Whether the machine belonged to the arm while it was timed: what the kernel counted, and when that is too much.
+"""Whether the machine belonged to the variant while it was timed: what the kernel counted, and when that is too much.
 
-Counters are read before and after the timed part of a turn, in which the arms of a block alternate. With s seconds on
-c logical processors, a turn is disturbed where
+Counters are read before and after the timed part of a trial, in which the variants of a block alternate. With s seconds
+on c logical processors, a trial is disturbed where
 
     stolen      the hypervisor gave more than 2 % of c * s to other guests           /proc/stat, field `steal`
     other load  other processes used more than 10 % of c * s                         /proc/stat, busy - our own
@@ -14,7 +14,7 @@ never at the times that were measured: leaving out what looks slow would be choo
 not tell is None, and disturbs nothing: `Reading.untold` names it. Involuntary context switches are kept for the reader
 but judge nothing, since what they count differs from kernel to kernel.
 
-Not covered: other load on the memory bus from processors that the arm is not pinned to; a quota of a control group
+Not covered: other load on the memory bus from processors that the variant is not pinned to; a quota of a control group
 other than the topmost one that is visible (a container's own is, a systemd unit's is not); Windows and macOS tell
 nothing of all this.
 """
@@ -70,7 +70,7 @@ class Reading(Value):
 
 
 def disturbed(reading: Reading, usual_megahertz: float | None = None) -> tuple[str, ...]:
-    """The reasons against a turn, in words; empty where nothing speaks against it."""
+    """The reasons against a trial, in words; empty where nothing speaks against it."""
     room = reading.seconds * reading.cpus
     reasons = [
         _share("stolen", reading.stolen, STOLEN, room),

@@ -1,20 +1,20 @@
-"""Two arms against each other: the ratio of their times, how sure it is, and how many blocks would settle it.
+"""Two variants against each other: the ratio of their times, how sure it is, and how many blocks would settle it.
 
-With x_b = log(time of the arm in block b / time of the baseline in block b), over B blocks,
+With x_b = log(time of the variant in block b / time of the baseline in block b), over B blocks,
 
     ratio       exp(mean x)
     interval    exp(mean x +- t_{B-1} * sd(x) / sqrt(B))                  Student's t
     check       the bootstrap-t of blocks of the same mean; where an end lies further from t's than `DISAGREES` of
                 t's half width, the method says so
 
-A block's time is a median over its own steps, and both arms of a block ran within seconds, so slow drift cancels in x_b
-and single slow steps do not count. What is left is near normal, on a log scale where twice and half are alike.
+A block's time is a median over its own steps, and both variants of a block ran within seconds, so slow drift cancels in
+x_b and single slow steps do not count. What is left is near normal, on a log scale where twice and half are alike.
 
     blocks      the smallest B at which |log limit - mean x| reaches (t_{B-1, 0.95} + z_power) * sd(x) / sqrt(B)
 
 Percentiles need samples: MLPerf's early-stopping rule at 99 % confidence gives 64 for p90, 130 for p95, 662 for p99.
 
-Not covered: several arms at once (each ratio is judged by itself), and blocks that depend on each other.
+Not covered: several variants at once (each ratio is judged by itself), and blocks that depend on each other.
 
 Legend: B blocks.
 """

@@ -1,13 +1,13 @@
 """What a latency session leaves: every raw time, with what is needed to judge it again and to doubt it.
 
-    Session   the protocol, the arms, and the turns
-    Turn      one arm's turn in one block: a fresh process that opened the model, warmed up and ran every cell
-    Cell      one question put to all arms: so many rows of so long a prompt, and so many new tokens of each
+    Session   the protocol, the variants, and the trials
+    Trial      one variant's trial in one block: a fresh process that opened the model, warmed up and ran every workload
+    Workload      one question put to all variants: so many rows of so long a prompt, and so many new tokens of each
 
 All times are seconds by the process's monotonic clock; `started` is wall-clock time in UTC. A session reads and writes
 as JSON, and every figure follows from it (`figures.py`), so a verdict can be given again from the file alone.
 
-Not covered: what ran beside the arms, by name; only how much of the processor it took is known.
+Not covered: what ran beside the variants, by name; only how much of the processor it took is known.
 """
 
 from datetime import datetime
@@ -20,10 +20,10 @@ from evaluation.measurement import Value
 
 SCHEMA_VERSION = 1
 Part = Literal["opening", "timed"]
-"""Of a turn: from the start to the first prompt's next token, or the cells."""
+"""Of a trial: from the start to the first prompt's next token, or the workloads."""
 
 
-class Cell(Value):
+class Workload(Value):
     """One point of the grid."""
 
     prompt: int = Field(ge=1)
@@ -37,10 +37,10 @@ class Cell(Value):
         return f"prompt of {self.prompt} tokens, {self.tokens} new tokens, batch {self.batch}"
 
 
-class CellTimes(Value):
-    """What the clock said about one cell in one turn."""
+class WorkloadTimes(Value):
+    """What the clock said about one workload in one trial."""
 
-    cell: Cell
+    workload: Workload
     prefill: tuple[float, ...]
     """From a prompt to its next token, several times."""
     steps: tuple[float, ...]
@@ -55,13 +55,13 @@ class CellTimes(Value):
         """From the last prompt to its last new token; the tokens that were not timed at the mean of the others."""
         if not self.steps:
             return self.prefill[-1]
-        return self.prefill[-1] + (self.cell.tokens - 1) * sum(self.steps) / len(self.steps)
+        return self.prefill[-1] + (self.workload.tokens - 1) * sum(self.steps) / len(self.steps)
 
 
-class Turn(Value):
-    """One arm in one block, in a process of its own."""
+class Trial(Value):
+    """One variant in one block, in a process of its own."""
 
-    arm: str
+    variant: str
     block: int
     place: int
     """Its place in the random order of the block, from 0."""
@@ -69,21 +69,21 @@ class Turn(Value):
     process: int
     """The process's id; 0 where it never told."""
     wall_seconds: float | None = None
-    """For which the others waited, its start and its libraries included: what the turn cost."""
+    """For which the others waited, its start and its libraries included: what the trial cost."""
     sliced: bool = False
-    """Whether its slices alternated with those of the block's other arms; False where each was done at once."""
+    """Whether its slices alternated with those of the block's other variants; False where each was done at once."""
     error: str = ""
     """The process's last words where it did not finish; everything below is then empty."""
     runtime: str = ""
     """What ran it, such as "ONNX Runtime 1.31.1 on the CPU; cache, inputs and logits bound once (IO binding)"."""
     open_seconds: float | None = None
     first_run: float | None = None
-    """The first prompt of the process, on the first cell."""
-    cells: tuple[CellTimes, ...] = ()
+    """The first prompt of the process, on the first workload."""
+    workloads: tuple[WorkloadTimes, ...] = ()
     opening: Reading | None = None
     """What the machine told about the seconds from the start to the end of the first run."""
     timed: Reading | None = None
-    """What it told about the seconds of the cells."""
+    """What it told about the seconds of the workloads."""
     peak_memory: int | None = None
     gpu_memory: int | None = None
     """None where it runs on no GPU."""
@@ -92,34 +92,34 @@ class Turn(Value):
         return self.opening if part == "opening" else self.timed
 
     def disturbances(self, part: Part = "timed", usual_megahertz: float | None = None) -> tuple[str, ...]:
-        """Why this part of the turn is left out; empty where nothing speaks against it."""
+        """Why this part of the trial is left out; empty where nothing speaks against it."""
         reading = self.reading(part)
         return () if reading is None else disturbed(reading, usual_megahertz)
 
-    def times(self, cell: Cell) -> CellTimes | None:
-        return next((times for times in self.cells if times.cell == cell), None)
+    def times(self, workload: Workload) -> WorkloadTimes | None:
+        return next((times for times in self.workloads if times.workload == workload), None)
 
 
 class Protocol(Value):
-    """What all turns of a session share."""
+    """What all trials of a session share."""
 
-    cells: tuple[Cell, ...] = Field(min_length=1)
+    workloads: tuple[Workload, ...] = Field(min_length=1)
     threads: int = Field(ge=1)
     cpus: tuple[int, ...] = ()
-    """The logical processors that every arm is pinned to; empty where the system cannot pin."""
+    """The logical processors that every variant is pinned to; empty where the system cannot pin."""
     seed: int = 0
-    """Of the order of arms and cells, and of prompts that are drawn."""
+    """Of the order of variants and workloads, and of prompts that are drawn."""
     settle: float = 0.05
-    """Seconds of idleness before each turn."""
+    """Seconds of idleness before each trial."""
     prefills: int = 12
-    """Timed prompts of each cell and turn; fewer of long ones (`timing.py`)."""
+    """Timed prompts of each workload and trial; fewer of long ones (`timing.py`)."""
     prompt: str = "random token ids"
     """Where the prompts come from."""
 
-    def describe(self, cell: Cell | None = None) -> str:
+    def describe(self, workload: Workload | None = None) -> str:
         """In one sentence, for `Measurement.method`."""
         pinned = f"pinned to logical processors {_listed(self.cpus)}" if self.cpus else "not pinned"
-        about = f"{cell}, greedy; " if cell is not None else ""
+        about = f"{workload}, greedy; " if workload is not None else ""
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return f"{about}{threads}, {pinned}; {self.prompt}"
 
@@ -129,12 +129,12 @@ class Session(Value):
 
     schema_version: int = SCHEMA_VERSION
     protocol: Protocol
-    arms: tuple[str, ...]
+    variants: tuple[str, ...]
     """Their names; the first is the baseline."""
-    turns: tuple[Turn, ...] = ()
-    """Some arms may have been asked for in the first blocks only."""
+    trials: tuple[Trial, ...] = ()
+    """Some variants may have been asked for in the first blocks only."""
     left_out: dict[str, str] = Field(default_factory=dict)
-    """Why others take no turns, by name."""
+    """Why others take no trials, by name."""
     planned: int | None = None
     """The most blocks that there may be."""
     stopped: str = ""
@@ -142,20 +142,20 @@ class Session(Value):
 
     @property
     def baseline(self) -> str:
-        return self.arms[0]
+        return self.variants[0]
 
-    def of(self, arm: str) -> dict[int, Turn]:
-        """An arm's turns that finished, by block."""
-        return {turn.block: turn for turn in self.turns if turn.arm == arm and not turn.error}
+    def of(self, variant: str) -> dict[int, Trial]:
+        """A variant's trials that finished, by block."""
+        return {trial.block: trial for trial in self.trials if trial.variant == variant and not trial.error}
 
     @property
     def taken(self) -> int:
         """How many blocks were begun."""
-        return 1 + max((turn.block for turn in self.turns), default=-1)
+        return 1 + max((trial.block for trial in self.trials), default=-1)
 
     def before(self, block: int) -> "Session":
         """What had been taken when a block began."""
-        return self.model_copy(update={"turns": tuple(turn for turn in self.turns if turn.block < block)})
+        return self.model_copy(update={"trials": tuple(trial for trial in self.trials if trial.block < block)})
 
     def describe(self) -> str:
         """How many blocks were planned and taken, and why, in a sentence; empty where that is not known."""
@@ -163,13 +163,15 @@ class Session(Value):
             return ""
         return f"{self.taken} of at most {self.planned} blocks were timed: {self.stopped}"
 
-    def error(self, arm: str) -> str:
-        """The last words of an arm that died, or empty."""
-        return next((turn.error for turn in self.turns if turn.arm == arm and turn.error), "")
+    def error(self, variant: str) -> str:
+        """The last words of a variant that died, or empty."""
+        return next((trial.error for trial in self.trials if trial.variant == variant and trial.error), "")
 
-    def seconds_of_a_turn(self, arm: str) -> float:
-        """What a turn of an arm costs on average, its process's start included; 0 where that is unknown."""
-        told = [turn.wall_seconds for turn in self.turns if turn.arm == arm and turn.wall_seconds is not None]
+    def seconds_of_a_trial(self, variant: str) -> float:
+        """What a trial of a variant costs on average, its process's start included; 0 where that is unknown."""
+        told = [
+            trial.wall_seconds for trial in self.trials if trial.variant == variant and trial.wall_seconds is not None
+        ]
         return sum(told) / len(told) if told else 0.0
 
 

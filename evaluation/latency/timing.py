@@ -1,16 +1,16 @@
-"""The clock: how one arm is warmed up and timed, in the process that is its own.
+"""The clock: how one variant is warmed up and timed, in the process that is its own.
 
     warm up     prompt and a few steps, again and again, until the last `AGREEING` runs lie within `SPREAD` of
                 each other, or `MOST_RUNS` have been made (which is noted: `settled` is False)
     slices      `prefills` prompts, a slice each; then the tokens - 1 further tokens of the last one, `SLICE` at a time
 
-Between two slices other arms may have theirs, so that what disturbs the machine for a second or two meets all of them
-alike. A slice begins with a call that is not timed, which wakes threads and caches: a prompt where one takes less than
-`WAKE`, a further token where the slice has more than one. Long prompts are timed less often: no more of them, from the
-`FEWEST_PREFILLS`th on, once they took `ENOUGH` seconds together.
+Between two slices other variants may have theirs, so that what disturbs the machine for a second or two meets all of
+them alike. A slice begins with a call that is not timed, which wakes threads and caches: a prompt where one takes less
+than `WAKE`, a further token where the slice has more than one. Long prompts are timed less often: no more of them, from
+the `FEWEST_PREFILLS`th on, once they took `ENOUGH` seconds together.
 
-A time runs from the call to its return, and an arm returns when its result is on the host: the token is known. The loop
-between two readings of the clock is one call and one append, far below 1 % of a 2 ms step; `python -m
+A time runs from the call to its return, and a variant returns when its result is on the host: the token is known. The
+loop between two readings of the clock is one call and one append, far below 1 % of a 2 ms step; `python -m
 benchmarks.overhead` measures it.
 
 Not covered: requests that arrive while others are answered.
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from evaluation.latency.record import Cell, CellTimes
+from evaluation.latency.record import Workload, WorkloadTimes
 
 AGREEING, SPREAD, MOST_RUNS = 3, 0.05, 12
 SLICE, WAKE = 5, 0.1
@@ -35,8 +35,9 @@ Clock = Callable[[], int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One contender on one cell. Both callables return only when the result is there (a GPU arm synchronizes)."""
+class Variant:
+    """One contender on one workload. Both callables return only when the result is there (a GPU variant
+    synchronizes)."""
 
     prefill: Callable[[], object]
     """Start over with the prompt, up to its next token."""
@@ -46,14 +47,14 @@ class Arm:
     """Asked after the clock has stopped: why what was computed is no result (logits that are not numbers), or empty."""
 
 
-def warm_up(arm: Arm, steps: int, clock: Clock = time.perf_counter_ns) -> tuple[int, bool]:
+def warm_up(variant: Variant, steps: int, clock: Clock = time.perf_counter_ns) -> tuple[int, bool]:
     """Run prompt and steps until they are steady: how many runs that took, and whether they became steady."""
     runs: list[int] = []
     while len(runs) < MOST_RUNS:
         started = clock()
-        arm.prefill()
+        variant.prefill()
         for _ in range(min(steps, WARM_STEPS)):
-            arm.decode()
+            variant.decode()
         runs.append(clock() - started)
         last = runs[-AGREEING:]
         if len(last) == AGREEING and max(last) <= (1 + SPREAD) * min(last):
@@ -61,17 +62,17 @@ def warm_up(arm: Arm, steps: int, clock: Clock = time.perf_counter_ns) -> tuple[
     return len(runs), False
 
 
-def pieces_of(cell: Cell, prefills: int) -> int:
-    """How many pieces the timing of a cell has: the warm-up and every slice."""
-    return 1 + prefills + math.ceil((cell.tokens - 1) / SLICE)
+def pieces_of(workload: Workload, prefills: int) -> int:
+    """How many pieces the timing of a workload has: the warm-up and every slice."""
+    return 1 + prefills + math.ceil((workload.tokens - 1) / SLICE)
 
 
 @dataclass(kw_only=True)
-class CellTimer:
-    """One arm on one cell, in pieces."""
+class WorkloadTimer:
+    """One variant on one workload, in pieces."""
 
-    arm: Arm
-    cell: Cell
+    variant: Variant
+    workload: Workload
     prefills: int
     clock: Clock = time.perf_counter_ns
     _warm: tuple[int, bool] | None = None
@@ -83,13 +84,13 @@ class CellTimer:
     def go_on(self) -> None:
         """Take the next piece."""
         if self._warm is None:
-            self._warm = warm_up(self.arm, self.cell.tokens - 1, self.clock)
+            self._warm = warm_up(self.variant, self.workload.tokens - 1, self.clock)
         elif self._asked < self.prefills:
             self._asked += 1
             self._time_prompt()
         else:
-            count = min(SLICE, self.cell.tokens - 1 - self._decoded)
-            taken = timed(self.arm.decode, count, self.clock)
+            count = min(SLICE, self.workload.tokens - 1 - self._decoded)
+            taken = timed(self.variant.decode, count, self.clock)
             self._steps += taken[1:] or taken
             self._decoded += count
 
@@ -97,14 +98,14 @@ class CellTimer:
         if len(self._prefill) >= FEWEST_PREFILLS and sum(self._prefill) > ENOUGH:
             return
         if not self._prefill or self._prefill[-1] < WAKE:
-            self.arm.prefill()
-        self._prefill += timed(self.arm.prefill, 1, self.clock)
+            self.variant.prefill()
+        self._prefill += timed(self.variant.prefill, 1, self.clock)
 
-    def times(self) -> CellTimes:
+    def times(self) -> WorkloadTimes:
         """What the clock said, once all pieces are taken."""
         warmups, settled = self._warm or (0, False)
-        return CellTimes(
-            cell=self.cell,
+        return WorkloadTimes(
+            workload=self.workload,
             prefill=tuple(self._prefill),
             steps=tuple(self._steps),
             warmups=warmups,
@@ -121,12 +122,12 @@ def timed(call: Callable[[], object], times: int, clock: Clock = time.perf_count
     return tuple(float(seconds) for seconds in np.diff(stamps) * NANOSECOND)
 
 
-def steady_step(arm: Arm, *, blocks: int, steps: int, settle: float = 0.05) -> float:
-    """Seconds of one step of an arm that has no contender: the median over blocks of each block's median."""
-    warm_up(arm, steps)
+def steady_step(variant: Variant, *, blocks: int, steps: int, settle: float = 0.05) -> float:
+    """Seconds of one step of a variant that has no contender: the median over blocks of each block's median."""
+    warm_up(variant, steps)
     medians = []
     for _ in range(blocks):
         time.sleep(settle)
-        arm.prefill()
-        medians.append(float(np.median(timed(arm.decode, steps))))
+        variant.prefill()
+        medians.append(float(np.median(timed(variant.decode, steps))))
     return float(np.median(medians))

@@ -2,7 +2,7 @@
 
 windows      text cut into what is scored          amounts       bytes and words that a token stands for
 scoring      what a model made of every token      tokens        perplexity and the like, with intervals
-noise        the same under typos, case, cuts      hardest       which tokens and documents lost most
+noise        the same under typos, case, cuts      worst_tokens       which tokens and documents lost most
 likelihood   of continuations                      items         tasks, labels, generation: one sample an item
 """
 
@@ -12,7 +12,7 @@ from evaluation.quality.scoring import Scorer, TokenScores, score
 from evaluation.quality.text_amounts import amounts_of
 from evaluation.quality.token_metrics import BASELINE_NLL, NLL, RATIOS, STATISTICS, TOKENS, quality_measurements
 from evaluation.quality.windows import Select, Windows, windows_of
-from evaluation.quality.worst_tokens import hardest
+from evaluation.quality.worst_tokens import worst_tokens
 
 __all__ = [
     "BASELINE_NLL",
@@ -28,10 +28,10 @@ __all__ = [
     "Windows",
     "amounts_of",
     "describe_noise",
-    "hardest",
     "noise_measurements",
     "noised",
     "quality_measurements",
     "score",
     "windows_of",
+    "worst_tokens",
 ]

@@ -18,12 +18,12 @@ import numpy as np
 
 from evaluation.quality.classification_metrics import LABEL, PROBABILITY, confusion
 from evaluation.quality.likelihood import Encode, continuations, encode_pair
-from evaluation.quality.per_example import Items
+from evaluation.quality.per_example import PerExample
 from evaluation.quality.scoring import Scorer
 from evaluation.quality.windows import describe_bos
 
 SHOWN_WORST = 12
-"""Items told of in the facts: those that were given a wrong label with the highest probability."""
+"""PerExample told of in the metadata: those that were given a wrong label with the highest probability."""
 
 
 def ask_labeled(
@@ -37,7 +37,7 @@ def ask_labeled(
     prefix: Sequence[int] = (),
     batch: int = 8,
     on_item: Callable[[float], None] = lambda items: None,
-) -> Items:
+) -> PerExample:
     """Score every answer after every prompt.
 
     Args:
@@ -67,14 +67,14 @@ def ask_labeled(
     columns = {LABEL: np.array([names.index(label) for label in labels], dtype=np.float64)}
     columns |= {f"{PROBABILITY}{label}": probability_IL[:, label] for label in range(len(names))}
     asked = json.dumps([list(prompts), list(labels), dict(answers)], ensure_ascii=False).encode()
-    facts = {
+    metadata = {
         "protocol": f"likeliest of {len(names)} answers after a prompt, by the sum of the log-likelihoods of its "
         f"tokens ({_counts(token_P.tolist())} each), {describe_bos(prefix, 'prompt')}",
         "labels": names,
         "confusion": confusion(columns),
         "wrong": _most_wrong(prompts, names, columns),
     }
-    return Items(kind="labeled", columns=columns, digest=hashlib.sha256(asked).hexdigest(), facts=facts)
+    return PerExample(kind="labeled", columns=columns, digest=hashlib.sha256(asked).hexdigest(), metadata=metadata)
 
 
 def _prompt(prefix: Sequence[int], before: Sequence[int], room: int) -> list[int]:

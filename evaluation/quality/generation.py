@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from evaluation.quality.likelihood import Encode, Ids
-from evaluation.quality.per_example import Items
+from evaluation.quality.per_example import PerExample
 from evaluation.quality.text_metrics import overlap_columns
 from evaluation.quality.windows import describe_bos
 
@@ -26,7 +26,7 @@ ends the text."""
 Decode = Callable[[Sequence[int]], str]
 
 SHOWN_TEXTS = 12
-"""Texts kept in the facts, spread evenly over the items."""
+"""Texts kept in the metadata, spread evenly over the items."""
 
 
 def ask_generation(
@@ -41,7 +41,7 @@ def ask_generation(
     prefix: Sequence[int] = (),
     batch: int = 8,
     on_item: Callable[[float], None] = lambda items: None,
-) -> Items:
+) -> PerExample:
     """Generate after every prompt and compare with the references.
 
     Args:
@@ -71,10 +71,10 @@ def ask_generation(
     references = [reference.strip() for reference in references]
     asked = json.dumps([list(prompts), references, tokens], ensure_ascii=False).encode()
     shown = sorted({index * len(texts) // SHOWN_TEXTS for index in range(SHOWN_TEXTS)})
-    facts = {
+    metadata = {
         "protocol": f"greedy, at most {tokens} new tokens, {describe_bos(prefix, 'prompt')}; "
         "BLEU by sacrebleu (tokenizer 13a), ROUGE by rouge-score (stemmed), one reference",
         "texts": [{"prompt": prompts[item], "text": texts[item], "reference": references[item]} for item in shown],
     }
     columns = overlap_columns(texts, references)
-    return Items(kind="generation", columns=columns, digest=hashlib.sha256(asked).hexdigest(), facts=facts)
+    return PerExample(kind="generation", columns=columns, digest=hashlib.sha256(asked).hexdigest(), metadata=metadata)

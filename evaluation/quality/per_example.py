@@ -1,6 +1,6 @@
 """Evaluations of items: questions with answers, texts with labels, prompts with references; each item is one sample.
 
-    model --asks every item--> Items: columns of raw figures, [I] each --statistics--> Measurements "NAME/METRIC"
+    model --asks every item--> PerExample: columns of raw figures, [I] each --statistics--> Measurements "NAME/METRIC"
 
 A kind of items says which metrics its columns give. The model's and the baseline's figures of an item stay together:
 paired. Two sets of items are paired if and only if the same items were asked, which the digest tells.
@@ -51,7 +51,7 @@ COLUMN = "column:"
 
 
 @dataclass(frozen=True, eq=False)
-class Items:
+class PerExample:
     """What a model made of every item, in the order in which they were asked."""
 
     kind: str
@@ -60,7 +60,7 @@ class Items:
     """Figures of every item: [I] each."""
     digest: str
     """sha256 of the items that were asked."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     """JSON for people: `protocol` in words, names of labels, texts."""
 
     def __len__(self) -> int:
@@ -68,13 +68,13 @@ class Items:
 
     def save(self, file: Path) -> None:
         """Write a compressed .npz without pickled objects."""
-        about = json.dumps({"kind": self.kind, "digest": self.digest, "facts": self.facts})
+        about = json.dumps({"kind": self.kind, "digest": self.digest, "metadata": self.metadata})
         arrays: dict[str, Any] = {COLUMN + name: column for name, column in self.columns.items()}
         with file.open("wb") as stream:
             np.savez_compressed(stream, about=np.asarray(about), **arrays)
 
     @classmethod
-    def load(cls, file: Path) -> "Items":
+    def load(cls, file: Path) -> "PerExample":
         """Read what `save` wrote; a file with pickled objects in it is refused (ValueError)."""
         with np.load(file, allow_pickle=False) as arrays:
             about = json.loads(str(arrays["about"]))
@@ -140,7 +140,7 @@ ITEM_KINDS: dict[str, dict[str, Share | Sums]] = {
 
 
 def item_measurements(
-    name: str, items: Items, baseline: Items | None = None, *, method: str, seed: int = 0
+    name: str, items: PerExample, baseline: PerExample | None = None, *, method: str, seed: int = 0
 ) -> list[Measurement]:
     """The figures of a named evaluation, and against a baseline their paired ratios and changes.
 
@@ -150,7 +150,7 @@ def item_measurements(
         method: through which runtime the items were asked.
     """
     figures = {metric: figure for metric, figure in ITEM_KINDS[items.kind].items() if _has(items, figure)}
-    protocol = f"{method}; {items.facts['protocol']}" if "protocol" in items.facts else method
+    protocol = f"{method}; {items.metadata['protocol']}" if "protocol" in items.metadata else method
     problem = _problem(items, baseline)
     if problem:
         return [_invalid(f"{name}{SEPARATOR}{metric}", items, protocol, problem) for metric in figures]
@@ -160,11 +160,11 @@ def item_measurements(
     ]
 
 
-def _has(items: Items, figure: Share | Sums) -> bool:
+def _has(items: PerExample, figure: Share | Sums) -> bool:
     return not figure.needs or figure.needs in items.columns
 
 
-def _problem(items: Items, baseline: Items | None) -> str:
+def _problem(items: PerExample, baseline: PerExample | None) -> str:
     """Why these items cannot be measured, or empty."""
     if baseline is not None and (baseline.kind, baseline.digest) != (items.kind, items.digest):
         return "unpaired: model and baseline were not asked the same items"
@@ -181,12 +181,12 @@ def _problem(items: Items, baseline: Items | None) -> str:
     return ""
 
 
-def _invalid(metric: str, items: Items, method: str, reason: str) -> Measurement:
+def _invalid(metric: str, items: PerExample, method: str, reason: str) -> Measurement:
     return Measurement(metric=metric, value=float("nan"), samples=len(items), method=method, invalid=reason)
 
 
 def _measure(
-    metric: str, figure: Share | Sums, items: Items, baseline: Items | None, *, method: str, seed: int
+    metric: str, figure: Share | Sums, items: PerExample, baseline: PerExample | None, *, method: str, seed: int
 ) -> Measurement:
     model_IK = figure.of(items.columns)
     baseline_IK = None if baseline is None else figure.of(baseline.columns)

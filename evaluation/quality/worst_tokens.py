@@ -31,7 +31,7 @@ BEFORE, AFTER, OPENING = 24, 8, 32
 """Tokens of text shown around a token, and of a document's opening."""
 
 
-def hardest(
+def worst_tokens(
     scores: TokenScores, baseline: TokenScores, windows: Windows, decode: Decode, *, count: int = COUNT
 ) -> dict[str, Any]:
     """At most `count` of each, worst first, as JSON; {} where the scores cannot be measured.

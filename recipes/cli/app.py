@@ -169,9 +169,9 @@ def _add(app: typer.Typer, panel: str, panels: Mapping[str, Sequence[Callable[..
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib import metadata
+        import importlib.metadata
 
-        typer.echo(f"demitasse {metadata.version('demitasse')}")
+        typer.echo(f"demitasse {importlib.metadata.version('demitasse')}")
         raise typer.Exit
 
 

@@ -4,7 +4,7 @@ from itertools import product
 from pathlib import Path
 
 from evaluation.gate import exit_code
-from evaluation.latency import Cell
+from evaluation.latency import Workload
 from evaluation.machine import available_cores
 from recipes.cli.benchmark_tables import show_benchmark
 from recipes.cli.options import QUICK, RELEASE, USUAL, OptionError
@@ -33,7 +33,7 @@ def benchmark(
     grid = product(_numbers("--batch", batch), _numbers("--prompt", prompt), _numbers("--tokens", tokens))
     request = BenchmarkRequest(
         folders=tuple(folders),
-        cells=tuple(Cell(prompt=length, tokens=new, batch=rows) for rows, length, new in grid),
+        workloads=tuple(Workload(prompt=length, tokens=new, batch=rows) for rows, length, new in grid),
         blocks=_blocks(quick, release, blocks),
         threads=threads or available_cores(),
         seed=seed,

@@ -1,4 +1,5 @@
-"""The benchmark as tables: one for each cell, one of cold start and memory, and the verdict where one was asked for."""
+"""The benchmark as tables: one for each workload, one of cold start and memory, and the verdict where one was asked
+for."""
 
 from itertools import groupby
 
@@ -8,13 +9,13 @@ from rich.table import Table
 
 from evaluation.latency.figures import kept_blocks
 from evaluation.latency.paired import describe_percentile
-from evaluation.latency.record import Cell
+from evaluation.latency.record import Workload
 from evaluation.measurement import Measurement
 from evaluation.units import format_interval, format_ratio, format_ratio_interval, format_value
 from recipes.cli.console import COLORS, show_gates
 from recipes.engine.benchmark import Result, Steps
 
-CELL_COLUMNS = {
+WORKLOAD_COLUMNS = {
     "prefill_latency": "Time to first token",
     "decode_latency": "Time per token",
     "end_to_end_latency": "End to end",
@@ -34,24 +35,24 @@ TAILS = ("p50", "p90", "p95", "p99")
 def show_benchmark(console: Console, result: Result) -> None:
     """All tables, what was left out, and the verdict."""
     session = result.session
-    for cell, measured, steps in zip(session.protocol.cells, result.cells, result.steps, strict=True):
-        console.print(f"\n[bold]{escape(str(cell))}[/]", soft_wrap=True)
-        console.print(_cell_table(cell, measured, steps))
+    for workload, measured, steps in zip(session.protocol.workloads, result.workloads, result.steps, strict=True):
+        console.print(f"\n[bold]{escape(str(workload))}[/]", soft_wrap=True)
+        console.print(_workload_table(workload, measured, steps))
     console.print("\n[bold]cold start, memory, counts[/]", soft_wrap=True)
     console.print(_table(PROCESS_COLUMNS, result.processes))
     _show_protocol(console, result)
-    for arm, reason in result.invalid.items():
-        console.print(f"[{COLORS['INVALID']}]INVALID[/]  {escape(arm)}: {escape(reason)}", soft_wrap=True)
-    for cell, of_cell in groupby(result.gates, key=lambda judged: judged.cell):
-        several = len(session.protocol.cells) > 1
-        console.print(f"\n[bold]{escape(str(cell))}[/]" if several else "", soft_wrap=True)
-        gates = [(f"{judged.arm}: {gate.metric}", gate) for judged in of_cell for gate in judged.gates]
+    for variant, reason in result.invalid.items():
+        console.print(f"[{COLORS['INVALID']}]INVALID[/]  {escape(variant)}: {escape(reason)}", soft_wrap=True)
+    for workload, of_workload in groupby(result.gates, key=lambda judged: judged.workload):
+        several = len(session.protocol.workloads) > 1
+        console.print(f"\n[bold]{escape(str(workload))}[/]" if several else "", soft_wrap=True)
+        gates = [(f"{judged.variant}: {gate.metric}", gate) for judged in of_workload for gate in judged.gates]
         show_gates(console, gates, told=result.invalid.values())
 
 
-def _cell_table(cell: Cell, measured: dict[str, list[Measurement]], steps: dict[str, Steps]) -> Table:
-    tails = {arm: _tails(of_arm) for arm, of_arm in steps.items()}
-    return _table(CELL_COLUMNS, measured, {"Single steps": tails} if tails else {})
+def _workload_table(workload: Workload, measured: dict[str, list[Measurement]], steps: dict[str, Steps]) -> Table:
+    tails = {variant: _tails(of_variant) for variant, of_variant in steps.items()}
+    return _table(WORKLOAD_COLUMNS, measured, {"Single steps": tails} if tails else {})
 
 
 def _tails(steps: Steps) -> str:
@@ -61,17 +62,19 @@ def _tails(steps: Steps) -> str:
 def _table(
     columns: dict[str, str], measured: dict[str, list[Measurement]], further: dict[str, dict[str, str]] | None = None
 ) -> Table:
-    """A row per arm; the figure with its interval, and below it the ratio to the baseline with its own."""
-    by_arm = {arm: {one.metric: one for one in measurements} for arm, measurements in measured.items()}
-    shown = {metric: heading for metric, heading in columns.items() if any(metric in of for of in by_arm.values())}
+    """A row per variant; the figure with its interval, and below it the ratio to the baseline with its own."""
+    by_variant = {variant: {one.metric: one for one in measurements} for variant, measurements in measured.items()}
+    shown = {metric: heading for metric, heading in columns.items() if any(metric in of for of in by_variant.values())}
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("Arm", no_wrap=True)
+    table.add_column("Variant", no_wrap=True)
     further = further or {}
     for heading in (*shown.values(), *further):
         table.add_column(heading)
-    for arm, of in by_arm.items():
+    for variant, of in by_variant.items():
         table.add_row(
-            escape(arm), *(_figure(of.get(metric)) for metric in shown), *(text[arm] for text in further.values())
+            escape(variant),
+            *(_figure(of.get(metric)) for metric in shown),
+            *(text[variant] for text in further.values()),
         )
     return table
 
@@ -94,10 +97,10 @@ def _figure(measurement: Measurement | None) -> str:
 
 def _show_protocol(console: Console, result: Result) -> None:
     session = result.session
-    for arm in session.arms:
-        turn = next(iter(session.of(arm).values()), None)
-        if turn is not None:
-            kept = kept_blocks(session, arm).describe()
-            console.print(f"{escape(arm)}: {escape(turn.runtime)}; {escape(kept)}", soft_wrap=True)
+    for variant in session.variants:
+        trial = next(iter(session.of(variant).values()), None)
+        if trial is not None:
+            kept = kept_blocks(session, variant).describe()
+            console.print(f"{escape(variant)}: {escape(trial.runtime)}; {escape(kept)}", soft_wrap=True)
     about = f"{session.protocol.describe()}; seed {session.protocol.seed}; 95 % intervals"
     console.print(f"[dim]{escape(about)}[/]", soft_wrap=True)

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export import verify_bundle
-from export.self_test import replay
-from recipes.cli.console import show_bundle, show_replay
+from export.self_test import run_self_test
+from recipes.cli.console import show_bundle, show_self_test
 from recipes.cli.terminal import Terminal
-from recipes.formats.text_generation import Wish, bundle_of, generate_text
+from recipes.formats.text_generation import GenerationRequest, bundle_of, generate_text
 
 
 def generate(
@@ -21,12 +21,12 @@ def generate(
     threads: int | None,
 ) -> None:
     """Stream text from a bundle."""
-    wish = Wish(
+    request = GenerationRequest(
         bundle=bundle_of(bundle), prompt=prompt, tokens=tokens, sampling=sampling, provider=provider, threads=threads
     )
-    for piece in generate_text(wish):
-        terminal.chatter.out.write(piece)
-        terminal.chatter.out.flush()
+    for piece in generate_text(request):
+        terminal.library_output.out.write(piece)
+        terminal.library_output.out.flush()
 
 
 def verify(terminal: Terminal, *, bundle: Path, again: bool) -> None:
@@ -35,5 +35,5 @@ def verify(terminal: Terminal, *, bundle: Path, again: bool) -> None:
     show_bundle(terminal.console, summary)
     if again:
         with terminal.progress.task("parity", 1):
-            figures = replay(summary.folder, summary.provider, stated=summary.parity["replay"]["kl"])
-        show_replay(terminal.console, figures)
+            figures = run_self_test(summary.folder, summary.provider, stated=summary.parity["self_test"]["kl"])
+        show_self_test(terminal.console, figures)

@@ -1,4 +1,4 @@
-"""What a command ends with: the table of a report, the gates and the verdict; and facts as lines.
+"""What a command ends with: the table of a report, the gates and the verdict; and metadata as lines.
 
 The figures come as finished text from evaluation's table; here they only get their places and colors.
 """
@@ -62,9 +62,9 @@ def show_report(console: Console, report: Report) -> None:
         show_gates(console, [(gate.metric, gate) for gate in report.gates])
     name = report.verdict or "NOT GATED"
     console.print()
-    told = headline(report.verdict, len(report.suspicions))
+    told = headline(report.verdict, len(report.sanity_warnings))
     console.print(f"[{COLORS[report.verdict]}]{name}[/]  {escape(told)}", soft_wrap=True)
-    for metric, reason in report.suspicions.items():
+    for metric, reason in report.sanity_warnings.items():
         console.print(f"[bold yellow]too good[/]  {metric}: {escape(reason)}", soft_wrap=True)
     show_place(console, report)
 
@@ -178,17 +178,17 @@ def _estimate(step: "PlannedStep") -> tuple[str, str, str]:
     return memory, disk, format_duration(estimate.seconds)
 
 
-def facts_table(facts: Mapping[str, Any]) -> Table:
+def metadata_table(metadata: Mapping[str, Any]) -> Table:
     """What a stage says about its work; long lists and nested values are only counted."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in facts.items():
-        table.add_row(name.replace("_", " "), escape(_fact(value)))
+    for name, value in metadata.items():
+        table.add_row(name.replace("_", " "), escape(_metadata_line(value)))
     return table
 
 
-def _fact(value: object) -> str:
+def _metadata_line(value: object) -> str:
     if isinstance(value, Mapping) and value and not any(isinstance(inner, list | Mapping) for inner in value.values()):
-        return ", ".join(f"{name.replace('_', ' ')} {_fact(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name.replace('_', ' ')} {_metadata_line(inner)}" for name, inner in value.items())
     if isinstance(value, list | Mapping):
         return f"{len(value)} entries"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -204,7 +204,7 @@ def show_bundle(console: Console, summary: "BundleSummary") -> None:
     lines = {"files": f"{summary.files}, {size}", "provider": summary.provider, "made with": versions}
     if summary.foreign:
         lines["beside it"] = f"{', '.join(summary.foreign)}: of others, and nothing that runs the bundle reads it"
-    console.print(facts_table({**lines, **_coverage_lines(summary.coverage), **_parity_lines(summary.parity)}))
+    console.print(metadata_table({**lines, **_coverage_lines(summary.coverage), **_parity_lines(summary.parity)}))
 
 
 def _coverage_lines(coverage: Mapping[str, Any]) -> dict[str, str]:
@@ -219,7 +219,7 @@ def _parity_lines(parity: Mapping[str, Any]) -> dict[str, str]:
     """The worst figure of each arithmetic beside its tolerance."""
     lines = {}
     for arithmetic, checks in parity.items():
-        if isinstance(checks, dict) and arithmetic != "replay":
+        if isinstance(checks, dict) and arithmetic != "self_test":
             allowed = checks["tolerance"]
             worst = {
                 figure: max(check[figure] for name, check in checks.items() if name != "tolerance")
@@ -230,7 +230,7 @@ def _parity_lines(parity: Mapping[str, Any]) -> dict[str, str]:
     return lines
 
 
-def show_replay(console: Console, figures: Mapping[str, float]) -> None:
+def show_self_test(console: Console, figures: Mapping[str, float]) -> None:
     """What the bundle said on this machine about the rows that it carries."""
     told = f"a KL of {figures['kl']:g} nats over {figures['positions']:,} positions (at most {figures['tolerance']:g})"
     console.print(f"[bold green]parity holds here[/]  {told}", soft_wrap=True)

@@ -4,6 +4,7 @@ A provider of ONNX Runtime counts only when a session really loaded it and compu
 providers names what the package was built with, not what this machine can run.
 """
 
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -13,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -58,8 +58,8 @@ def _libraries() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     try:
-        requirements = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or []]
-    except metadata.PackageNotFoundError:
+        requirements = [Requirement(line) for line in importlib.metadata.requires(DISTRIBUTION) or []]
+    except importlib.metadata.PackageNotFoundError:
         yield Finding(DISTRIBUTION, "missing", "not installed", "pip install -e . -c constraints.txt")
         return
     for requirement in requirements:
@@ -70,8 +70,8 @@ def _libraries() -> Iterator[Finding]:
 def _library(name: str, wanted: str, fits: Callable[[str], bool]) -> Finding:
     advice = f'pip install "{name}{wanted}" -c constraints.txt'
     try:
-        version = metadata.version(name)
-    except metadata.PackageNotFoundError:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
         return Finding(name, "missing", "not installed", advice)
     return (
         Finding(name, "ok", version)
@@ -98,8 +98,8 @@ def _cpu_flags() -> set[str]:
                 return set(line.partition(":")[2].split())
     if sys.platform == "darwin":
         names = {
-            "hw.optional.arm.FEAT_I8MM": "i8mm",
-            "hw.optional.arm.FEAT_DotProd": "asimddp",
+            "hw.optional.variant.FEAT_I8MM": "i8mm",
+            "hw.optional.variant.FEAT_DotProd": "asimddp",
             "hw.optional.avx2_0": "avx2",
         }
         return {name for key, name in names.items() if _answer("sysctl", "-n", key) == "1"}

@@ -12,7 +12,7 @@ from recipes.config.stages import STAGES
 
 def schema(terminal: Terminal) -> None:
     """Print the JSON Schema of recipes."""
-    terminal.chatter.out.write(json.dumps(json_schema(STAGES), indent=2) + "\n")
+    terminal.library_output.out.write(json.dumps(json_schema(STAGES), indent=2) + "\n")
 
 
 def methods(terminal: Terminal) -> None:

@@ -1,8 +1,8 @@
-"""The libraries' chatter goes to a log, at the level of file descriptors; the terminal is kept for what we say.
+"""The libraries' library_output goes to a log, at the level of file descriptors; the terminal is kept for what we say.
 
 transformers, bitsandbytes and ONNX Runtime write to standard output and standard error from Python, from C++ and from
-child processes. While a `Chatter` is open, descriptors 1 and 2 lead into a log file and duplicates of the real ones are
-held as `out` and `err`. The log is a nameless temporary file until `move_to` says where the run's folder is.
+child processes. While a `LibraryOutput` is open, descriptors 1 and 2 lead into a log file and duplicates of the real
+ones are held as `out` and `err`. The log is a nameless temporary file until `move_to` says where the run's folder is.
 
 Some libraries say the same line hundreds of times. Nothing stands between them and the log, so that no line is lost
 when a process is killed; once a log is left, and before another command goes on with it, it is folded: what was said
@@ -33,7 +33,7 @@ TIMES = re.compile(rb" \((\d+) times\)$")
 TRACEBACK = b"Traceback (most recent call last)"
 
 
-class Chatter:
+class LibraryOutput:
     """A context in which nothing reaches the terminal but what is written to `out` and `err`."""
 
     out: TextIO
@@ -43,7 +43,7 @@ class Chatter:
     file: Path | None = None
     """The log, once it has a place."""
 
-    def __enter__(self) -> "Chatter":
+    def __enter__(self) -> "LibraryOutput":
         flush_all()
         self.out, self.err = _duplicate(OUT), _duplicate(ERR)
         self._log: BinaryIO = tempfile.TemporaryFile("w+b")

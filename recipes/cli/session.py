@@ -45,7 +45,7 @@ def carry(place: str, *, debug: bool, goes_on: bool = False, **given: Any) -> No
     """
     with session(debug=debug, goes_on=goes_on) as terminal:
         code: int | None = lazy(place)(terminal, **given)
-        terminal.chatter.out.flush()  # while what goes wrong with it can still be told
+        terminal.library_output.out.flush()  # while what goes wrong with it can still be told
     raise SystemExit(code or 0)
 
 
@@ -76,7 +76,7 @@ def _check_place() -> None:
 def _tell(terminal: Terminal, error: BaseException, *, debug: bool, goes_on: bool) -> None:
     if debug:
         terminal.errors.print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
-    log = terminal.chatter.file
+    log = terminal.library_output.file
     text = message(error, goes_on=goes_on, log=Path(shown_path(log)) if log else None)
     if isinstance(error, KeyboardInterrupt | Terminated):
         terminal.errors.print(text, markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from compress.checkpoints.weight_files import passed_over
 from compress.pruning.config import SensitivityConfig
 from compress.stage import Stage
 from compress.text import TextSource
-from recipes.cli.console import facts_table, show_figures
+from recipes.cli.console import metadata_table, show_figures
 from recipes.cli.options import OptionError, build, yaml_value
 from recipes.cli.sensitivity_tables import show_sensitivity
 from recipes.cli.terminal import Terminal
@@ -56,8 +56,8 @@ def run(
     if note is not None:
         terminal.say(f"note: {note}")
     started = time.monotonic()
-    facts = run_stage(request, terminal.progress, log_to=terminal.log_to)
-    terminal.console.print(facts_table(facts))
+    metadata = run_stage(request, terminal.progress, log_to=terminal.log_to)
+    terminal.console.print(metadata_table(metadata))
     terminal.say(f"{stage.kind}: {shown_path(out)} is complete ({time.monotonic() - started:.1f} s)")
 
 

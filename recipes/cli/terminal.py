@@ -21,7 +21,7 @@ from rich.progress import Task as BarRow
 from rich.text import Text
 
 from compress.stage import Progress, Task
-from recipes.cli.library_output import Chatter
+from recipes.cli.library_output import LibraryOutput
 
 PLAIN_WIDTH = 140
 """Columns where there is no terminal to ask, so that a table in a log is not folded."""
@@ -40,11 +40,11 @@ class Terminal:
     errors: Console
     """Standard error."""
     progress: Progress
-    chatter: Chatter
+    library_output: LibraryOutput
 
     def log_to(self, folder: Path) -> None:
-        """Keep the chatter in `folder`/log.txt."""
-        self.chatter.move_to(folder / "log.txt")
+        """Keep the library output in `folder`/log.txt."""
+        self.library_output.move_to(folder / "log.txt")
 
     def say(self, line: str) -> None:
         """One line of plain text on standard output."""
@@ -62,12 +62,12 @@ class Terminal:
 
 @contextmanager
 def open_terminal() -> Iterator[Terminal]:
-    """The terminal, with the libraries' chatter kept away from it."""
-    with Chatter() as chatter:
-        console, errors = console_on(chatter.out), console_on(chatter.err)
+    """The terminal, with the libraries' library_output kept away from it."""
+    with LibraryOutput() as library_output:
+        console, errors = console_on(library_output.out), console_on(library_output.err)
         screen = console if console.is_terminal else errors
         progress: Progress = Bars(screen) if screen.is_terminal else Lines(lambda line: errors.print(escape(line)))
-        yield Terminal(console, errors, progress, chatter)
+        yield Terminal(console, errors, progress, library_output)
 
 
 def console_on(stream: TextIO) -> Console:

@@ -3,7 +3,7 @@
     YAML 1.2  --read-->  plain values + line of every key  --overrides-->  --check each section-->  Recipe
 
 Checked here is what the file and a look at the disk can tell: spelling, types, bounds, repeated keys, the order of the
-stages, the materials they need, gates that nothing would measure, files that are not there. What needs the contents of
+stages, the inputs they need, gates that nothing would measure, files that are not there. What needs the contents of
 model and texts is in `preflight.py`. Relative paths count from the recipe's folder, those of an override from the
 working directory.
 """
@@ -30,11 +30,11 @@ from recipes.config.recipe import (
     Recipe,
     Stages,
 )
-from recipes.config.yaml_document import SECTIONS, Draft, Overrides, as_yaml, draft_of, override_all, plain, read
+from recipes.config.yaml_document import SECTIONS, Overrides, RawConfig, as_yaml, draft_of, override_all, plain, read
 
 SHIPPED = Path(__file__).parent.parent
 TEXTS = {"train_text": "train", "calibration_text": "calibration"}
-"""Material -> the key of `data` that gives it."""
+"""StageInputName -> the key of `data` that gives it."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -82,9 +82,9 @@ def config_of(config: type[_Model], given: _Model | Mapping[str, Any] | None, na
     """
     if isinstance(given, config):
         return given
-    draft = draft_of({}, name)
-    found = _parse(draft, (), plain({} if given is None else given, name), config)
-    raise_problems(draft.problems)
+    raw = draft_of({}, name)
+    found = _parse(raw, (), plain({} if given is None else given, name), config)
+    raise_problems(raw.problems)
     assert found is not None  # what is wrong is a problem, raised above
     return found
 
@@ -96,11 +96,11 @@ def load_gates(given: str | Path | Mapping[str, Any]) -> dict[str, Limit]:
         RecipeError: everything that is wrong with the gates, or there are none.
     """
     register_metrics()
-    draft = draft_of({"gate": plain(given, "gates")}, "gates") if isinstance(given, Mapping) else read(_find(given))
-    gates = _gate(draft, timed=True, named=None)
-    if not gates and not draft.problems:
-        draft.refuse(("gate",), "expected at least one gate, such as {perplexity: {max_ratio: 1.1}}, got none")
-    raise_problems(draft.problems)
+    raw = draft_of({"gate": plain(given, "gates")}, "gates") if isinstance(given, Mapping) else read(_find(given))
+    gates = _gate(raw, timed=True, named=None)
+    if not gates and not raw.problems:
+        raw.refuse(("gate",), "expected at least one gate, such as {perplexity: {max_ratio: 1.1}}, got none")
+    raise_problems(raw.problems)
     return gates
 
 
@@ -117,35 +117,35 @@ def _find(path: str | Path) -> Path:
     )
 
 
-def _checked(draft: Draft, overrides: Overrides, stages: Stages | None, *, name: str, folder: Path) -> Recipe:
+def _checked(raw: RawConfig, overrides: Overrides, stages: Stages | None, *, name: str, folder: Path) -> Recipe:
     if stages is None:
         from recipes.config.stages import STAGES
 
         stages = STAGES
     register_metrics()
-    override_all(draft, overrides)
-    return _check(draft, stages, name=name, folder=folder)
+    override_all(raw, overrides)
+    return _check(raw, stages, name=name, folder=folder)
 
 
-def _check(draft: Draft, stages: Stages, *, name: str, folder: Path) -> Recipe:
-    """The recipe of a draft whose relative paths count from a folder."""
-    for key in draft.content:
+def _check(raw: RawConfig, stages: Stages, *, name: str, folder: Path) -> Recipe:
+    """The recipe of a raw whose relative paths count from a folder."""
+    for key in raw.content:
         if key not in SECTIONS:
-            draft.refuse((key,), unknown_key(key, SECTIONS))
-    content = draft.content
-    model = _section(draft, "model", ModelSource) if content.get("model") is not None else None
-    data = _section(draft, "data", DataConfig)
-    planned = resolve_folders(draft, _stages(draft, stages), stages, folder)
-    evaluate = _section(draft, "evaluate", EvaluateConfig) if content.get("evaluate") is not None else EvaluateConfig()
-    benchmark = _section(draft, "benchmark", BenchmarkConfig) if content.get("benchmark") is not None else None
-    evaluate = resolve_evaluations(draft, evaluate, folder)
-    gate = _gate(draft, timed=content.get("benchmark") is not None, named=prefixes(evaluate) if evaluate else None)
-    seed, launcher = _seed(draft), _launcher(draft)
-    _chain(draft, planned, stages)
-    texts_exist(draft, folder)
-    model = resolve_model(draft, model, folder)
-    data = resolve_texts(draft, data, folder)
-    raise_problems(draft.problems)
+            raw.refuse((key,), unknown_key(key, SECTIONS))
+    content = raw.content
+    model = _section(raw, "model", ModelSource) if content.get("model") is not None else None
+    data = _section(raw, "data", DataConfig)
+    planned = resolve_folders(raw, _stages(raw, stages), stages, folder)
+    evaluate = _section(raw, "evaluate", EvaluateConfig) if content.get("evaluate") is not None else EvaluateConfig()
+    benchmark = _section(raw, "benchmark", BenchmarkConfig) if content.get("benchmark") is not None else None
+    evaluate = resolve_evaluations(raw, evaluate, folder)
+    gate = _gate(raw, timed=content.get("benchmark") is not None, named=prefixes(evaluate) if evaluate else None)
+    seed, launcher = _seed(raw), _launcher(raw)
+    _chain(raw, planned, stages)
+    texts_exist(raw, folder)
+    model = resolve_model(raw, model, folder)
+    data = resolve_texts(raw, data, folder)
+    raise_problems(raw.problems)
     assert data is not None  # what is missing is a problem, raised above
     assert evaluate is not None
     return Recipe(
@@ -158,18 +158,18 @@ def _check(draft: Draft, stages: Stages, *, name: str, folder: Path) -> Recipe:
         gate=gate,
         seed=seed,
         launcher=launcher,
-        where=draft.where,
+        where=raw.where,
     )
 
 
-def _section(draft: Draft, key: str, model: type[_Model]) -> _Model | None:
-    if draft.content.get(key) is None:
-        draft.refuse((key,), f"expected a mapping with {', '.join(model.model_fields)}, got nothing")
+def _section(raw: RawConfig, key: str, model: type[_Model]) -> _Model | None:
+    if raw.content.get(key) is None:
+        raw.refuse((key,), f"expected a mapping with {', '.join(model.model_fields)}, got nothing")
         return None
-    return _parse(draft, (key,), draft.content[key], model)
+    return _parse(raw, (key,), raw.content[key], model)
 
 
-def _parse(draft: Draft, path: KeyPath, value: Any, model: type[_Model]) -> _Model | None:
+def _parse(raw: RawConfig, path: KeyPath, value: Any, model: type[_Model]) -> _Model | None:
     """A value as a config; strict: "5" is no number, and 1 is not true."""
     try:
         return model.model_validate_json(json.dumps(value), strict=True)
@@ -179,7 +179,7 @@ def _parse(draft: Draft, path: KeyPath, value: Any, model: type[_Model]) -> _Mod
             inner, holder = _place(value, found["loc"])
             texts.setdefault((*path, *inner), []).append(describe(found, _known(model, holder)))
         for place, options in texts.items():
-            draft.refuse(place, options[0] if len(options) == 1 else _either(options))
+            raw.refuse(place, options[0] if len(options) == 1 else _either(options))
         return None
 
 
@@ -215,47 +215,47 @@ def _known(model: type[BaseModel], holder: KeyPath) -> list[str]:
     return list(model.model_fields)
 
 
-def _stages(draft: Draft, stages: Stages) -> list[PlannedStage | None]:
-    if draft.content.get("stages") is None:
-        draft.refuse(("stages",), f"expected a list of stages ({', '.join(stages)}), got nothing")
+def _stages(raw: RawConfig, stages: Stages) -> list[PlannedStage | None]:
+    if raw.content.get("stages") is None:
+        raw.refuse(("stages",), f"expected a list of stages ({', '.join(stages)}), got nothing")
         return []
     planned: list[PlannedStage | None] = []
-    for index, (kind, knobs) in enumerate(draft.items):
+    for index, (kind, knobs) in enumerate(raw.items):
         config = None
         if kind in stages:
-            config = _parse(draft, ("stages", index, kind), knobs, stages[kind].config)
+            config = _parse(raw, ("stages", index, kind), knobs, stages[kind].config)
         elif kind != "?":
             problem = f"expected a stage ({', '.join(stages)}), got {kind!r}{did_you_mean(kind, stages)}"
-            draft.problems.append(draft.where.problem(("stages", index, kind), problem))
+            raw.problems.append(raw.where.problem(("stages", index, kind), problem))
         planned.append(PlannedStage(kind=kind, config=config) if config is not None else None)
     return planned
 
 
-def _gate(draft: Draft, *, timed: bool, named: Sequence[str] | None) -> dict[str, Limit]:
+def _gate(raw: RawConfig, *, timed: bool, named: Sequence[str] | None) -> dict[str, Limit]:
     """The limits of every gate.
 
     Args:
         timed: whether something measures latency.
         named: what may stand before a metric; None: that is not known.
     """
-    gates = draft.content.get("gate") or {}
+    gates = raw.content.get("gate") or {}
     if not isinstance(gates, Mapping):
-        draft.refuse(("gate",), f"expected a mapping such as {{perplexity: {{max_ratio: 1.1}}}}, got {got(gates)}")
+        raw.refuse(("gate",), f"expected a mapping such as {{perplexity: {{max_ratio: 1.1}}}}, got {got(gates)}")
         return {}
     limits: dict[str, Limit] = {}
     for metric, value in gates.items():
         problem = _metric_problem(metric, named)
         if problem:
-            draft.refuse(("gate", metric), problem)
+            raw.refuse(("gate", metric), problem)
             continue
-        limit = _parse(draft, ("gate", metric), value, Limit)
+        limit = _parse(raw, ("gate", metric), value, Limit)
         if limit is not None:
             limits[metric] = limit
             problem = limit_problem(metric, limit)
             if problem:
-                draft.refuse(("gate", metric), problem)
+                raw.refuse(("gate", metric), problem)
         if metric_of(metric).more == "blocks" and not timed:
-            draft.refuse(("gate", metric), "expected a `benchmark` section that measures it, got none")
+            raw.refuse(("gate", metric), "expected a `benchmark` section that measures it, got none")
     return limits
 
 
@@ -280,44 +280,44 @@ def prefixes(evaluate: EvaluateConfig) -> list[str]:
     return [*evaluate.noises, *(config.name for config in evaluate.named)]
 
 
-def _seed(draft: Draft) -> int:
-    seed = draft.content.get("seed", 0)
+def _seed(raw: RawConfig) -> int:
+    seed = raw.content.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        draft.refuse(("seed",), f"expected an integer from 0 to 4294967295, got {got(seed)}")
+        raw.refuse(("seed",), f"expected an integer from 0 to 4294967295, got {got(seed)}")
         return 0
     return seed
 
 
-def _launcher(draft: Draft) -> str | None:
-    launcher = draft.content.get("launcher")
+def _launcher(raw: RawConfig) -> str | None:
+    launcher = raw.content.get("launcher")
     if launcher is not None and (not isinstance(launcher, str) or not launcher.strip()):
-        draft.refuse(("launcher",), f'expected a command such as "torchrun --nproc-per-node 4", got {got(launcher)}')
+        raw.refuse(("launcher",), f'expected a command such as "torchrun --nproc-per-node 4", got {got(launcher)}')
         return None
     return launcher
 
 
-def _chain(draft: Draft, planned: Sequence[PlannedStage | None], stages: Stages) -> None:
-    """Every stage takes what the one before it leaves, and finds the materials that it reads."""
-    texts = draft.content.get("data")
-    left, by = (None, "the model") if draft.content.get("model") is not None else ("nothing", "")
-    for index, (kind, _) in enumerate(draft.items):
+def _chain(raw: RawConfig, planned: Sequence[PlannedStage | None], stages: Stages) -> None:
+    """Every stage takes what the one before it leaves, and finds the inputs that it reads."""
+    texts = raw.content.get("data")
+    left, by = (None, "the model") if raw.content.get("model") is not None else ("nothing", "")
+    for index, (kind, _) in enumerate(raw.items):
         owner, stage = stages.get(kind), planned[index]
         if owner is None:
             left = None  # unknown: say nothing about the next stage's place
             continue
         path = ("stages", index, kind)
         if left not in {None, "nothing"} and left not in owner.takes:
-            draft.refuse(path, order_problem(index, kind, owner.takes, str(left), by))
+            raw.refuse(path, order_problem(index, kind, owner.takes, str(left), by))
         left, by = owner.leaves, f"stage {index + 1} {kind!r}"
-        for material in sorted(owner.materials(stage.config) & TEXTS.keys()) if stage else ():
+        for material in sorted(owner.inputs_read(stage.config) & TEXTS.keys()) if stage else ():
             if not isinstance(texts, dict) or texts.get(TEXTS[material]) is None:
-                draft.refuse(path, f"reads data.{TEXTS[material]}: expected a text there, got nothing")
-    _beginning(draft, planned, stages)
+                raw.refuse(path, f"reads data.{TEXTS[material]}: expected a text there, got nothing")
+    _beginning(raw, planned, stages)
 
 
-def _beginning(draft: Draft, planned: Sequence[PlannedStage | None], stages: Stages) -> None:
+def _beginning(raw: RawConfig, planned: Sequence[PlannedStage | None], stages: Stages) -> None:
     """Either there is a model, or the first stage makes one."""
-    has_model = draft.content.get("model") is not None
+    has_model = raw.content.get("model") is not None
     first = planned[0] if planned else None
     if planned and first is None:
         return  # it is refused already
@@ -325,14 +325,14 @@ def _beginning(draft: Draft, planned: Sequence[PlannedStage | None], stages: Sta
     starts = starts and first is not None and "nothing" in stages[first.kind].takes
     if not has_model and not starts:
         way = "only a recipe whose first stage is `train` with `architecture` needs none"
-        draft.refuse(("model",), f"expected a folder or a model of the hub, got nothing; {way}")
+        raw.refuse(("model",), f"expected a folder or a model of the hub, got nothing; {way}")
     for index, stage in enumerate(planned[1:], start=1):
         if stage is not None and getattr(stage.config, "architecture", None) is not None:
             problem = "a new model can only be made by the first stage: it would replace what came before"
-            draft.refuse(("stages", index, draft.where.kinds[index], "architecture"), problem)
+            raw.refuse(("stages", index, raw.where.kinds[index], "architecture"), problem)
     if has_model and starts:
         problem = "expected either `model` or `architecture`, got both: the new model would replace the other"
-        draft.refuse(("stages", 0, draft.where.kinds[0]), problem)
+        raw.refuse(("stages", 0, raw.where.kinds[0]), problem)
 
 
 def order_problem(index: int, kind: str, takes: frozenset[str], left: str, by: str) -> str:

@@ -15,16 +15,16 @@ from compress.text import TextSource
 from recipes.config.errors import KeyPath
 from recipes.config.evaluations import name_problems
 from recipes.config.recipe import DataConfig, EvaluateConfig, ModelSource, NoiseConfig, PlannedStage, Stages
-from recipes.config.yaml_document import Draft
+from recipes.config.yaml_document import RawConfig
 
 NAMED_SECTIONS = ("tasks", "labeled", "generation")
 """The keys of `evaluate` that name evaluations."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _absolute(draft: Draft, path: KeyPath, file: Path, folder: Path) -> Path:
+def _absolute(raw: RawConfig, path: KeyPath, file: Path, folder: Path) -> Path:
     """A path of the recipe from its folder, of an override from the working directory."""
-    base = folder if draft.where.override(path) is None else Path.cwd()
+    base = folder if raw.where.override(path) is None else Path.cwd()
     try:
         return Path(os.path.normpath(base.absolute() / file.expanduser()))
     except RuntimeError:  # `~nosuch`: a file may be called so, and what is not there is refused like any other
@@ -32,31 +32,31 @@ def _absolute(draft: Draft, path: KeyPath, file: Path, folder: Path) -> Path:
 
 
 def resolve_folders(
-    draft: Draft, planned: Sequence[PlannedStage | None], stages: Stages, folder: Path
+    raw: RawConfig, planned: Sequence[PlannedStage | None], stages: Stages, folder: Path
 ) -> list[PlannedStage | None]:
     """The stages with the checkpoints that their knobs name found."""
     return [
-        planned_stage and _resolved(draft, ("stages", index, planned_stage.kind), planned_stage, stages, folder)
+        planned_stage and _resolved(raw, ("stages", index, planned_stage.kind), planned_stage, stages, folder)
         for index, planned_stage in enumerate(planned)
     ]
 
 
-def _resolved(draft: Draft, path: KeyPath, planned: PlannedStage, stages: Stages, folder: Path) -> PlannedStage:
+def _resolved(raw: RawConfig, path: KeyPath, planned: PlannedStage, stages: Stages, folder: Path) -> PlannedStage:
     found = {
-        knob: _absolute(draft, (*path, knob), named, folder)
+        knob: _absolute(raw, (*path, knob), named, folder)
         for knob, named in stages[planned.kind].folders(planned.config).items()
     }
     for knob, place in found.items():
         if not os.path.isdir(place):
-            draft.refuse((*path, knob), f"expected an existing checkpoint folder, got {str(place)!r}")
+            raw.refuse((*path, knob), f"expected an existing checkpoint folder, got {str(place)!r}")
     return planned.model_copy(update={"config": planned.config.model_copy(update=found)})
 
 
-def resolve_model(draft: Draft, model: ModelSource | None, folder: Path) -> ModelSource | None:
+def resolve_model(raw: RawConfig, model: ModelSource | None, folder: Path) -> ModelSource | None:
     """The model with its folder found."""
     if model is None or model.folder is None:
         return model
-    resolved = _absolute(draft, ("model",), model.folder, folder)
+    resolved = _absolute(raw, ("model",), model.folder, folder)
     if not os.path.isdir(resolved):
         written = str(model.folder)
         way = (
@@ -65,23 +65,23 @@ def resolve_model(draft: Draft, model: ModelSource | None, folder: Path) -> Mode
             else ""
         )
         problem = "expected a folder" if os.path.exists(resolved) else "expected an existing folder"
-        draft.refuse(("model",), f"{problem}, got {written!r}{way}")
+        raw.refuse(("model",), f"{problem}, got {written!r}{way}")
     return model.model_copy(update={"folder": resolved})
 
 
-def texts_exist(draft: Draft, folder: Path) -> None:
+def texts_exist(raw: RawConfig, folder: Path) -> None:
     """Refuse every text whose file is not there."""
-    texts = draft.content.get("data")
+    texts = raw.content.get("data")
     if not isinstance(texts, dict):
         return
     for key in DataConfig.model_fields:
         value = texts.get(key)
         file = value.get("file") if isinstance(value, dict) else value
-        if isinstance(file, str) and not os.path.isfile(_absolute(draft, ("data", key), Path(file), folder)):
-            draft.refuse(("data", key), f"expected an existing file, got {file!r}")
+        if isinstance(file, str) and not os.path.isfile(_absolute(raw, ("data", key), Path(file), folder)):
+            raw.refuse(("data", key), f"expected an existing file, got {file!r}")
 
 
-def resolve_evaluations(draft: Draft, evaluate: EvaluateConfig | None, folder: Path) -> EvaluateConfig | None:
+def resolve_evaluations(raw: RawConfig, evaluate: EvaluateConfig | None, folder: Path) -> EvaluateConfig | None:
     """The named evaluations with their files found, and their names looked at."""
     if evaluate is None:
         return None
@@ -92,27 +92,27 @@ def resolve_evaluations(draft: Draft, evaluate: EvaluateConfig | None, folder: P
         for index, config in enumerate(getattr(evaluate, section)):
             place: KeyPath = ("evaluate", section, index)
             places.append(place)
-            configs.append(_with_files(draft, place, config, folder))
+            configs.append(_with_files(raw, place, config, folder))
         resolved[section] = tuple(configs)
     names = [config.name for config in evaluate.named]
     for place, problem in zip(places, name_problems(names, list(NoiseConfig.model_fields)), strict=True):
         if problem:
-            draft.refuse((*place, "name"), problem)
+            raw.refuse((*place, "name"), problem)
     return evaluate.model_copy(update=resolved)
 
 
-def _with_files(draft: Draft, place: KeyPath, config: _Model, folder: Path) -> _Model:
+def _with_files(raw: RawConfig, place: KeyPath, config: _Model, folder: Path) -> _Model:
     """A config whose paths are absolute; what is not there is refused."""
     found = {}
     for key, value in config:
         if isinstance(value, Path):
-            found[key] = _absolute(draft, (*place, key), value, folder)
+            found[key] = _absolute(raw, (*place, key), value, folder)
             if not os.path.exists(found[key]):
-                draft.refuse((*place, key), f"expected an existing file, got {str(value)!r}")
+                raw.refuse((*place, key), f"expected an existing file, got {str(value)!r}")
     return config.model_copy(update=found)
 
 
-def resolve_texts(draft: Draft, data: DataConfig | None, folder: Path) -> DataConfig | None:
+def resolve_texts(raw: RawConfig, data: DataConfig | None, folder: Path) -> DataConfig | None:
     """The texts with their files found."""
     if data is None:
         return None
@@ -120,6 +120,6 @@ def resolve_texts(draft: Draft, data: DataConfig | None, folder: Path) -> DataCo
     for key in DataConfig.model_fields:
         source: TextSource | None = getattr(data, key)
         if source is not None and source.file is not None:
-            file = _absolute(draft, ("data", key), source.file, folder)
+            file = _absolute(raw, ("data", key), source.file, folder)
             resolved[key] = source.model_copy(update={"file": file})
     return data.model_copy(update=resolved)

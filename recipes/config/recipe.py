@@ -26,7 +26,7 @@ _recipe_of = lazy("recipes.config.loader:recipe_of")
 """Checks a mapping; it is in the module that makes recipes, and so imports this one."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FEWEST_BLOCKS = 3
-"""Of an arm that is timed."""
+"""Of a variant that is timed."""
 
 
 class Section(Knobs):
@@ -250,7 +250,7 @@ def json_schema(stages: Stages | None = None) -> dict[str, Any]:
         name = refs[short]["$ref"].removeprefix("#/$defs/")
         definitions["$defs"][name] = {"anyOf": [{"type": "string"}, definitions["$defs"][name]]}
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$schema": "https://json-schema.org/raw/2020-12/schema",
         "title": "demitasse recipe",
         "type": "object",
         "additionalProperties": False,

@@ -23,7 +23,7 @@ SECTIONS = ("model", "data", "stages", "evaluate", "benchmark", "gate", "seed", 
 
 
 @dataclass
-class Draft:
+class RawConfig:
     """A recipe while it is being checked: what was read, where it stood, what is wrong with it."""
 
     content: dict[str, Any]
@@ -39,7 +39,7 @@ class Draft:
         return [next(iter(item.items())) for item in self.content.get("stages") or ()]
 
 
-def read(file: Path) -> Draft:
+def read(file: Path) -> RawConfig:
     """Read a recipe file.
 
     Raises:
@@ -60,12 +60,12 @@ def read(file: Path) -> Draft:
         raise RecipeError([f"{shown}:1: expected a mapping with {', '.join(SECTIONS)}, got {got(content)}"])
     lines: dict[KeyPath, int] = {}
     repeated = list(_walk(tree, (), lines))
-    draft = Draft(content, Locations(file=shown, lines=lines))
-    _normalize_stages(draft)
+    raw = RawConfig(content, Locations(file=shown, lines=lines))
+    _normalize_stages(raw)
     for key, number, first in repeated:
-        text = f"{draft.where.show(key)}: expected each key once, got it again (first in line {first})"
-        draft.problems.append(Problem(number, f"{shown}:{number}: {text}"))
-    return draft
+        text = f"{raw.where.show(key)}: expected each key once, got it again (first in line {first})"
+        raw.problems.append(Problem(number, f"{shown}:{number}: {text}"))
+    return raw
 
 
 def _walk(node: Node, path: KeyPath, lines: dict[KeyPath, int]) -> Iterator[tuple[KeyPath, int, int]]:
@@ -85,13 +85,13 @@ def _walk(node: Node, path: KeyPath, lines: dict[KeyPath, int]) -> Iterator[tupl
             yield from _walk(value, inner, lines)
 
 
-def _normalize_stages(draft: Draft) -> None:
+def _normalize_stages(raw: RawConfig) -> None:
     """`- export` and `- export:` become `- export: {}`; an item that is no stage at all is refused and left out."""
-    items = draft.content.get("stages")
+    items = raw.content.get("stages")
     if items is None:
         return
     if not isinstance(items, list):
-        draft.refuse(("stages",), f"expected a list of stages, got {got(items)}")
+        raw.refuse(("stages",), f"expected a list of stages, got {got(items)}")
         items = []
     normal: list[dict[str, Any]] = []
     for index, item in enumerate(items):
@@ -101,12 +101,12 @@ def _normalize_stages(draft: Draft) -> None:
             normal.append({kind: {} if knobs is None else knobs for kind, knobs in item.items()})
         else:
             normal.append({"?": {}})
-            draft.refuse(
+            raw.refuse(
                 ("stages", index),
                 f"expected one stage with its knobs, such as `prune: {{sparsity: 0.3}}`, got {got(item)}",
             )
-    draft.content["stages"] = normal
-    draft.where = replace(draft.where, kinds=tuple(kind for kind, _ in draft.items))
+    raw.content["stages"] = normal
+    raw.where = replace(raw.where, kinds=tuple(kind for kind, _ in raw.items))
 
 
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -135,11 +135,11 @@ def plain(value: Any, name: str) -> Any:
         raise RecipeError([f"{name}: {error}"]) from error
 
 
-def draft_of(content: dict[str, Any], name: str) -> Draft:
-    """A draft of values that came from no file; errors name `name` in its place."""
-    draft = Draft(content, Locations(file=name))
-    _normalize_stages(draft)
-    return draft
+def draft_of(content: dict[str, Any], name: str) -> RawConfig:
+    """A raw of values that came from no file; errors name `name` in its place."""
+    raw = RawConfig(content, Locations(file=name))
+    _normalize_stages(raw)
+    return raw
 
 
 def as_yaml(content: dict[str, Any]) -> str:
@@ -149,46 +149,46 @@ def as_yaml(content: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
-def override_all(draft: Draft, given: Overrides) -> None:
+def override_all(raw: RawConfig, given: Overrides) -> None:
     """Set keys as the caller or the command line asks for."""
     if isinstance(given, str):
         raise RecipeError([f"overrides: expected a mapping or a list of key=value, got {got(given)}"])
     if not isinstance(given, Mapping):
         for text in given:
-            override(draft, text)
+            override(raw, text)
         return
     for name, value in given.items():
         value = plain(value, f"overrides: {name}")
-        _set_at(draft, name, value, f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+        _set_at(raw, name, value, f"{name}={value if isinstance(value, str) else json.dumps(value)}")
 
 
-def override(draft: Draft, given: str) -> None:
+def override(raw: RawConfig, given: str) -> None:
     """Set one key from the command line."""
     name, equals, text = given.partition("=")
     if not equals or not name:
-        draft.problems.append(Problem(0, f"--set {given}: expected key=value, such as data.test=my.txt"))
+        raw.problems.append(Problem(0, f"--set {given}: expected key=value, such as data.test=my.txt"))
         return
     try:
         _, value = parse_yaml(text)
     except YamlError as error:
-        draft.problems.append(Problem(0, f"--set {given}: {error}"))
+        raw.problems.append(Problem(0, f"--set {given}: {error}"))
         return
-    _set_at(draft, name, value, given)
+    _set_at(raw, name, value, given)
 
 
-def _set_at(draft: Draft, name: str, value: Any, given: str) -> None:
-    path = _address(draft, str(name).split("."), given)
+def _set_at(raw: RawConfig, name: str, value: Any, given: str) -> None:
+    path = _address(raw, str(name).split("."), given)
     if path is not None:
-        _set(draft, path, value, given)
+        _set(raw, path, value, given)
 
 
-def _address(draft: Draft, parts: list[str], given: str) -> KeyPath | None:
+def _address(raw: RawConfig, parts: list[str], given: str) -> KeyPath | None:
     """The key path that an override names."""
-    kinds = draft.where.kinds
+    kinds = raw.where.kinds
     head = parts[0]
 
     def refuse(text: str) -> None:
-        draft.problems.append(Problem(0, f"--set {given}: {text}"))
+        raw.problems.append(Problem(0, f"--set {given}: {text}"))
 
     if head in kinds and kinds.count(head) == 1:
         index = kinds.index(head)
@@ -209,32 +209,32 @@ def _address(draft: Draft, parts: list[str], given: str) -> KeyPath | None:
     return tuple(parts)
 
 
-def _set(draft: Draft, path: KeyPath, value: Any, given: str) -> None:
-    target: Any = draft.content
+def _set(raw: RawConfig, path: KeyPath, value: Any, given: str) -> None:
+    target: Any = raw.content
     keys: list[str | int] = []
     for name in path[:-1]:
-        key = _key(draft, target, name, keys, given)
+        key = _key(raw, target, name, keys, given)
         if key is None:
             return
         target = _inside(target, key, keys)
         keys.append(key)
-    last = _key(draft, target, path[-1], keys, given)
+    last = _key(raw, target, path[-1], keys, given)
     if last is None:
         return
     if value is None and isinstance(target, dict) and (len(keys), *keys[:1]) != (2, "stages"):
         target.pop(last, None)
     else:  # a stage without knobs is one with its defaults, as in the file
         target[last] = value
-    draft.where = replace(draft.where, overrides={**draft.where.overrides, (*keys, last): given})
+    raw.where = replace(raw.where, overrides={**raw.where.overrides, (*keys, last): given})
     if path[0] == "stages" and len(path) <= 3:
-        _normalize_stages(draft)
+        _normalize_stages(raw)
 
 
-def _key(draft: Draft, target: Any, name: str | int, above: list[str | int], given: str) -> str | int | None:
+def _key(raw: RawConfig, target: Any, name: str | int, above: list[str | int], given: str) -> str | int | None:
     """The key that a part of an override means in `target`, a list's as a number; None where that is refused."""
     if isinstance(target, dict):
         return name
-    shown = draft.where.show(tuple(above))
+    shown = raw.where.show(tuple(above))
     if isinstance(target, list):
         number = int(name) if str(name).isascii() and str(name).isdecimal() else len(target)
         if number < len(target):
@@ -242,7 +242,7 @@ def _key(draft: Draft, target: Any, name: str | int, above: list[str | int], giv
         text = f"expected the number of an item of {shown}, of which there are {len(target)} from 0 on, got {name!r}"
     else:
         text = f"expected {shown} to be a mapping, got {got(target)}"
-    draft.problems.append(Problem(0, f"--set {given}: {text}"))
+    raw.problems.append(Problem(0, f"--set {given}: {text}"))
     return None
 
 

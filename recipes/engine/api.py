@@ -13,9 +13,9 @@ from typing import Any
 from compress.names import did_you_mean
 from compress.pruning.config import SensitivityConfig
 from compress.pruning.sensitivity import Sensitivity
-from compress.stage import Facts, Progress, Silent, StageConfig
+from compress.stage import Progress, Silent, StageConfig, StageMetadata
 from compress.text import TextSource
-from evaluation.latency import Cell
+from evaluation.latency import Workload
 from evaluation.machine import available_cores
 from evaluation.report import Report
 from export import BundleSummary, verify_bundle
@@ -48,7 +48,7 @@ def run_stage(
     launcher: str | None = None,
     progress: Progress | None = None,
     stages: Stages | None = None,
-) -> Facts:
+) -> StageMetadata:
     """One stage by itself, as `demitasse prune MODEL --out DIR`; what it says about its work.
 
     Args:
@@ -154,7 +154,7 @@ def benchmark(
     grid = product(_several(batch), _several(prompt), _several(tokens))
     request = benchmarks.BenchmarkRequest(
         folders=tuple(map(Path, models)),
-        cells=tuple(Cell(prompt=length, tokens=new, batch=rows) for rows, length, new in grid),
+        workloads=tuple(Workload(prompt=length, tokens=new, batch=rows) for rows, length, new in grid),
         blocks=blocks,
         threads=threads or available_cores(),
         seed=seed,
@@ -175,7 +175,7 @@ def gate(
 
     Raises:
         RecipeError: a gate is wrong.
-        ReportError, JudgingError: there is no report, or no samples.
+        ReportError, RejudgeError: there is no report, or no samples.
         IntegrityError: a stored file was changed, or the samples give another verdict than the report has.
     """
     limits = None if gates is None else load_gates(gates if isinstance(gates, Mapping) else Path(gates))
@@ -187,7 +187,7 @@ def compare(first: StrPath, second: StrPath) -> SideBySide:
 
     Raises:
         CompareError: they are not paired.
-        ReportError, JudgingError, IntegrityError: a run cannot be read, or is not what was stored.
+        ReportError, RejudgeError, IntegrityError: a run cannot be read, or is not what was stored.
     """
     return compare_runs(Path(first), Path(second))
 
@@ -206,9 +206,9 @@ def verify(bundle: StrPath, *, replay: bool = True) -> BundleSummary:
     """
     summary = verify_bundle(bundle_of(Path(bundle)))
     if replay:
-        from export.self_test import replay as run_again
+        from export.self_test import run_self_test
 
-        run_again(summary.folder, summary.provider, stated=summary.parity["replay"]["kl"])
+        run_self_test(summary.folder, summary.provider, stated=summary.parity["self_test"]["kl"])
     return summary
 
 

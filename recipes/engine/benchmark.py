@@ -1,14 +1,14 @@
 """Artifacts of any form timed side by side, outside of a recipe: what `demitasse benchmark A [B ...]` does.
 
-    folders --check--> entrants --take turns (`interleaving.py`)--> session --figures--> FILE.json
+    folders --check--> targets --take turns (`interleaving.py`)--> session --figures--> FILE.json
 
-The first folder is the baseline. The file holds every raw time. They are noted after every turn, so the same command
+The first folder is the baseline. The file holds every raw time. They are noted after every trial, so the same command
 goes on where it was stopped, and with more blocks it adds to a file those that are missing; on another machine or with
 other libraries it does not. Prompts are random token ids below the smallest vocabulary: a dense decoder takes as long
 for one token as for another.
 
-With a margin, every other arm is judged like a gate of a recipe: time to first token and time per token at most so many
-times the baseline's.
+With a margin, every other variant is judged like a gate of a recipe: time to first token and time per token at most so
+many times the baseline's.
 
 Not covered: PyTorch on a GPU; checkpoints are timed on the CPU, bundles where they were exported for.
 """
@@ -26,12 +26,12 @@ from compress.stage import Progress
 from evaluation.gate import GateResult, Limit, Verdict, judge, overall
 from evaluation.latency import (
     SAMPLES_FOR_PERCENTILE,
-    Cell,
     Protocol,
     Session,
-    cell_measurements,
+    Workload,
     percentiles,
     process_measurements,
+    workload_measurements,
 )
 from evaluation.latency.figures import single_steps
 from evaluation.machine import available_cores
@@ -41,8 +41,8 @@ from recipes.engine.output import engine_for
 from recipes.engine.steps import Step
 from recipes.formats import FORMATS, LIBRARIES, format_of
 from recipes.formats.text_generation import FINAL
-from recipes.measure.interleaving import Entrant, new_session, pinned_cpus, resumed, take_turns
-from recipes.measure.latency import entrant_of
+from recipes.measure.interleaving import BenchmarkTarget, new_session, pinned_cpus, resumed, run_trials
+from recipes.measure.latency import target_of
 from recipes.runs.environment import environment
 
 RESULT = "latency.json"
@@ -59,7 +59,7 @@ class BenchmarkRequest:
 
     folders: tuple[Path, ...]
     """Checkpoints, bundles, or the folders of runs, whose last artifact is meant; the first is the baseline."""
-    cells: tuple[Cell, ...]
+    workloads: tuple[Workload, ...]
     blocks: int
     threads: int
     seed: int = 0
@@ -68,16 +68,16 @@ class BenchmarkRequest:
     """At most so many times the baseline's latency; None: nothing is judged."""
 
 
-class ArmGates(Value):
-    """What an arm was judged by, on one cell."""
+class VariantGates(Value):
+    """What a variant was judged by, on one workload."""
 
-    arm: str
-    cell: Cell
+    variant: str
+    workload: Workload
     gates: list[GateResult]
 
 
 class Steps(Value):
-    """An arm's single decode steps on one cell: how many count, and their percentiles."""
+    """A variant's single decode steps on one workload: how many count, and their percentiles."""
 
     samples: int
     percentiles: dict[str, float | None]
@@ -89,45 +89,45 @@ class Steps(Value):
 class Result(Value):
     """What the file holds."""
 
-    entrants: dict[str, Any]
-    """Of every arm its folder, format, and the name, size and time of change of its files."""
+    targets: dict[str, Any]
+    """Of every variant its folder, format, and the name, size and time of change of its files."""
     session: Session
-    cells: tuple[dict[str, list[Measurement]], ...] = ()
-    """For each cell of the protocol, by arm: latencies and throughput."""
+    workloads: tuple[dict[str, list[Measurement]], ...] = ()
+    """For each workload of the protocol, by variant: latencies and throughput."""
     steps: tuple[dict[str, Steps], ...] = ()
-    """For each cell of the protocol, by arm; empty where a single new token needs no step."""
+    """For each workload of the protocol, by variant; empty where a single new token needs no step."""
     processes: dict[str, list[Measurement]] = Field(default_factory=dict)
-    """By arm: cold start, memory, bytes and multiply-accumulates."""
-    gates: tuple[ArmGates, ...] = ()
+    """By variant: cold start, memory, bytes and multiply-accumulates."""
+    gates: tuple[VariantGates, ...] = ()
     environment: dict[str, str] = Field(default_factory=dict)
 
     def __repr__(self) -> str:
-        grid = ", ".join(map(str, self.session.protocol.cells))
-        turns = f"{len(self.session.turns)} turns, {grid}"
-        return f"Result({', '.join(self.entrants)}: {self.verdict or 'not judged'}, {turns})"
+        grid = ", ".join(map(str, self.session.protocol.workloads))
+        trials = f"{len(self.session.trials)} trials, {grid}"
+        return f"Result({', '.join(self.targets)}: {self.verdict or 'not judged'}, {trials})"
 
     __str__ = __repr__
 
     @property
     def invalid(self) -> dict[str, str]:
-        """Why an arm has no figures, by arm."""
+        """Why a variant has no figures, by variant."""
         found: dict[str, str] = {}
-        for measured in (*self.cells, self.processes):
-            for arm, measurements in measured.items():
+        for measured in (*self.workloads, self.processes):
+            for variant, measurements in measured.items():
                 reasons = [one.invalid for one in measurements if one.invalid]
                 if reasons:
-                    found.setdefault(arm, reasons[0])
+                    found.setdefault(variant, reasons[0])
         return found
 
     @property
     def verdict(self) -> Verdict | None:
-        """The worst of the gates; INVALID without any where an arm has no figures; else None."""
-        judged = overall([gate for of_arm in self.gates for gate in of_arm.gates])
+        """The worst of the gates; INVALID without any where a variant has no figures; else None."""
+        judged = overall([gate for of_variant in self.gates for gate in of_variant.gates])
         return "INVALID" if self.invalid else judged
 
 
 def benchmark(request: BenchmarkRequest, progress: Progress) -> Result:
-    """Time the arms, and keep everything in `request.out`.
+    """Time the variants, and keep everything in `request.out`.
 
     Raises:
         BenchmarkError: it cannot be done as asked, one line per reason.
@@ -140,32 +140,32 @@ def benchmark(request: BenchmarkRequest, progress: Progress) -> Result:
 
 
 def _benchmark(request: BenchmarkRequest, out: Path, progress: Progress) -> Result:
-    entrants = entrants_of(request.folders)
+    targets = targets_of(request.folders)
     protocol = Protocol(
-        cells=request.cells, threads=request.threads, cpus=pinned_cpus(request.threads), seed=request.seed
+        workloads=request.workloads, threads=request.threads, cpus=pinned_cpus(request.threads), seed=request.seed
     )
-    ids = _ids(_check(request, entrants), protocol)
-    counted = _counts(request, entrants)  # reads every graph, so that a broken one is found before anything is timed
+    ids = _ids(_check(request, targets), protocol)
+    counted = _counts(request, targets)  # reads every graph, so that a broken one is found before anything is timed
     empty = Result(
-        entrants=_looks(entrants),
-        session=new_session(entrants, protocol),
+        targets=_looks(targets),
+        session=new_session(targets, protocol),
         environment=environment(LIBRARIES, request.threads),
     )
     begun = _begin(out, empty)
 
     def make(files: Path, scratch: Path) -> dict[str, Any]:
         left = scratch / RESULT
-        session = resumed(_read(left).session if left.is_file() else begun.session, entrants)
-        total = request.blocks * len(entrants)
-        done = min(len(session.turns), total)
-        with progress.task("benchmark", total=total, done=done, steady=len(entrants)) as task:
+        session = resumed(_read(left).session if left.is_file() else begun.session, targets)
+        total = request.blocks * len(targets)
+        done = min(len(session.trials), total)
+        with progress.task("benchmark", total=total, done=done, steady=len(targets)) as task:
 
             def keep(session: Session) -> None:
-                task.advance(1, note=session.turns[-1].arm)
+                task.advance(1, note=session.trials[-1].variant)
                 _write(left, empty.model_copy(update={"session": session}))
 
-            session = take_turns(session, entrants, ids, blocks=request.blocks, on_turn=keep)
-        _write(files / RESULT, _result(request, entrants, session, counted))
+            session = run_trials(session, targets, ids, blocks=request.blocks, on_trial=keep)
+        _write(files / RESULT, _result(request, targets, session, counted))
         return {}
 
     identity = {"blocks": request.blocks, "margin": request.margin, **begun.model_dump(mode="json")}
@@ -175,8 +175,8 @@ def _benchmark(request: BenchmarkRequest, out: Path, progress: Progress) -> Resu
     return result
 
 
-def entrants_of(folders: tuple[Path, ...]) -> list[Entrant]:
-    """The arms, each with a name of its own.
+def targets_of(folders: tuple[Path, ...]) -> list[BenchmarkTarget]:
+    """The variants, each with a name of its own.
 
     Raises:
         BenchmarkError: with every folder that holds nothing to time, one line each.
@@ -188,7 +188,7 @@ def entrants_of(folders: tuple[Path, ...]) -> list[Entrant]:
         raise BenchmarkError("\n".join(problems))
     artifacts = [_artifact(folder).absolute() for folder in folders]
     return [
-        entrant_of(name, artifact, format_of(artifact))
+        target_of(name, artifact, format_of(artifact))
         for name, artifact in zip(_names(folders), artifacts, strict=True)
     ]
 
@@ -223,14 +223,14 @@ def _nothing_in(folder: Path) -> str:
     return "expected a checkpoint (config.json), a bundle (manifest.json) or the folder of a finished run, got neither"
 
 
-def _check(request: BenchmarkRequest, entrants: list[Entrant]) -> int:
+def _check(request: BenchmarkRequest, targets: list[BenchmarkTarget]) -> int:
     """Refuse what cannot work, all at once; the smallest vocabulary."""
-    sizes = {entrant.name: FORMATS[entrant.format].sizes(entrant.folder) for entrant in entrants}
+    sizes = {target.name: FORMATS[target.format].sizes(target.folder) for target in targets}
     problems = []
-    for cell in request.cells:
-        needed = cell.prompt + cell.tokens - 1
+    for workload in request.workloads:
+        needed = workload.prompt + workload.tokens - 1
         problems += [
-            f"{name}: its context holds {size.context} tokens, but the {cell} needs {needed}; lower --prompt or "
+            f"{name}: its context holds {size.context} tokens, but the {workload} needs {needed}; lower --prompt or "
             "--tokens"
             for name, size in sizes.items()
             if size.context is not None and needed > size.context
@@ -241,21 +241,21 @@ def _check(request: BenchmarkRequest, entrants: list[Entrant]) -> int:
         problems.append(f"--out {request.out}: expected a file such as latency.json, got a folder")
     if request.threads > available_cores():
         problems.append(f"--threads: expected at most {available_cores()}, the cores there are, got {request.threads}")
-    if request.margin is not None and len(entrants) < 2:
+    if request.margin is not None and len(targets) < 2:
         problems.append("--max-ratio: expected a second folder to hold against the first one")
     if problems:
         raise BenchmarkError("\n".join(problems))
     return min(size.vocabulary for size in sizes.values())
 
 
-def _looks(entrants: list[Entrant]) -> dict[str, Any]:
+def _looks(targets: list[BenchmarkTarget]) -> dict[str, Any]:
     return {
-        entrant.name: {
-            "folder": str(entrant.folder),
-            "format": entrant.format,
-            "files": [list(look) for look in look_of(entrant.folder.resolve())],
+        target.name: {
+            "folder": str(target.folder),
+            "format": target.format,
+            "files": [list(look) for look in look_of(target.folder.resolve())],
         }
-        for entrant in entrants
+        for target in targets
     }
 
 
@@ -280,8 +280,8 @@ def _begin(out: Path, empty: Result) -> Result:
         raise BenchmarkError(f"--out {out}: expected what a benchmark wrote, got something else; {way_out}") from error
     pairs = {
         "other folders, in another request, or with changed files": (
-            list(left.entrants.items()),
-            list(empty.entrants.items()),
+            list(left.targets.items()),
+            list(empty.targets.items()),
         ),
         "another machine, or other versions of libraries": (
             left.environment | {"threads": ""},  # of which the protocol tells
@@ -299,33 +299,36 @@ def _begin(out: Path, empty: Result) -> Result:
 
 
 def _ids(vocabulary: int, protocol: Protocol) -> tuple[int, ...]:
-    length = max(cell.prompt * cell.batch for cell in protocol.cells)
+    length = max(workload.prompt * workload.batch for workload in protocol.workloads)
     return tuple(int(token) for token in np.random.default_rng(protocol.seed).integers(vocabulary, size=length))
 
 
 def _result(
-    request: BenchmarkRequest, entrants: list[Entrant], session: Session, counted: list[list[Measurement]]
+    request: BenchmarkRequest, targets: list[BenchmarkTarget], session: Session, counted: list[list[Measurement]]
 ) -> Result:
-    cells = tuple(cell_measurements(session, cell) for cell in request.cells)
+    workloads = tuple(workload_measurements(session, workload) for workload in request.workloads)
     processes = process_measurements(session)
-    for entrant, found in zip(entrants, counted, strict=True):
-        processes[entrant.name] += found
-    gates: tuple[ArmGates, ...] = ()
+    for target, found in zip(targets, counted, strict=True):
+        processes[target.name] += found
+    gates: tuple[VariantGates, ...] = ()
     if request.margin is not None:
         limits = {metric: Limit(max_ratio=request.margin) for metric in JUDGED_METRICS}
         gates = tuple(
-            ArmGates(
-                arm=arm, cell=cell, gates=judge(_measured(limits, cell), {one.metric: one for one in of_cell[arm]})
+            VariantGates(
+                variant=variant,
+                workload=workload,
+                gates=judge(_measured(limits, workload), {one.metric: one for one in of_workload[variant]}),
             )
-            for cell, of_cell in zip(request.cells, cells, strict=True)
-            for arm in session.arms[1:]
+            for workload, of_workload in zip(request.workloads, workloads, strict=True)
+            for variant in session.variants[1:]
         )
     return Result(
-        entrants=_looks(entrants),
+        targets=_looks(targets),
         session=session,
-        cells=cells,
+        workloads=workloads,
         steps=tuple(
-            {arm: _steps(session, arm, cell) for arm in session.arms if cell.tokens > 1} for cell in request.cells
+            {variant: _steps(session, variant, workload) for variant in session.variants if workload.tokens > 1}
+            for workload in request.workloads
         ),
         processes=processes,
         gates=gates,
@@ -333,34 +336,34 @@ def _result(
     )
 
 
-def _steps(session: Session, arm: str, cell: Cell) -> Steps:
-    times = single_steps(session, arm, cell)
+def _steps(session: Session, variant: str, workload: Workload) -> Steps:
+    times = single_steps(session, variant, workload)
     found = {f"p{percent:g}": value for percent, value in percentiles(times).items()}
     needs = {f"p{percent:g}": count for percent, count in SAMPLES_FOR_PERCENTILE.items()}
     return Steps(samples=len(times), percentiles=found, needs=needs)
 
 
-def _measured(limits: dict[str, Limit], cell: Cell) -> dict[str, Limit]:
-    """The limits that make sense for a cell: with a single new token nothing is decoded."""
-    return {metric: limit for metric, limit in limits.items() if metric != "decode_latency" or cell.tokens > 1}
+def _measured(limits: dict[str, Limit], workload: Workload) -> dict[str, Limit]:
+    """The limits that make sense for a workload: with a single new token nothing is decoded."""
+    return {metric: limit for metric, limit in limits.items() if metric != "decode_latency" or workload.tokens > 1}
 
 
-def _counts(request: BenchmarkRequest, entrants: list[Entrant]) -> list[list[Measurement]]:
-    """Bytes and multiply-accumulates of every arm, held against the first one's.
+def _counts(request: BenchmarkRequest, targets: list[BenchmarkTarget]) -> list[list[Measurement]]:
+    """Bytes and multiply-accumulates of every variant, held against the first one's.
 
     Raises:
         BundleError: a bundle's graph or its weights cannot be read.
     """
-    first, *others = (_counted(entrant, request.cells[0].prompt) for entrant in entrants)
+    first, *others = (_counted(target, request.workloads[0].prompt) for target in targets)
     return [
         [_exact(metric, value, None) for metric, value in first.items()],
         *([_exact(metric, value, first[metric]) for metric, value in other.items()] for other in others),
     ]
 
 
-def _counted(entrant: Entrant, context: int) -> dict[str, int]:
-    adapter = FORMATS[entrant.format]
-    return {"weight_bytes": adapter.weight_bytes(entrant.folder), "macs": adapter.macs(entrant.folder, context=context)}
+def _counted(target: BenchmarkTarget, context: int) -> dict[str, int]:
+    adapter = FORMATS[target.format]
+    return {"weight_bytes": adapter.weight_bytes(target.folder), "macs": adapter.macs(target.folder, context=context)}
 
 
 def _exact(metric: str, value: int, against: int | None) -> Measurement:

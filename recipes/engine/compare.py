@@ -72,7 +72,7 @@ def compare_runs(first: Path, second: Path) -> SideBySide:
 
     Raises:
         CompareError: they are not paired.
-        ReportError, JudgingError, IntegrityError: a run cannot be read, or is not what was stored.
+        ReportError, RejudgeError, IntegrityError: a run cannot be read, or is not what was stored.
     """
     one, other = (_candidate(folder, stored) for folder, stored in _verified(first, second))
     _check_paired(one, other)
@@ -148,8 +148,8 @@ def _latency_ratios(one: _Candidate, other: _Candidate) -> dict[str, tuple[Ratio
     if machines[0] != machines[1]:
         return dict.fromkeys(timed, (None, "timed on different machines: not comparable"))
     sessions = [candidate.stored.session for candidate in (one, other)]
-    cells = {session.protocol.cells for session in sessions if session is not None}
-    if len(cells) > 1:
+    workloads = {session.protocol.workloads for session in sessions if session is not None}
+    if len(workloads) > 1:
         return dict.fromkeys(timed, (None, "timed with different prompts or numbers of tokens: not comparable"))
     how = "each paired with the baseline in its own session"
     return {metric: (_divided(other.measured[metric].ratio, one.measured[metric].ratio), how) for metric in timed}

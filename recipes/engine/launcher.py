@@ -1,6 +1,6 @@
 """Training on several processes: this one stays alone, and has the stage's workers started by a launcher.
 
-    this process   request.json -> LAUNCHER python -m recipes.engine.worker FOLDER -> facts.json, or error-R.json
+    this process   request.json -> LAUNCHER python -m recipes.engine.worker FOLDER -> metadata.json, or error-R.json
     N workers      run the stage together; the first one alone writes, and tells how far it is in progress.jsonl
 
 FOLDER lies in the stage's scratch folder, which all machines of a launch must share. A launcher is whatever starts the
@@ -29,7 +29,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from compress.errors import DemitasseError
-from compress.stage import Facts, Progress, Stage, StageConfig, StageInput, Task
+from compress.stage import Progress, Stage, StageConfig, StageInput, StageMetadata, Task
 from recipes.runs.failures import GOES_ON
 from recipes.runs.processes import environment, python_module
 
@@ -39,7 +39,7 @@ END_SECONDS = 45.0
 FAILED_SECONDS = 30.0
 """Within which a launcher ends the others when a worker has failed; srun waits for them for ever."""
 WORKER = "recipes.engine.worker"
-REQUEST, FACTS, PROGRESS = "request.json", "facts.json", "progress.jsonl"
+REQUEST, METADATA, PROGRESS = "request.json", "metadata.json", "progress.jsonl"
 PYTHON_LAUNCHERS = ("torchrun", "torch.distributed.run", "accelerate", "accelerate.commands.launch", "deepspeed")
 """Launchers that start Python themselves."""
 STAGES = "recipes.config.stages:STAGES"
@@ -86,7 +86,7 @@ class Launcher:
         """
         return _size(self)
 
-    def run(self, stage: Stage[Any], config: StageConfig, given: StageInput) -> Facts:
+    def run(self, stage: Stage[Any], config: StageConfig, given: StageInput) -> StageMetadata:
         """Run a stage on all processes.
 
         Raises:
@@ -101,8 +101,8 @@ class Launcher:
             }
             (folder / REQUEST).write_text(json.dumps(request), encoding="utf-8")
             self._carry_out(folder, given.progress)
-            facts: Facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        return {**facts, "processes": self.size().world}
+            metadata: StageMetadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        return {**metadata, "processes": self.size().world}
 
     def _carry_out(self, folder: Path, progress: Progress) -> None:
         """Start the workers and wait for them."""
@@ -117,7 +117,7 @@ class Launcher:
                 raise
         said = log.read_text(encoding="utf-8", errors="replace")
         sys.stderr.write(said)
-        if process.returncode != 0 or not (folder / FACTS).is_file():
+        if process.returncode != 0 or not (folder / METADATA).is_file():
             raise _failure(folder, said, process.returncode)
 
     def _wait(self, process: "subprocess.Popen[bytes]", folder: Path, follow: Callable[[], None]) -> None:

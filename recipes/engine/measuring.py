@@ -77,7 +77,7 @@ class Measuring:
         """Quality and footprint of a subject; reused where both were known. `made` says how it came to be."""
         self.subjects.append(subject)
         scored, sized = self._quality(subject), self._footprint(subject)
-        counted = _measurements(sized.facts["measurements"])
+        counted = _measurements(sized.metadata["measurements"])
         if self.rows:
             counted = [footprint.compared(measurement, self.rows[0]) for measurement in counted]
         self.samples[subject.name] = scored.files
@@ -88,8 +88,8 @@ class Measuring:
             key=subject.key,
             reused=scored.reused and sized.reused,
             samples={"quality": scored.folder.name, "footprint": sized.folder.name},
-            measurements=[*_measurements(scored.facts["measurements"]), *counted],
-            weights=sized.facts["weights"],
+            measurements=[*_measurements(scored.metadata["measurements"]), *counted],
+            weights=sized.metadata["weights"],
             **findings(scored.files),
         ).model_copy(update=made)
         self.rows.append(row)
@@ -130,7 +130,7 @@ class Measuring:
             return {"measurements": _plain(taken)}
 
         found = self.engine.obtain(Step(kind="quality", identity=identity, make=make, of=subject.name))
-        for protocol in dict.fromkeys(taken["method"] for taken in found.facts["measurements"]):
+        for protocol in dict.fromkeys(taken["method"] for taken in found.metadata["measurements"]):
             self.engine.log(f"{subject.name}: measured by {protocol}")
         self.seconds["documents"] += found.seconds
         if subject is first:
@@ -171,7 +171,7 @@ class Measuring:
             if fewer is not None and fewer.is_file():  # blocks to go on from
                 shutil.copy(fewer, scratch)
             taken = latency.measure_latency(
-                [latency.entrant_of(subject.name, subject.folder, subject.format) for subject in self.subjects],
+                [latency.target_of(subject.name, subject.folder, subject.format) for subject in self.subjects],
                 config=config,
                 test=recipe.data.test,
                 seed=recipe.seed,
@@ -209,9 +209,9 @@ class Measuring:
 
 def _with(row: Row, timed: Artifact) -> Row:
     """The row with its latencies, if it has any."""
-    if row.name not in timed.facts:
+    if row.name not in timed.metadata:
         return row
-    measured = [*row.measurements, *_measurements(timed.facts[row.name])]
+    measured = [*row.measurements, *_measurements(timed.metadata[row.name])]
     return row.model_copy(update={"measurements": measured, "samples": row.samples | {"latency": timed.folder.name}})
 
 

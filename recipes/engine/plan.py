@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from compress.models.families import size_in
-from compress.stage import Facts, FormatName, Material, Stage, StageConfig
+from compress.stage import FormatName, Stage, StageConfig, StageInputName, StageMetadata
 from compress.text import TextSource
 from compress.training.launch import unfit
 from evaluation.machine import available_cores
@@ -156,11 +156,11 @@ def chain(recipe: Recipe, source: Source, stages: Stages | None = None) -> Itera
         from recipes.config.stages import STAGES
 
         stages = STAGES
-    texts: dict[Material, TextSource | None] = {
-        cast(Material, material): getattr(recipe.data, key) for material, key in TEXTS.items()
+    texts: dict[StageInputName, TextSource | None] = {
+        cast(StageInputName, material): getattr(recipe.data, key) for material, key in TEXTS.items()
     }
     parent, teacher, seen = source.key, source.key if source.folder is not None else None, dict[str, int]()
-    lineage: tuple[Facts, ...] = ({"source": source.key},)
+    lineage: tuple[StageMetadata, ...] = ({"source": source.key},)
     for index, planned in enumerate(recipe.stages):
         kind = planned.kind
         seen[kind] = seen.get(kind, 0) + 1
@@ -213,23 +213,23 @@ def estimates(steps: tuple[StageStep, ...], source: Source, size: Size = ALONE) 
 
 
 def _estimate(step: StageStep, weights: int, config: dict[str, Any], format: FormatName, size: Size) -> Estimate:
-    materials = step.stage.materials(step.config)
+    inputs_read = step.stage.inputs_read(step.config)
     result = weights * (FORMATS[step.stage.leaves].bytes_per_weight or FORMATS[format].bytes_per_weight or FLOAT)
-    if "train_text" not in materials:
+    if "train_text" not in inputs_read:
         return Estimate(
             memory=LIBRARIES_MEMORY + COPIES["other"] * FLOAT * weights,
             disk=result,
             seconds=START_SECONDS + weights / WEIGHTS_PER_SECOND,
         )
     tokens, batch, length = (int(getattr(step.config, name, default)) for name, default in _TRAINING)
-    teachers = 1 if "teacher" in materials else 0
+    teachers = 1 if "teacher" in inputs_read else 0
     models = (COPIES["train"] + teachers) * FLOAT * weights
     flops = (6 + 2 * teachers) * weights * tokens
-    crew = size if step.stage.parallel else ALONE
-    share = crew.local_world / crew.world
-    held = models * (share if getattr(step.config, "distributed", "ddp") == "fsdp" else crew.local_world)
+    workers = size if step.stage.parallel else ALONE
+    share = workers.local_world / workers.world
+    held = models * (share if getattr(step.config, "distributed", "ddp") == "fsdp" else workers.local_world)
     return Estimate(
-        memory=int(crew.local_world * LIBRARIES_MEMORY + held + share * _activations(config, batch * length)),
+        memory=int(workers.local_world * LIBRARIES_MEMORY + held + share * _activations(config, batch * length)),
         disk=result + 2 * (COPIES["train"] - 1) * FLOAT * weights,  # two checkpoints with their moments, for a moment
         seconds=START_SECONDS + share * flops / (FLOPS_PER_CORE * available_cores()),
     )

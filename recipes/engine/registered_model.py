@@ -8,10 +8,10 @@
 MLflow's own writer of such files needs pandas and imports the model; these are all that its reader wants.
 """
 
+import importlib.metadata
 import json
 import platform
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,7 +28,7 @@ def describe_model(bundle: Path, folder: Path, *, run_id: str) -> bool:
     """Write the files into `folder`; False where what ships is no bundle, which MLflow cannot open."""
     if not is_bundle(bundle):
         return False
-    python, version = platform.python_version(), metadata.version("mlflow-skinny")
+    python, version = platform.python_version(), importlib.metadata.version("mlflow-skinny")
     flavor = {
         "loader_module": LOADER,
         "data": BUNDLE,
@@ -67,7 +67,7 @@ def _requirements() -> list[str]:
     found = []
     for name in REQUIRES:
         try:
-            found.append(f"{name}=={metadata.version(name)}")
-        except metadata.PackageNotFoundError:
+            found.append(f"{name}=={importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
             continue
     return found

@@ -37,7 +37,7 @@ from recipes.runs.store import Store
 NO_SAMPLES = "no raw samples of it were kept"
 
 
-class JudgingError(DemitasseError):
+class RejudgeError(DemitasseError):
     """A run cannot be judged again; the message says what is missing and the way out."""
 
 
@@ -75,7 +75,7 @@ def judge_run(folder: Path, gates: Mapping[str, Limit] | None = None, *, bandwid
 
     Raises:
         ReportError: there is no report.
-        JudgingError: the raw samples are not there.
+        RejudgeError: the raw samples are not there.
         IntegrityError: a stored file is not what was stored, or the samples give another verdict than the report has.
     """
     report = read_report(folder)
@@ -155,7 +155,7 @@ class Stored:
         """Every stage's artifact and every raw sample is there, and every byte of it is what was stored.
 
         Raises:
-            JudgingError: samples are not there.
+            RejudgeError: samples are not there.
             IntegrityError: something is not what was stored.
         """
         for row in self.report.rows:
@@ -211,20 +211,22 @@ class Stored:
         return [found.model_copy(update={"method": methods.get(found.metric, found.method)}) for found in taken]
 
     def _footprint(self, row: Row) -> list[Measurement]:
-        counted = [Measurement.model_validate(values) for values in self.result("footprint", row).facts["measurements"]]
+        counted = [
+            Measurement.model_validate(values) for values in self.result("footprint", row).metadata["measurements"]
+        ]
         return counted if row is self.baseline else [compared(found, self.baseline) for found in counted]
 
     def result(self, kind: str, row: Row) -> Artifact:
         """The stored measurement of this kind that the report's row came of, verified.
 
         Raises:
-            JudgingError: there is none.
+            RejudgeError: there is none.
             IntegrityError: it is not what was stored, or belongs to another artifact.
         """
         name = row.samples.get(kind, "")
         if name not in self._verified:
             if not name or not (self.store.root / name).is_dir():
-                raise JudgingError(
+                raise RejudgeError(
                     f"{self.folder}: expected the raw {kind} samples of {row.name!r}, got nothing; run the recipe "
                     "again in the same folder: what is stored is reused"
                 )

@@ -211,5 +211,5 @@ class _Run:
             format=step.stage.leaves,
             folder=artifact.files,
         )
-        made = {name: getattr(artifact, name) for name in ("reused", "facts", "seconds", "hashes")}
+        made = {name: getattr(artifact, name) for name in ("reused", "metadata", "seconds", "hashes")}
         return self.measuring.measure(subject, knobs=step.config.model_dump(mode="json"), **made)

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compress.pruning.config import Level
+from compress.pruning.config import SparsityLevel
 from compress.pruning.sensitivity import Curve, Point, Sensitivity
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def _largest(curve: Curve) -> Point:
     return (shares or list(curve.points))[-1]
 
 
-def level_text(level: Level) -> str:
+def level_text(level: SparsityLevel) -> str:
     """Such as "50 %" or "2:4"."""
     return level if isinstance(level, str) else f"{level * 100:g} %"
 
@@ -118,7 +118,7 @@ def _scale(axes: "Axes", axis: Literal["x", "y"], found: Sensitivity) -> None:
     drawn.set_label_text("increase of the loss (nats per token)")
 
 
-def level_color(found: Sensitivity, level: Level) -> str:
+def level_color(found: Sensitivity, level: SparsityLevel) -> str:
     """From pale to deep as the share of zeros grows; patterns stand apart."""
     if isinstance(level, str):
         return PATTERN

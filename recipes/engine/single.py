@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.stage import Facts, Material, Progress, Stage, StageConfig
+from compress.stage import Progress, Stage, StageConfig, StageInputName, StageMetadata
 from compress.text import TextSource
 from recipes.engine.launcher import Launcher
 from recipes.engine.model_source import digest_folder
@@ -17,7 +17,7 @@ from recipes.engine.plan import unfit_batch
 from recipes.engine.stages import TEACHES, obtain_stage, stage_step
 from recipes.formats import format_of
 
-TEXT_OPTIONS: dict[Material, str] = {"train_text": "--train-text", "calibration_text": "--calibration-text"}
+TEXT_OPTIONS: dict[StageInputName, str] = {"train_text": "--train-text", "calibration_text": "--calibration-text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,13 @@ class StageRequest:
     launcher: Launcher | None = None
 
     @property
-    def texts(self) -> dict[Material, TextSource | None]:
+    def texts(self) -> dict[StageInputName, TextSource | None]:
         return {"train_text": self.train_text, "calibration_text": self.calibration_text}
 
 
 def run_stage(
     request: StageRequest, progress: Progress, *, log_to: Callable[[Path], None] = lambda folder: None
-) -> Facts:
+) -> StageMetadata:
     """Run the stage; `request.out` is complete when this returns.
 
     Args:
@@ -75,7 +75,7 @@ def run_stage(
             launcher=request.launcher,
         )
         publish(artifact.files, request.out, work, beside=[work / CURVES])
-    return artifact.facts
+    return artifact.metadata
 
 
 def _check(request: StageRequest) -> None:
@@ -99,7 +99,7 @@ def _about_source(request: StageRequest) -> list[str]:
 
 
 def _about_inputs(request: StageRequest) -> list[str]:
-    needed = request.stage.materials(request.config)
+    needed = request.stage.inputs_read(request.config)
     problems = [
         f"{request.stage.kind}: reads a text with these knobs; give {option} FILE"
         for material, option in TEXT_OPTIONS.items()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.digests import digest_of
-from compress.stage import Facts, FormatName, Material, Stage, StageConfig, StageInput
+from compress.stage import FormatName, Stage, StageConfig, StageInput, StageInputName, StageMetadata
 from compress.text import TextSource
 from evaluation.machine import available_cores
 from recipes.engine.launcher import Launcher
@@ -37,9 +37,9 @@ class StageStep:
     """Unique among the stages of a recipe: "prune", "prune 2"."""
     stage: Stage[Any]
     config: StageConfig
-    texts: Mapping[Material, TextSource | None]
+    texts: Mapping[StageInputName, TextSource | None]
     seed: int
-    lineage: tuple[Facts, ...]
+    lineage: tuple[StageMetadata, ...]
     """What came before it; all of it is in the key of its parent already."""
     identity: Mapping[str, Any]
 
@@ -54,16 +54,16 @@ def stage_step(
     *,
     parent: str,
     teacher: str | None,
-    texts: Mapping[Material, TextSource | None],
+    texts: Mapping[StageInputName, TextSource | None],
     seed: int,
-    lineage: tuple[Facts, ...],
+    lineage: tuple[StageMetadata, ...],
     index: int = 0,
     name: str = "",
     threads: int | None = None,
 ) -> StageStep:
     """A stage on what has the key `parent`, with a teacher of this key; decoding is timed with so many `threads`."""
     digests: dict[str, str | None] = {}
-    for material in sorted(stage.materials(config)):
+    for material in sorted(stage.inputs_read(config)):
         text = texts.get(material)
         digests[material] = teacher if material == "teacher" else None if text is None else text.digest()
     digests |= {knob: digest_folder(folder) for knob, folder in stage.folders(config).items()}
@@ -72,7 +72,7 @@ def stage_step(
         "version": stage.version,
         "knobs": config.model_dump(mode="json", exclude_defaults=True),
         "parent": parent,
-        "materials": digests,
+        "inputs_read": digests,
         "seed": seed,
         "libraries": versions(stage.libraries),
     }

@@ -29,7 +29,7 @@ class Step:
     identity: Mapping[str, Any]
     """Everything that it depends on."""
     make: Callable[[Path, Path], dict[str, Any]]
-    """(empty folder to fill, scratch folder that outlives a kill) -> facts."""
+    """(empty folder to fill, scratch folder that outlives a kill) -> metadata."""
     of: str = ""
     """What the result is of, for the log: a stage's name in its recipe, the row that is measured; "": nothing more."""
 

@@ -42,7 +42,7 @@ def check_lengths(recipe: Recipe, source: Source, steps: Sequence[StageStep], en
         found = [*_documents(recipe, noised), *_stride(recipe, source), *_calibration(recipe, source, rows)]
         return {"problems": found}
 
-    problems = engine.obtain(Step(kind="lengths", identity=identity, make=look)).facts["problems"]
+    problems = engine.obtain(Step(kind="lengths", identity=identity, make=look)).metadata["problems"]
     placed = [recipe.where.problem(tuple(path), text) for path, text in problems]
     return [problem.text for problem in sorted(placed)]
 
@@ -50,7 +50,7 @@ def check_lengths(recipe: Recipe, source: Source, steps: Sequence[StageStep], en
 def _rows(step: StageStep, source: Source) -> tuple[int, int] | None:
     """How many rows of how many tokens a stage takes of the calibration text, where its knobs say so."""
     rows, length = (getattr(step.config, name, None) for name in ("rows", "length"))
-    if rows is None or length is None or "calibration_text" not in step.stage.materials(step.config):
+    if rows is None or length is None or "calibration_text" not in step.stage.inputs_read(step.config):
         return None
     longest = context_length(source.checkpoint.config) if source.checkpoint else None
     return rows, min(length, longest or length)

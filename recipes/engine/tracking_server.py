@@ -90,7 +90,7 @@ def why_not_registered(report: Report) -> str:
     """Why what ships may not be registered; empty where it may: it passed, and no figure is too good."""
     if report.verdict != "PASS":
         return f"the verdict is {report.verdict or 'missing, because the recipe has no gates'}"
-    return f"too good to be believed: {', '.join(report.suspicions)}" if report.suspicions else ""
+    return f"too good to be believed: {', '.join(report.sanity_warnings)}" if report.sanity_warnings else ""
 
 
 def metrics_of(report: Report) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
     python -m recipes.engine.worker FOLDER    request.json in FOLDER says what to run; see `launcher.py`
 
-The first process leaves facts.json. What goes wrong on any of them stands in error-R.json, which the process that asked
-for the launch tells its user; the exit code ends the launch.
+The first process leaves metadata.json. What goes wrong on any of them stands in error-R.json, which the process that
+asked for the launch tells its user; the exit code ends the launch.
 """
 
 import json
@@ -23,13 +23,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from compress.stage import Facts, Stage, StageInput
+from compress.stage import Stage, StageInput, StageMetadata
 from compress.text import TextSource
 from compress.training.launch import Launch, adopt, launch
-from recipes.engine.launcher import FACTS, POLL_SECONDS, PROGRESS, REQUEST, LauncherError
+from recipes.engine.launcher import METADATA, POLL_SECONDS, PROGRESS, REQUEST, LauncherError
 from recipes.runs.failures import exit_code, message, terminable
 
-MEET_SECONDS = 300.0
+RENDEZVOUS_SECONDS = 300.0
 WATCH_SECONDS = 0.5
 OTHER_LAUNCHES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
@@ -57,14 +57,14 @@ def work(folder: Path) -> int:
             _write(folder / f"here-{here.rank}.json", {"world": here.world, "local_world": here.local_world})
             return 0
         with terminable():
-            _meet(folder, here)
-            facts = _run(folder, request, here)
+            _rendezvous(folder, here)
+            metadata = _run(folder, request, here)
     except BaseException as error:  # the one place that tells of whatever ended this process
         told = {"rank": here.rank, "world": here.world, "text": message(error), "code": exit_code(error)}
         _write(folder / f"error-{here.rank}.json", {**told, "final": not _restarts_left(), "at": time.time()})
         return exit_code(error)
-    if facts is not None:
-        _write(folder / FACTS, facts)
+    if metadata is not None:
+        _write(folder / METADATA, metadata)
     return 0
 
 
@@ -99,7 +99,7 @@ def _check_launcher() -> None:
             )
 
 
-def _meet(folder: Path, here: Launch) -> None:
+def _rendezvous(folder: Path, here: Launch) -> None:
     """Tell everyone where the first process is, where the launcher does not."""
     if "MASTER_ADDR" in os.environ or here.world == 1:
         return
@@ -111,25 +111,25 @@ def _meet(folder: Path, here: Launch) -> None:
         machines = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
         host = "127.0.0.1" if machines == 1 and here.local_world == here.world else socket.gethostname()
         _write(file, {"MASTER_ADDR": host, "MASTER_PORT": str(port)})
-    until = time.monotonic() + MEET_SECONDS
+    until = time.monotonic() + RENDEZVOUS_SECONDS
     while not file.is_file():
         if time.monotonic() > until:
-            raise LauncherError(f"the first process of {here.world} did not start within {MEET_SECONDS:.0f} s")
+            raise LauncherError(f"the first process of {here.world} did not start within {RENDEZVOUS_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
     os.environ.update(json.loads(file.read_text(encoding="utf-8")))
 
 
-def _run(folder: Path, request: Mapping[str, Any], here: Launch) -> Facts | None:
-    """Run the stage; the first process's facts, None on the others."""
+def _run(folder: Path, request: Mapping[str, Any], here: Launch) -> StageMetadata | None:
+    """Run the stage; the first process's metadata, None on the others."""
     from compress.training.distributed import FollowedError
 
     stage = _stage(request)
     with _input(folder, request["given"], here) as given:
         try:
-            facts: Facts = stage.run(stage.config.model_validate(request["knobs"]), given)
+            metadata: StageMetadata = stage.run(stage.config.model_validate(request["knobs"]), given)
         except FollowedError:  # its part is over once the training is
             return None
-    return facts if here.first else None
+    return metadata if here.first else None
 
 
 def _stage(request: Mapping[str, Any]) -> Stage[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import DemitasseError
-from evaluation.latency import Arm
+from evaluation.latency import Variant
 
 if TYPE_CHECKING:
     from recipes.formats.hidden_states import HiddenStates
@@ -59,7 +59,7 @@ class LoadedModel(Protocol):
         before the first token that ends texts.
         """
 
-    def decoding(self, ids_BT: Ids, tokens: int) -> Arm:
+    def decoding(self, ids_BT: Ids, tokens: int) -> Variant:
         """What is timed on this prompt, with room for `tokens` new tokens. It pays for its own argmax, and returns when
         the next ids are on the host, so that a GPU's work is waited for.
         """

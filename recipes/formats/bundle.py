@@ -3,9 +3,9 @@
 Rows of unequal length are padded on the right, where padding does no harm.
 """
 
+import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.models.components import bytes_by_part
-from evaluation.latency import Arm
+from evaluation.latency import Variant
 from export.external_data import BundleError
 from export.manifest import bundle_folder, read_manifest
 from recipes.formats.base import NOT_NUMBERS, Device, Ids, MeasureError, Sizes
@@ -82,10 +82,10 @@ class BundleFormat:
 
     def components(self, folder: Path) -> dict[str, dict[str, int]]:
         """The tensors that the graph stores."""
-        from export.coverage import held_weights
+        from export.coverage import weights_in_memory
         from export.external_data import read_graph
 
-        return bytes_by_part(held_weights(read_graph(bundle_folder(folder))))
+        return bytes_by_part(weights_in_memory(read_graph(bundle_folder(folder))))
 
     def macs(self, folder: Path, *, context: int) -> int:
         """Counted from the graph."""
@@ -97,7 +97,7 @@ class OnnxModel:
 
     def __init__(self, model: "OnnxCausalLM") -> None:
         distribution = next(name for name in ("onnxruntime-gpu", "onnxruntime") if _installed(name))
-        self.runtime = f"{RUNTIME} {metadata.version(distribution)}, {DEVICES[model.provider]}, IO binding"
+        self.runtime = f"{RUNTIME} {importlib.metadata.version(distribution)}, {DEVICES[model.provider]}, IO binding"
         self.context = model.config.context
         self._model = model
 
@@ -114,7 +114,7 @@ class OnnxModel:
         texts = self._model.generate([prompt.tolist() for prompt in prompts], max_new_tokens=tokens)
         return [np.array(text, dtype=np.int64) for text in texts]
 
-    def decoding(self, ids_BT: Ids, tokens: int) -> Arm:
+    def decoding(self, ids_BT: Ids, tokens: int) -> Variant:
         """See `LoadedModel.decoding`."""
         rows, length = ids_BT.shape
         batch = self._model.new_batch(rows, length + tokens - 1)
@@ -126,7 +126,7 @@ class OnnxModel:
             next_B: Ids = state["next"]
             return next_B
 
-        return Arm(
+        return Variant(
             prefill=lambda: keep(batch.feed(ids_BT, count_B, logits_from=length - 1)[:, -1]),
             decode=lambda: keep(batch.step(state["next"])),
             problem=lambda: "" if bool(np.isfinite(state["logits"]).all()) else NOT_NUMBERS,
@@ -135,7 +135,7 @@ class OnnxModel:
 
 def _installed(distribution: str) -> bool:
     try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
         return False
     return True

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from compress.checkpoints.config import context_length, quantization_method, read_config, vocabulary_size
 from compress.checkpoints.folder import files_of_weights, inspect_checkpoint
-from compress.checkpoints.layout import count_nonzero, held_weights
+from compress.checkpoints.layout import count_nonzero, weights_in_memory
 from compress.checkpoints.loading import load_model
 from compress.models.components import bytes_by_part
-from evaluation.latency import Arm
+from evaluation.latency import Variant
 from recipes.formats.base import NOT_NUMBERS, Device, Ids, Sizes
 from recipes.formats.macs import macs_of_checkpoint
 
@@ -94,7 +94,7 @@ class CheckpointFormat:
 
     def components(self, folder: Path) -> dict[str, dict[str, int]]:
         """As they are held to run."""
-        return bytes_by_part(held_weights(folder))
+        return bytes_by_part(weights_in_memory(folder))
 
     def macs(self, folder: Path, *, context: int) -> int:
         """Counted from the headers of its weight files and its config."""
@@ -143,7 +143,7 @@ class TorchModel:
             )
         return [_before_stop(row_T, stops) for row_T in np.asarray(found_BT)[:, longest:]]
 
-    def decoding(self, ids_BT: Ids, tokens: int) -> Arm:
+    def decoding(self, ids_BT: Ids, tokens: int) -> Variant:
         """See `LoadedModel.decoding`."""
         import torch
 
@@ -158,7 +158,7 @@ class TorchModel:
             return next_ids
 
         prompt_BT = torch.from_numpy(np.ascontiguousarray(ids_BT))
-        return Arm(
+        return Variant(
             prefill=lambda: forward(prompt_BT, None),
             decode=lambda: forward(state["next"], state["cache"]),
             problem=lambda: "" if bool(torch.isfinite(state["logits"]).all()) else NOT_NUMBERS,

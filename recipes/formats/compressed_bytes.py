@@ -1,7 +1,7 @@
 """Bytes of weight files as they would travel or be kept: compressed by zstd, level 3, each file by itself.
 
 Raw bytes do not show what zeros are worth, because a dense file spends as much on a zero as on any number; a general
-compressor finds them. Level 3 is zstd's own default, which costs seconds per gigabyte.
+compressor finds them. SparsityLevel 3 is zstd's own default, which costs seconds per gigabyte.
 """
 
 from collections.abc import Iterable

@@ -17,7 +17,7 @@ FINAL = "final"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class GenerationRequest:
     """What is to be generated."""
 
     bundle: Path
@@ -30,7 +30,7 @@ class Wish:
     threads: int | None
 
 
-def generate_text(wish: Wish) -> Iterator[str]:
+def generate_text(request: GenerationRequest) -> Iterator[str]:
     """The prompt, then piece by piece what the model adds, then a line break.
 
     Raises:
@@ -40,15 +40,15 @@ def generate_text(wish: Wish) -> Iterator[str]:
     from export.runtime.model import OnnxCausalLM
     from export.runtime.sampling import Sampling
 
-    tokenizer = open_tokenizer(wish.bundle)
-    ids = read_prompt(tokenizer, wish.prompt)
+    tokenizer = open_tokenizer(request.bundle)
+    ids = read_prompt(tokenizer, request.prompt)
     try:
-        sampling = Sampling(**wish.sampling)
+        sampling = Sampling(**request.sampling)
     except ValueError as error:
         raise PromptError(str(error)) from error
-    model = OnnxCausalLM.open(wish.bundle, provider=wish.provider, threads=wish.threads)
-    yield wish.prompt
-    yield from stream_text(tokenizer, ids, model.stream(ids, max_new_tokens=wish.tokens, sampling=sampling))
+    model = OnnxCausalLM.open(request.bundle, provider=request.provider, threads=request.threads)
+    yield request.prompt
+    yield from stream_text(tokenizer, ids, model.stream(ids, max_new_tokens=request.tokens, sampling=sampling))
     yield "\n"
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from evaluation.machine import available_cores
 
 if TYPE_CHECKING:
-    from evaluation.latency import Arm
+    from evaluation.latency import Variant
 
 STEPS = 32
 PROMPT = 112
@@ -75,8 +75,8 @@ def decode_seconds(folder: Path, scratch: Path, *, threads: int | None = None) -
     from evaluation.latency import steady_step
 
     with int8_bundle(folder, scratch) as bundle:
-        arm, steps = _arm(bundle, threads or available_cores())
-        return steady_step(arm, blocks=BLOCKS, steps=steps)
+        variant, steps = _variant(bundle, threads or available_cores())
+        return steady_step(variant, blocks=BLOCKS, steps=steps)
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def int8_bundle(folder: Path, scratch: Path) -> Iterator[Path]:
         yield bundle
 
 
-def _arm(bundle: Path, threads: int) -> tuple["Arm", int]:
+def _variant(bundle: Path, threads: int) -> tuple["Variant", int]:
     """What is timed, and how many steps it has room for."""
     import numpy as np
 

@@ -1,6 +1,7 @@
 """Tasks: questions asked of a model of any format, scored by lm-evaluation-harness (github.com/EleutherAI).
 
-    TaskConfig --open_task--> OpenTask --ask_task: ScorerLM--> a figure per question --> Items, paired by their digest
+    TaskConfig --open_task--> OpenTask --ask_task: ScorerLM--> a figure per question --> PerExample, paired by their
+    digest
 
 A recipe's task is one of the harness's own by its name (a group or a tag: all of its tasks, every question counting
 alike), whose data is loaded from the Hugging Face hub or its cache, or questions from a file (`multiple_choice.py`),
@@ -23,7 +24,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import metadata
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ import numpy as np
 from compress.digests import digest_file, digest_of
 from compress.stage import first_line
 from evaluation.quality.generation import Generator
-from evaluation.quality.per_example import Items
+from evaluation.quality.per_example import PerExample
 from evaluation.quality.scoring import Scorer
 from evaluation.quality.windows import describe_bos
 from recipes.config.errors import did_you_mean, one_of
@@ -139,8 +140,8 @@ def ask_task(
     batch: int = 8,
     seed: int = 0,
     on_item: Callable[[float], None] = lambda items: None,
-) -> Items:
-    """Ask the questions: `Items` of kind "task" with a column per metric; an item is NaN where a likelihood is.
+) -> PerExample:
+    """Ask the questions: `PerExample` of kind "task" with a column per metric; an item is NaN where a likelihood is.
 
     Args:
         scorer: token ids [B, T], right padded, to scores [B, T, V].
@@ -239,7 +240,7 @@ def _manager_with(config: TaskConfig) -> Any:
     manager = _manager(config.include, include_defaults=True)
     if config.name not in manager.task_index:
         raise TaskError(
-            f"{config.name}: expected a task of lm-evaluation-harness {metadata.version('lm-eval')}, got an unknown "
+            f"{config.name}: expected a task of lm-evaluation-harness {version('lm-eval')}, got an unknown "
             f"name; questions of your own are given as `file:`{did_you_mean(config.name, manager.task_index)}"
         )
     return manager
@@ -280,12 +281,10 @@ def _protocol(config: TaskConfig, tasks: Mapping[str, Any], rows: Mapping[str, S
         what += f", version {one_of(versions)}, {asked} of {there} questions"
     else:
         what = f"{config.file.name}, {asked} questions" + ("" if config.limit is None else " spread evenly over it")
-    return (
-        f"lm-evaluation-harness {metadata.version('lm-eval')}: {what}, {one_of(map(str, shots))}-shot, no chat template"
-    )
+    return f"lm-evaluation-harness {version('lm-eval')}: {what}, {one_of(map(str, shots))}-shot, no chat template"
 
 
-def _items(task: OpenTask, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Items:
+def _items(task: OpenTask, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> PerExample:
     """What every question came to, in the order of the tasks and their questions."""
     rows = {name: _first_filter(samples[name]) for name in task.tasks}
     kept = {name: _kept(task.tasks[name], rows[name]) for name in task.tasks}
@@ -304,12 +303,12 @@ def _items(task: OpenTask, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -
     }
     asked = [[row["arguments"], row["target"]] for of_task in rows.values() for row in of_task]
     digest = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
-    facts = {
+    metadata = {
         "protocol": task.protocol,
         "figures": {metric: sorted({own[metric] for own in kept.values()}) for metric in metrics},
         "questions": {name: len(of_task) for name, of_task in rows.items()},
     }
-    return Items(kind="task", columns=columns, digest=digest, facts=facts)
+    return PerExample(kind="task", columns=columns, digest=digest, metadata=metadata)
 
 
 def _first_filter(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

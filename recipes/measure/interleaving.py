@@ -1,14 +1,14 @@
-"""The arms of a session take turns: in each block every arm once, in random order, in a fresh process each.
+"""The variants of a session take turns: in each block every variant once, in random order, in a fresh process each.
 
-    block b:  order = permutation(seed, b)  ->  a fresh process of each arm opens  ->  slices of all arms alternate
+    block b:  order = permutation(seed, b)  ->  a fresh process of each variant opens  ->  their slices alternate
 
-What disturbs a machine for a second or two would meet one arm or the other if each ran at once; slices of a few steps
-share it out. Arms that do not fit into memory together are taken one after the other, each at once.
+What disturbs a machine for a second or two would meet one variant or the other if each ran at once; slices of a few
+steps share it out. Variants that do not fit into memory together are taken one after the other, each at once.
 
-The parent sleeps while an arm runs. The session is handed on after every block, so that a killed one goes on: blocks
-that were finished stay, a block that was cut off is taken again as a whole, since its arms must have run side by side.
-An arm that dies takes no further turns, and the others go on; a resumed session tries it again, unless it is one that
-takes part in the first blocks only: to retake those would cost the others theirs.
+The parent sleeps while a variant runs. The session is handed on after every block, so that a killed one goes on: blocks
+that were finished stay, a block that was cut off is taken again as a whole, since its variants must have run side by
+side. A variant that dies takes no further turns, and the others go on; a resumed session tries it again, unless it is
+one that takes part in the first blocks only: to retake those would cost the others theirs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,15 +23,15 @@ from evaluation.latency.figures import kept_blocks
 from evaluation.machine import available_cores, usable_processors
 from recipes.formats import OPENER
 from recipes.measure.variant_client import run_together
-from recipes.measure.variant_process import Order
+from recipes.measure.variant_process import TrialRequest
 
 TIMES_ITS_FILES = 4
 """Memory that an open model takes, at most, for each byte of its files: float16 ones are held as float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
-    """An arm before it is opened."""
+class BenchmarkTarget:
+    """A variant before it is opened."""
 
     name: str
     folder: Path
@@ -46,72 +46,77 @@ class Entrant:
         return self.blocks is None or len(kept_blocks(session.before(block), self.name).blocks) < self.blocks
 
 
-def new_session(entrants: Sequence[Entrant], protocol: Protocol, left_out: Mapping[str, str] | None = None) -> Session:
-    """A session without a turn; the first entrant is the baseline, and goes through every block."""
-    return Session(protocol=protocol, arms=tuple(entrant.name for entrant in entrants), left_out=dict(left_out or {}))
+def new_session(
+    targets: Sequence[BenchmarkTarget], protocol: Protocol, left_out: Mapping[str, str] | None = None
+) -> Session:
+    """A session without a trial; the first target is the baseline, and goes through every block."""
+    return Session(protocol=protocol, variants=tuple(target.name for target in targets), left_out=dict(left_out or {}))
 
 
-def take_turns(
+def run_trials(
     session: Session,
-    entrants: Sequence[Entrant],
+    targets: Sequence[BenchmarkTarget],
     ids: tuple[int, ...],
     *,
     blocks: int,
-    on_turn: Callable[[Session], None] = lambda session: None,
+    on_trial: Callable[[Session], None] = lambda session: None,
 ) -> Session:
     """Go on with a session (`resumed`, where it was cut off) until it has `blocks` blocks.
 
     Args:
-        ids: token ids for the prompts, as many as the largest cell needs.
-        on_turn: told of the session with every turn, once its block is through.
+        ids: token ids for the prompts, as many as the largest workload needs.
+        on_trial: told of the session with every trial, once its block is through.
     """
     for block in range(session.taken, blocks):
         random = np.random.default_rng([session.protocol.seed, block])
-        racing = [entrant for entrant in entrants if entrant.due(session, block)]
+        racing = [target for target in targets if target.due(session, block)]
         order = random.permutation(len(racing))
-        cells = tuple(session.protocol.cells[index] for index in random.permutation(len(session.protocol.cells)))
-        orders = [
-            Order(
-                arm=entrant.name,
-                folder=entrant.folder,
-                format=entrant.format,
-                on_gpu=entrant.on_gpu,
-                opener=entrant.opener,
+        workloads = tuple(
+            session.protocol.workloads[index] for index in random.permutation(len(session.protocol.workloads))
+        )
+        requests = [
+            TrialRequest(
+                variant=target.name,
+                folder=target.folder,
+                format=target.format,
+                on_gpu=target.on_gpu,
+                opener=target.opener,
                 block=block,
                 place=place,
-                cells=cells,
+                workloads=workloads,
                 protocol=session.protocol,
                 ids=ids,
             )
-            for place, entrant in enumerate(racing[index] for index in order)
-            if not session.error(entrant.name)
+            for place, target in enumerate(racing[index] for index in order)
+            if not session.error(target.name)
         ]
-        for group in [orders] if _fit(orders) else [[each] for each in orders]:
-            for turn in run_together(group, random) if group else []:
-                session = session.model_copy(update={"turns": (*session.turns, turn)})
-                on_turn(session)
+        for group in [requests] if _fit(requests) else [[each] for each in requests]:
+            for trial in run_together(group, random) if group else []:
+                session = session.model_copy(update={"trials": (*session.trials, trial)})
+                on_trial(session)
     return session
 
 
-def _fit(orders: Sequence[Order]) -> bool:
+def _fit(requests: Sequence[TrialRequest]) -> bool:
     """Whether the memory holds all of them at once."""
     import psutil
 
-    files = (file for order in orders for file in order.folder.rglob("*") if file.is_file())
+    files = (file for order in requests for file in order.folder.rglob("*") if file.is_file())
     return TIMES_ITS_FILES * sum(file.stat().st_size for file in files) < float(psutil.virtual_memory().available)
 
 
-def resumed(session: Session, entrants: Sequence[Entrant]) -> Session:
-    """A session cut back to the blocks that all who were due have been through, so that a dead arm is tried again."""
-    been = {entrant.name: set(session.of(entrant.name)) for entrant in entrants}
-    lost = {entrant.name for entrant in entrants if entrant.blocks is not None and session.error(entrant.name)}
+def resumed(session: Session, targets: Sequence[BenchmarkTarget]) -> Session:
+    """A session cut back to the blocks that all who were due have been through, so that a dead variant is tried
+    again."""
+    been = {target.name: set(session.of(target.name)) for target in targets}
+    lost = {target.name for target in targets if target.blocks is not None and session.error(target.name)}
 
     def whole(block: int) -> bool:
-        due = (entrant.name for entrant in entrants if entrant.due(session, block))
+        due = (target.name for target in targets if target.due(session, block))
         return all(block in been[name] or name in lost for name in due)
 
-    length = next(block for block in range(len(session.turns) + 1) if not whole(block))
-    return session.model_copy(update={"turns": tuple(turn for turn in session.turns if turn.block < length)})
+    length = next(block for block in range(len(session.trials) + 1) if not whole(block))
+    return session.model_copy(update={"trials": tuple(trial for trial in session.trials if trial.block < length)})
 
 
 def pinned_cpus(threads: int) -> tuple[int, ...]:

@@ -23,14 +23,14 @@ from typing import Any
 from compress.checkpoints.folder import end_of_text, load_tokenizer
 from compress.stage import FormatName, Progress, first_line
 from compress.text import TextSource, read_documents, tokenize
-from evaluation.latency import Cell, Protocol, Session, latency_measurements
+from evaluation.latency import Protocol, Session, Workload, latency_measurements
 from evaluation.machine import available_cores
 from evaluation.measurement import Measurement
 from evaluation.stopping_rule import StoppingRule
 from recipes.config.recipe import BenchmarkConfig
 from recipes.formats import FORMATS
 from recipes.formats.base import MeasureError
-from recipes.measure.interleaving import Entrant, new_session, pinned_cpus, resumed, take_turns
+from recipes.measure.interleaving import BenchmarkTarget, new_session, pinned_cpus, resumed, run_trials
 from recipes.runs.environment import processor
 from recipes.runs.store import versions
 
@@ -38,7 +38,7 @@ LATENCY_FILE = "latency.json"
 
 
 def measure_latency(
-    entrants: Sequence[Entrant],
+    targets: Sequence[BenchmarkTarget],
     *,
     config: BenchmarkConfig,
     test: TextSource,
@@ -49,20 +49,20 @@ def measure_latency(
     scratch: Path | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, list[Measurement]]:
-    """Latencies, throughput and memory of the entrants by name, side by side; the first one is the baseline.
+    """Latencies, throughput and memory of the targets by name, side by side; the first one is the baseline.
 
     Args:
         enough: when to stop before `config.blocks` blocks; None: never.
         out: where the raw times are kept at the end, in `latency.json`.
         scratch: where they are noted meanwhile, so that the same measurement goes on where it was cut off.
-        log: told after the first block what a turn of each costs, and what all of it will take.
+        log: told after the first block what a trial of each costs, and what all of it will take.
 
     Raises:
         MeasureError: it cannot be measured as asked.
     """
-    racing, left_out = _racing(entrants, config)
+    racing, left_out = _racing(targets, config)
     protocol = Protocol(
-        cells=(Cell(prompt=config.prompt, tokens=config.tokens + 1),),  # the first one comes of the prompt
+        workloads=(Workload(prompt=config.prompt, tokens=config.tokens + 1),),  # the first one comes of the prompt
         threads=config.threads,
         cpus=pinned_cpus(config.threads),
         seed=seed,
@@ -72,58 +72,60 @@ def measure_latency(
     enough = enough or StoppingRule(gates={}, blocks=(config.blocks,), looks=1)
     fresh = new_session(racing, protocol, left_out).model_copy(update={"planned": config.blocks})
     session = resumed(_begin(scratch, fresh), racing)
-    total = sum(min(entrant.blocks or config.blocks, config.blocks) for entrant in racing)
-    done = min(len(session.turns), total)
+    total = sum(min(target.blocks or config.blocks, config.blocks) for target in racing)
+    done = min(len(session.trials), total)
     with progress.task("benchmark", total=total, done=done, steady=len(racing)) as task:
 
         def keep(session: Session) -> None:
-            turn = session.turns[-1]
-            cost = f" ({turn.wall_seconds:.0f} s a turn)" if turn.wall_seconds else ""
-            task.advance(1, note=f"{turn.arm}{cost}")
+            trial = session.trials[-1]
+            cost = f" ({trial.wall_seconds:.0f} s a trial)" if trial.wall_seconds else ""
+            task.advance(1, note=f"{trial.variant}{cost}")
             if scratch is not None:
                 write_session(session, scratch / LATENCY_FILE)
-            if len(session.turns) == len(racing):
+            if len(session.trials) == len(racing):
                 log(f"latency: {_cost(session, racing, config.blocks)}")
 
         for blocks in enough.blocks:
-            session = take_turns(session, racing, ids, blocks=blocks, on_turn=keep)
+            session = run_trials(session, racing, ids, blocks=blocks, on_trial=keep)
             stopped = enough.reason(session)
             if stopped:
                 break
         session = session.model_copy(update={"stopped": stopped})
-        task.advance(max(0, total - len(session.turns)), note=stopped)
+        task.advance(max(0, total - len(session.trials)), note=stopped)
         log(f"latency: {session.describe()}")
     if out is not None:
         write_session(session, out / LATENCY_FILE)
     return latency_measurements(session)
 
 
-def _racing(entrants: Sequence[Entrant], config: BenchmarkConfig) -> tuple[list[Entrant], dict[str, str]]:
+def _racing(
+    targets: Sequence[BenchmarkTarget], config: BenchmarkConfig
+) -> tuple[list[BenchmarkTarget], dict[str, str]]:
     """Who takes turns, in how many blocks; and why others do not."""
-    baseline, between, last = entrants[0], entrants[1:-1], entrants[1:][-1:]
-    briefly = [replace(entrant, blocks=config.stage_blocks) for entrant in between if config.stage_blocks]
+    baseline, between, last = targets[0], targets[1:-1], targets[1:][-1:]
+    briefly = [replace(target, blocks=config.stage_blocks) for target in between if config.stage_blocks]
     racing, left_out = [baseline], dict[str, str]()
-    for entrant in (*briefly, *last):
-        if entrant.on_gpu == baseline.on_gpu:
-            racing.append(entrant)
+    for target in (*briefly, *last):
+        if target.on_gpu == baseline.on_gpu:
+            racing.append(target)
         else:
-            left_out[entrant.name] = f"it runs on {_where(entrant)} and the baseline on {_where(baseline)}; {WAY_OUT}"
+            left_out[target.name] = f"it runs on {_where(target)} and the baseline on {_where(baseline)}; {WAY_OUT}"
     return racing, left_out
 
 
 WAY_OUT = "`demitasse benchmark` times them without judging"
 
 
-def _where(entrant: Entrant) -> str:
-    return "a GPU" if entrant.on_gpu else "the CPU"
+def _where(target: BenchmarkTarget) -> str:
+    return "a GPU" if target.on_gpu else "the CPU"
 
 
-def _cost(session: Session, racing: Sequence[Entrant], blocks: int) -> str:
-    """What a turn of each costs, and all of them."""
-    each = {entrant.name: session.seconds_of_a_turn(entrant.name) for entrant in racing}
-    seconds = sum(each[entrant.name] * min(entrant.blocks or blocks, blocks) for entrant in racing)
-    turns = ", ".join(f"{name} {cost:.1f} s" for name, cost in each.items())
-    return f"about {seconds / 60:.1f} minutes in all; a turn of {turns}"
+def _cost(session: Session, racing: Sequence[BenchmarkTarget], blocks: int) -> str:
+    """What a trial of each costs, and all of them."""
+    each = {target.name: session.seconds_of_a_trial(target.name) for target in racing}
+    seconds = sum(each[target.name] * min(target.blocks or blocks, blocks) for target in racing)
+    trials = ", ".join(f"{name} {cost:.1f} s" for name, cost in each.items())
+    return f"about {seconds / 60:.1f} minutes in all; a trial of {trials}"
 
 
 def latency_identity(
@@ -145,9 +147,9 @@ def latency_identity(
     }
 
 
-def entrant_of(name: str, folder: Path, format: FormatName) -> Entrant:
+def target_of(name: str, folder: Path, format: FormatName) -> BenchmarkTarget:
     """An artifact as it takes turns."""
-    return Entrant(name=name, folder=folder, format=format, on_gpu=FORMATS[format].device(folder) == "cuda")
+    return BenchmarkTarget(name=name, folder=folder, format=format, on_gpu=FORMATS[format].device(folder) == "cuda")
 
 
 def kept_session(folder: Path) -> Session | None:
@@ -171,22 +173,24 @@ def objection(folder: Path, enough: StoppingRule) -> str:
 
 
 def is_invalid(session: Session) -> bool:
-    """Whether the baseline or the last arm has no figures, for a reason that may have passed."""
+    """Whether the baseline or the last variant has no figures, for a reason that may have passed."""
     found = latency_measurements(session)
-    return any(one.invalid for arm in (session.arms[0], session.arms[-1]) for one in found[arm])
+    return any(one.invalid for variant in (session.variants[0], session.variants[-1]) for one in found[variant])
 
 
 def seconds_of_a_block(session: Session) -> float:
     """What one more block costs once the stages between have had theirs."""
-    return sum(session.seconds_of_a_turn(arm) for arm in dict.fromkeys((session.arms[0], session.arms[-1])))
+    return sum(
+        session.seconds_of_a_trial(variant) for variant in dict.fromkeys((session.variants[0], session.variants[-1]))
+    )
 
 
 def _begin(scratch: Path | None, fresh: Session) -> Session:
-    """What an interrupted measurement of the same arms by the same protocol left, or a session without a turn."""
+    """What an interrupted measurement of the same variants by the same protocol left, or a session without a trial."""
     file = None if scratch is None else scratch / LATENCY_FILE
     if file is not None and file.is_file():
         left = read_session(file).model_copy(update={"planned": fresh.planned, "stopped": ""})
-        if left.model_copy(update={"turns": ()}) == fresh:
+        if left.model_copy(update={"trials": ()}) == fresh:
             return left
     return fresh
 

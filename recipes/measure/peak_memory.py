@@ -25,10 +25,10 @@ def main() -> None:
     """Print the answer for the arguments given."""
     folder, format, prompt, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     model = opener_of(OPENER)(folder, cast(FormatName, format), threads=threads)
-    arm = model.decoding(np.ones((1, prompt), dtype=np.int64), DECODED + 1)
-    arm.prefill()
+    variant = model.decoding(np.ones((1, prompt), dtype=np.int64), DECODED + 1)
+    variant.prefill()
     for _ in range(DECODED):
-        arm.decode()
+        variant.decode()
     print(json.dumps({"peak_memory": peak_memory()}))
 
 

@@ -30,15 +30,15 @@ from evaluation.quality import (
     TokenScores,
     Windows,
     describe_noise,
-    hardest,
     noise_measurements,
     noised,
     quality_measurements,
     score,
+    worst_tokens,
 )
 from evaluation.quality.classification import ask_labeled
 from evaluation.quality.generation import ask_generation
-from evaluation.quality.per_example import Items, item_measurements
+from evaluation.quality.per_example import PerExample, item_measurements
 from evaluation.quality.token_metrics import problem_of
 from recipes.config.evaluations import GenerationConfig, LabeledConfig, TaskConfig
 from recipes.config.recipe import EvaluateConfig
@@ -113,7 +113,7 @@ def measure_quality(
         exam.ask(named).save(out / f"{ITEMS}{named.name}.npz")
     folder = None if baseline is None else baseline.scores.parent
     if folder is not None:
-        exam.tell_hardest(folder)
+        exam.tell_worst_tokens(folder)
     return figures_of(out, folder, seed=seed, methods=methods)
 
 
@@ -142,8 +142,8 @@ def figures_of(
     for file in sorted(folder.glob(f"{ITEMS}*.npz")):
         name = file.stem.removeprefix(ITEMS)
         held = None if baseline is None else baseline / file.name
-        against = Items.load(held) if held is not None and held.is_file() else None
-        asked = item_measurements(name, Items.load(file), against, method=told[name], seed=seed)
+        against = PerExample.load(held) if held is not None and held.is_file() else None
+        asked = item_measurements(name, PerExample.load(file), against, method=told[name], seed=seed)
         found += [one.model_copy(update={"invalid": one.invalid or problem}) for one in asked]
     return found
 
@@ -216,9 +216,9 @@ class _Exam:
         check_ids(windows.ids_WT, self.tokenizer, self.vocabulary)
         return windows
 
-    def tell_hardest(self, baseline: Path) -> None:
+    def tell_worst_tokens(self, baseline: Path) -> None:
         """Write down what lost most."""
-        found = hardest(
+        found = worst_tokens(
             _scores(self.out, CLEAN),
             _scores(baseline, CLEAN),
             self._windows(CLEAN),
@@ -226,7 +226,7 @@ class _Exam:
         )
         (self.out / ERRORS).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
 
-    def ask(self, named: TaskConfig | LabeledConfig | GenerationConfig) -> Items:
+    def ask(self, named: TaskConfig | LabeledConfig | GenerationConfig) -> PerExample:
         """Ask a named evaluation."""
         try:
             if isinstance(named, TaskConfig):
@@ -237,7 +237,7 @@ class _Exam:
         except ValueError as error:
             raise MeasureError(f"{named.name}: {error}") from error
 
-    def _ask_task(self, named: TaskConfig) -> Items:
+    def _ask_task(self, named: TaskConfig) -> PerExample:
         from recipes.measure.harness_tasks import ask_task, open_task
 
         total = len(open_task(named, seed=self.seed))
@@ -254,7 +254,7 @@ class _Exam:
                 on_item=task.advance,
             )
 
-    def _ask_labeled(self, named: LabeledConfig) -> Items:
+    def _ask_labeled(self, named: LabeledConfig) -> PerExample:
         prompts, labels = read_labeled(named, seed=self.seed)
         with self.progress.task(f"{self.label}: {named.name}", total=len(prompts)) as task:
             return ask_labeled(
@@ -269,7 +269,7 @@ class _Exam:
                 on_item=task.advance,
             )
 
-    def _ask_generation(self, named: GenerationConfig) -> Items:
+    def _ask_generation(self, named: GenerationConfig) -> PerExample:
         prompts, references = read_generation(named, seed=self.seed)
         with self.progress.task(f"{self.label}: {named.name}", total=len(prompts)) as task:
             return ask_generation(

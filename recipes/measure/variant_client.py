@@ -1,10 +1,10 @@
-"""An arm's process under way: opened, then asked for one piece after another, so that arms can alternate.
+"""A variant's process under way: opened, then asked for one piece after another, so that variants can alternate.
 
     parent                        child (`variant_process.py`)
     order, a line of JSON   ->    opens the model, runs the first prompt
                             <-    an empty line: ready
     an empty line           ->    takes a piece
-                            <-    an empty line; after the last piece the `Turn`, a line of JSON
+                            <-    an empty line; after the last piece the `Trial`, a line of JSON
 
 A child whose parent is gone reads the end of its stdin and ends.
 """
@@ -21,24 +21,24 @@ from tempfile import TemporaryFile
 import numpy as np
 from pydantic import ValidationError
 
-from evaluation.latency import Turn
-from recipes.measure.variant_process import Order, pieces
+from evaluation.latency import Trial
+from recipes.measure.variant_process import TrialRequest, pieces
 from recipes.runs.processes import environment, python_module
 
 PATIENCE = 1800.0
 """Seconds that one piece may take."""
 BREATH = 0.01
-"""Seconds between two arms, in which the threads of the one before stop waiting for more."""
+"""Seconds between two variants, in which the threads of the one before stop waiting for more."""
 COMMAND = python_module("recipes.measure.variant_process")
 
 
 class Running:
-    """One arm's process; what goes wrong with it is its turn's `error`."""
+    """One variant's process; what goes wrong with it is its turn's `error`."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: TrialRequest) -> None:
         """Start it and wait until it is open."""
         self.order, self.started = order, datetime.now(UTC)
-        self._turn: Turn | None = None
+        self._trial: Trial | None = None
         self._problem, self._seconds, self._read = "", 0.0, b""
         self._log = TemporaryFile()  # noqa: SIM115 (closed by `close`)
         self._process = subprocess.Popen(
@@ -53,15 +53,17 @@ class Running:
 
     def go_on(self) -> None:
         """Let it take its next piece, and wait until it has; nothing where it has ended."""
-        if self._turn is None and not self._problem:
+        if self._trial is None and not self._problem:
             self._ask("")
 
-    def turn(self, *, sliced: bool) -> Turn:
+    def trial(self, *, sliced: bool) -> Trial:
         """What came of it."""
-        if self._turn is not None and not self._problem:
-            return self._turn.model_copy(update={"wall_seconds": self._seconds, "sliced": sliced})
+        if self._trial is not None and not self._problem:
+            return self._trial.model_copy(update={"wall_seconds": self._seconds, "sliced": sliced})
         order, problem = self.order, self._problem or "it ended before all was timed"
-        return Turn(arm=order.arm, block=order.block, place=order.place, started=self.started, process=0, error=problem)
+        return Trial(
+            variant=order.variant, block=order.block, place=order.place, started=self.started, process=0, error=problem
+        )
 
     def close(self) -> None:
         """End the process, whatever it does."""
@@ -81,13 +83,13 @@ class Running:
             self._process.stdin.write(line.encode() + b"\n")
             answer = self._line()
             if answer:
-                self._turn = Turn.model_validate_json(answer)
+                self._trial = Trial.model_validate_json(answer)
         except TimeoutError:
             self._problem = f"no answer in {PATIENCE:.0f} s"
         except (BrokenPipeError, EOFError):
             self._problem = self._last_words()
         except ValidationError as error:
-            self._problem = f"expected a turn as JSON from its process, got something else ({type(error).__name__})"
+            self._problem = f"expected a trial as JSON from its process, got something else ({type(error).__name__})"
         self._seconds += time.monotonic() - begun
 
     def _line(self) -> bytes:
@@ -120,33 +122,35 @@ class Running:
         return said
 
 
-def run_together(orders: Sequence[Order], random: np.random.Generator) -> list[Turn]:
+def run_together(requests: Sequence[TrialRequest], random: np.random.Generator) -> list[Trial]:
     """Every order in a process of its own; all are open at once, and take their pieces in turn, in random order."""
     running: list[Running] = []
     try:
-        for order in orders:
+        for order in requests:
             time.sleep(order.protocol.settle)
             running.append(Running(order))
-        for _ in range(pieces(orders[0])):
+        for _ in range(pieces(requests[0])):
             for index in random.permutation(len(running)):
                 time.sleep(BREATH)
                 running[index].go_on()
-        return _shared([one.turn(sliced=len(orders) > 1) for one in running])
+        return _shared([one.trial(sliced=len(requests) > 1) for one in running])
     finally:
         for one in running:
             one.close()
 
 
-def _shared(turns: list[Turn]) -> list[Turn]:
+def _shared(trials: list[Trial]) -> list[Trial]:
     """What the kernel counted meanwhile is about all of them together, and so is what they used themselves."""
-    own = sum(turn.timed.own for turn in turns if turn.timed is not None)
+    own = sum(trial.timed.own for trial in trials if trial.timed is not None)
     return [
-        turn if turn.timed is None else turn.model_copy(update={"timed": turn.timed.model_copy(update={"own": own})})
-        for turn in turns
+        trial
+        if trial.timed is None
+        else trial.model_copy(update={"timed": trial.timed.model_copy(update={"own": own})})
+        for trial in trials
     ]
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The same for every arm; the packages are found where this process found them."""
+    """The same for every variant; the packages are found where this process found them."""
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return environment(**counts, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")

@@ -1,13 +1,13 @@
-"""One arm's turn in one block, in a process of its own: its own memory, threads, libraries and cold start.
+"""One variant's trial in one block, in a process of its own: its own memory, threads, libraries and cold start.
 
-    python -m recipes.measure.variant_process   an `Order` as JSON from stdin, a `Turn` as the last line of stdout
+    python -m recipes.measure.variant_process   a `TrialRequest` as JSON from stdin, a `Trial` as stdout's last line
 
-    pin to the processors -> open the model -> first prompt -> every cell, in pieces -> memory -> one line of JSON
+    pin to the processors -> open the model -> first prompt -> every workload, in pieces -> memory -> one line of JSON
 
-Before each piece it waits to be asked (`variant_client.py`), so that other arms can have their slices in between.
+Before each piece it waits to be asked (`variant_client.py`), so that other variants can have their slices in between.
 
-What libraries print goes to stderr. An arm that cannot be opened or computes no numbers ends with its reason on stderr
-and exit code 1; the parent keeps the last line.
+What libraries print goes to stderr. A variant that cannot be opened or computes no numbers ends with its reason on
+stderr and exit code 1; the parent keeps the last line.
 """
 
 import os
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.stage import FormatName
-from evaluation.latency import Cell, CellTimer, CellTimes, Counters, Protocol, Turn, pieces_of
+from evaluation.latency import Counters, Protocol, Trial, Workload, WorkloadTimer, WorkloadTimes, pieces_of
 from evaluation.latency.timing import timed
 from evaluation.measurement import Value
 from recipes.formats import OPENER, opener_of
@@ -31,25 +31,25 @@ from recipes.measure.peak_memory import peak_memory
 MEBIBYTE = 2**20
 
 
-class Order(Value):
+class TrialRequest(Value):
     """What a process is to do."""
 
-    arm: str
+    variant: str
     folder: Path
     format: FormatName
     on_gpu: bool = False
     opener: str = OPENER
     block: int
     place: int
-    cells: tuple[Cell, ...]
-    """The protocol's cells in the order of this block."""
+    workloads: tuple[Workload, ...]
+    """The protocol's workloads in the order of this block."""
     protocol: Protocol
     ids: tuple[int, ...]
-    """Token ids, as many as the largest cell needs."""
+    """Token ids, as many as the largest workload needs."""
 
 
 def main() -> None:
-    """Take the turn that stdin orders."""
+    """Take the trial that stdin requests."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -60,25 +60,25 @@ def main() -> None:
         if not sys.stdin.readline():
             sys.exit("nobody asks for more")
 
-    order = Order.model_validate_json(sys.stdin.readline())
+    order = TrialRequest.model_validate_json(sys.stdin.readline())
     try:
-        turn = take_turn(order, wait)
-    except Exception as error:  # whatever an arm's library raises is that arm's result
+        trial = take_trial(order, wait)
+    except Exception as error:  # whatever a variant's library raises is that variant's result
         sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
-    answers.write(turn.model_dump_json() + "\n")
+    answers.write(trial.model_dump_json() + "\n")
     answers.flush()
 
 
-def pieces(order: Order) -> int:
-    """How often a turn waits to be asked to go on."""
-    return sum(pieces_of(cell, order.protocol.prefills) for cell in order.cells)
+def pieces(order: TrialRequest) -> int:
+    """How often a trial waits to be asked to go on."""
+    return sum(pieces_of(workload, order.protocol.prefills) for workload in order.workloads)
 
 
-def take_turn(order: Order, wait: Callable[[], None]) -> Turn:
-    """Open, run the first prompt, then every cell in pieces.
+def take_trial(order: TrialRequest, wait: Callable[[], None]) -> Trial:
+    """Open, run the first prompt, then every workload in pieces.
 
     Args:
-        wait: called before every piece; returns when it is this arm's turn again.
+        wait: called before every piece; returns when it is this variant's trial again.
 
     Raises:
         ValueError: what was computed is no number.
@@ -88,13 +88,13 @@ def take_turn(order: Order, wait: Callable[[], None]) -> Turn:
     before_gpu = _gpu_memory() if order.on_gpu else None
     started, begun = datetime.now(UTC), Counters.now()
     model, open_seconds = _open(order)
-    first = order.protocol.cells[0]
+    first = order.protocol.workloads[0]
     first_run = timed(model.decoding(_prompts(order.ids, first), first.tokens).prefill, 1)[0]
     opening, moments = Counters.now().since(begun), list[Counters]()
-    cells = tuple(_time(model, cell, order, wait, moments) for cell in order.cells)
+    workloads = tuple(_time(model, workload, order, wait, moments) for workload in order.workloads)
     after_gpu = _gpu_memory() if order.on_gpu else None
-    return Turn(
-        arm=order.arm,
+    return Trial(
+        variant=order.variant,
         block=order.block,
         place=order.place,
         started=started,
@@ -102,7 +102,7 @@ def take_turn(order: Order, wait: Callable[[], None]) -> Turn:
         runtime=model.runtime,
         open_seconds=open_seconds,
         first_run=first_run,
-        cells=cells,
+        workloads=workloads,
         opening=opening,
         timed=moments[-1].since(moments[0]),
         peak_memory=peak_memory(),
@@ -110,30 +110,32 @@ def take_turn(order: Order, wait: Callable[[], None]) -> Turn:
     )
 
 
-def _open(order: Order) -> tuple[LoadedModel, float]:
+def _open(order: TrialRequest) -> tuple[LoadedModel, float]:
     begun = time.perf_counter()
     model = opener_of(order.opener)(order.folder, order.format, threads=order.protocol.threads)
     return model, time.perf_counter() - begun
 
 
-def _time(model: LoadedModel, cell: Cell, order: Order, wait: Callable[[], None], moments: list[Counters]) -> CellTimes:
+def _time(
+    model: LoadedModel, workload: Workload, order: TrialRequest, wait: Callable[[], None], moments: list[Counters]
+) -> WorkloadTimes:
     prefills = order.protocol.prefills
-    arm = model.decoding(_prompts(order.ids, cell), cell.tokens)
-    timer = CellTimer(arm=arm, cell=cell, prefills=prefills)
-    for _ in range(pieces_of(cell, prefills)):
+    variant = model.decoding(_prompts(order.ids, workload), workload.tokens)
+    timer = WorkloadTimer(variant=variant, workload=workload, prefills=prefills)
+    for _ in range(pieces_of(workload, prefills)):
         wait()
         moments.append(Counters.now())
         timer.go_on()
     moments.append(Counters.now())
-    problem = arm.problem()
+    problem = variant.problem()
     if problem:
         raise ValueError(problem)
     return timer.times()
 
 
-def _prompts(ids: tuple[int, ...], cell: Cell) -> Ids:
-    """A cell's rows (B, T), each another piece of the ids."""
-    return np.array(ids[: cell.batch * cell.prompt], dtype=np.int64).reshape(cell.batch, cell.prompt)
+def _prompts(ids: tuple[int, ...], workload: Workload) -> Ids:
+    """A workload's rows (B, T), each another piece of the ids."""
+    return np.array(ids[: workload.batch * workload.prompt], dtype=np.int64).reshape(workload.batch, workload.prompt)
 
 
 def _gpu_memory() -> int | None:

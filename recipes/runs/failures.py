@@ -19,7 +19,7 @@ from compress.errors import DemitasseError
 
 BAD_INPUT, INVALID, INTERRUPTED, TERMINATED = 2, 4, 130, 143
 GOES_ON = "what is finished is kept: run the same command again and it goes on from there"
-WAYS_OUT: dict[int, str] = {
+ERROR_HINTS: dict[int, str] = {
     errno.ENOSPC: "the disk is full; free some space, or name another folder with --out",
     errno.EDQUOT: "the disk quota is used up; free some space, or name another folder with --out",
     errno.EROFS: "the file system is read-only; name another folder with --out",
@@ -27,7 +27,7 @@ WAYS_OUT: dict[int, str] = {
     errno.ENOENT: "no such file or folder",
 }
 
-SIGNS: dict[str, int] = {
+ERROR_PATTERNS: dict[str, int] = {
     "No space left on device": errno.ENOSPC,
     "code: 28": errno.ENOSPC,
     "PytorchStreamWriter failed writing file": errno.ENOSPC,
@@ -80,9 +80,9 @@ def of_the_system(error: BaseException) -> str:
     if NO_TEMPORARY in str(error):
         return "no folder for temporary files can be written; name one that can be in the environment variable TMPDIR"
     if isinstance(error, OSError):
-        reason = WAYS_OUT.get(error.errno or 0, error.strerror or str(error))
+        reason = ERROR_HINTS.get(error.errno or 0, error.strerror or str(error))
         return f"{error.filename}: {reason}" if error.filename is not None else reason
-    return next((WAYS_OUT[number] for sign, number in SIGNS.items() if sign in str(error)), "")
+    return next((ERROR_HINTS[number] for sign, number in ERROR_PATTERNS.items() if sign in str(error)), "")
 
 
 @contextmanager

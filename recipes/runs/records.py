@@ -1,6 +1,6 @@
 """A result as it lies in the store, and the note of a run: how they are written, and the one place where they are read.
 
-    prune-3f9a2c41d07be588/artifact.json   sealed: key, identity, sha256 and size of each file, facts
+    prune-3f9a2c41d07be588/artifact.json   sealed: key, identity, sha256 and size of each file, metadata
     prune-3f9a2c41d07be588/files/...       what the stage left
     .runs/8c1f0e2a9b7d4456.json            sealed: a run folder, and the results that its report is about
 
@@ -26,7 +26,7 @@ CARD = "README.md"
 """The one file that may be added to a result, and changed: what people read about it, which nothing computes with."""
 SHORT = 16
 """Digits of a key that stand in the name of its folder."""
-_ENTRIES = {"format", "key", "kind", "identity", "files", "facts", "seconds"}
+_ENTRIES = {"format", "key", "kind", "identity", "files", "metadata", "seconds"}
 
 
 class StoreError(DemitasseError):
@@ -49,7 +49,7 @@ class Artifact:
     """The folder in the store; `files` is what the stage left."""
     identity: dict[str, Any]
     """Everything that it depends on; the key is its digest."""
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     entries: dict[str, dict[str, Any]]
     """Path inside `files` -> its sha256 and its size in bytes."""
     seconds: float
@@ -96,7 +96,7 @@ def read_artifact(folder: Path, *, reused: bool = True) -> Artifact:
         kind=record["kind"],
         folder=folder,
         identity=record["identity"],
-        facts=record["facts"],
+        metadata=record["metadata"],
         entries=record["files"],
         seconds=record["seconds"],
         reused=reused,
@@ -176,7 +176,7 @@ def _plain_files(folder: Path) -> set[str]:
 
 
 def write_record(
-    folder: Path, *, kind: str, key: str, identity: Mapping[str, Any], facts: Mapping[str, Any], seconds: float
+    folder: Path, *, kind: str, key: str, identity: Mapping[str, Any], metadata: Mapping[str, Any], seconds: float
 ) -> None:
     """Hash the files of a new result, force all of it onto the disk, and write its record last.
 
@@ -189,7 +189,7 @@ def write_record(
         "kind": kind,
         "identity": dict(identity),
         "files": _hash_and_flush(folder / "files"),
-        "facts": facts,
+        "metadata": metadata,
         "seconds": round(seconds, 3),
     }
     _write(folder / RECORD, sealed(record))

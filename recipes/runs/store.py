@@ -18,6 +18,7 @@ Where a file system has no locks, a file that says so takes their place (fileloc
 a file system whose locks do not reach from one to the other.
 """
 
+import importlib.metadata
 import os
 import shutil
 import socket
@@ -26,7 +27,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ PRUNING, READING = "prune.lock", "process-"
 _WAIT = 0.2
 
 Make = Callable[[Path, Path], dict[str, Any]]
-"""(empty folder to fill, scratch folder that outlives a kill) -> facts."""
+"""(empty folder to fill, scratch folder that outlives a kill) -> metadata."""
 Waiting = Callable[[str], AbstractContextManager[Any]]
 """Process of another run ("1234 on HOST", or "") -> what is shown while it is waited for."""
 
@@ -67,8 +67,8 @@ def versions(libraries: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     for library in sorted(libraries):
         try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
             found[library] = "absent"
     return found
 
@@ -176,9 +176,9 @@ class Store:
         scratch.mkdir(exist_ok=True)
         start = time.monotonic()
         try:
-            facts = make(new / "files", scratch)
+            metadata = make(new / "files", scratch)
             seconds = time.monotonic() - start
-            write_record(new, kind=kind, key=key, identity=identity, facts=facts, seconds=seconds)
+            write_record(new, kind=kind, key=key, identity=identity, metadata=metadata, seconds=seconds)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             if not any(scratch.iterdir()):  # nothing to go on from

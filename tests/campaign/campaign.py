@@ -1,4 +1,5 @@
-"""A kind of attempts, drawn by a seed, carried out side by side, counted; what fails is shrunk and saved for a replay.
+"""A kind of attempts, drawn by a seed, carried out side by side, counted; what fails is shrunk and saved for a
+run_self_test.
 
     draw(Random(seed/kind/number)) -> case (plain JSON)        attempt(case, empty folder) -> findings
 
@@ -161,8 +162,8 @@ def _save(out: Path, kind: Kind, seed: int, number: int, case: Case, findings: l
     return file
 
 
-def replay(kind: Kind, file: Path, place: Path) -> list[Finding]:
+def run_self_test(kind: Kind, file: Path, place: Path) -> list[Finding]:
     """Carry out a saved case."""
     case: Case = json.loads(file.read_text(encoding="utf-8"))["case"]
     kind.prepare(emptied(place / "given"))
-    return kind.attempt(case, emptied(place / "attempts" / "replay"))
+    return kind.attempt(case, emptied(place / "attempts" / "self_test"))

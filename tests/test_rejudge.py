@@ -12,7 +12,7 @@ from compress.digests import digest_of
 from evaluation.gate import Limit
 from recipes.config.loader import load_gates
 from recipes.engine.compare import CompareError, compare_runs
-from recipes.engine.rejudge import ChangedError, JudgingError, judge_run
+from recipes.engine.rejudge import ChangedError, RejudgeError, judge_run
 from recipes.runs.records import RECORD, IntegrityError
 from recipes.runs.report_file import ReportError
 
@@ -105,7 +105,7 @@ def test_a_report_with_another_figure_is_told_of(run: Path) -> None:
 
 def test_missing_samples_and_missing_reports_are_refused(run: Path, tmp_path: Path) -> None:
     stored(run, "latency").rename(run / "elsewhere")
-    with pytest.raises(JudgingError, match="expected the raw latency samples of 'baseline', got nothing"):
+    with pytest.raises(RejudgeError, match="expected the raw latency samples of 'baseline', got nothing"):
         judge_run(run)
     with pytest.raises(ReportError, match="cannot be read"):
         judge_run(tmp_path)
@@ -121,7 +121,7 @@ def test_a_figure_without_raw_samples_is_invalid(run: Path) -> None:
 
 def test_a_report_that_names_no_samples_or_anothers_is_refused(run: Path) -> None:
     edit_report(run, lambda report: report["rows"][-1]["samples"].pop("quality"))
-    with pytest.raises(JudgingError, match="expected the raw quality samples of 'export', got nothing"):
+    with pytest.raises(RejudgeError, match="expected the raw quality samples of 'export', got nothing"):
         judge_run(run)
     edit_report(run, lambda report: report["rows"][-1].update(samples=report["rows"][0]["samples"]))
     with pytest.raises(IntegrityError, match="holds samples of another artifact than 'export'"):

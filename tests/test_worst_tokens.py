@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evaluation.quality import TokenScores, Windows, hardest, score, windows_of
+from evaluation.quality import TokenScores, Windows, score, windows_of, worst_tokens
 
 V = 50
 
@@ -31,7 +31,7 @@ def test_the_worst_token_stands_first_with_its_text() -> None:
     nll = baseline.nll.copy()
     nll[123] += 5
     nll[7] += 3
-    found = hardest(replace(baseline, nll=nll), baseline, windows, decode)
+    found = worst_tokens(replace(baseline, nll=nll), baseline, windows, decode)
     first, second = found["tokens"]
     assert first["loss"] == pytest.approx(5)
     assert second["loss"] == pytest.approx(3)
@@ -47,7 +47,7 @@ def test_a_token_that_lost_everywhere_leads_the_vocabulary() -> None:
     windows, baseline = case()
     token_N = windows.ids_WT[baseline.window, windows.position_N()]
     worst = int(np.bincount(token_N).argmax())
-    (found,) = hardest(replace(baseline, nll=baseline.nll + (token_N == worst)), baseline, windows, decode)[
+    (found,) = worst_tokens(replace(baseline, nll=baseline.nll + (token_N == worst)), baseline, windows, decode)[
         "vocabulary"
     ]
     assert (found["id"], found["count"]) == (worst, int((token_N == worst).sum()))
@@ -57,7 +57,7 @@ def test_a_token_that_lost_everywhere_leads_the_vocabulary() -> None:
 def test_positions_and_documents_average_to_the_whole() -> None:
     windows, baseline = case()
     scores = replace(baseline, nll=baseline.nll + np.random.default_rng(1).normal(0.2, 0.1, len(baseline.nll)))
-    found = hardest(scores, baseline, windows, decode, count=99)
+    found = worst_tokens(scores, baseline, windows, decode, count=99)
     for name in ("positions", "documents"):
         assert sum(one["count"] for one in found[name]) == found["scored"] == windows.tokens
         mean = sum(one["count"] * one["loss"] for one in found[name]) / found["scored"]
@@ -72,19 +72,19 @@ def test_positions_and_documents_average_to_the_whole() -> None:
 def test_windows_stand_for_documents_where_those_are_few() -> None:
     windows, baseline = case(documents=1)
     nll = baseline.nll + (baseline.window == 2)
-    (found,) = hardest(replace(baseline, nll=nll), baseline, windows, decode)["documents"]
+    (found,) = worst_tokens(replace(baseline, nll=nll), baseline, windows, decode)["documents"]
     assert (found["document"], found["window"]) == (0, 2)
     assert found["opening"] == decode(windows.ids_WT[2].tolist())
 
 
 def test_lists_are_short() -> None:
     windows, baseline = case(documents=30)
-    found = hardest(replace(baseline, nll=baseline.nll + 0.5), baseline, windows, decode)
+    found = worst_tokens(replace(baseline, nll=baseline.nll + 0.5), baseline, windows, decode)
     assert {len(found[name]) for name in ("tokens", "vocabulary", "documents")} == {12}
 
 
 def test_nothing_is_said_of_what_cannot_be_measured() -> None:
     windows, baseline = case()
-    assert hardest(replace(baseline, nll=np.full_like(baseline.nll, np.nan)), baseline, windows, decode) == {}
+    assert worst_tokens(replace(baseline, nll=np.full_like(baseline.nll, np.nan)), baseline, windows, decode) == {}
     with pytest.raises(ValueError, match="of these windows"):
-        hardest(baseline, baseline, windows_of([np.arange(30)], length=8), decode)
+        worst_tokens(baseline, baseline, windows_of([np.arange(30)], length=8), decode)

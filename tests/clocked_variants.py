@@ -1,8 +1,9 @@
 """Contenders that do what a file tells them, in processes of their own: known durations, and ways to fail; and a real
 checkpoint that fails.
 
-arm.json in the folder: {"prefill": seconds, "decode": seconds, "fails": "raise" | "killed" | "nan", "fails_from": n},
-where the n-th opening is the first that fails; every opening is noted in opened.txt with its process and its threads.
+variant.json in the folder: {"prefill": seconds, "decode": seconds, "fails": "raise" | "killed" | "nan", "fails_from":
+n}, where the n-th opening is the first that fails; every opening is noted in opened.txt with its process and its
+threads.
 """
 
 import json
@@ -17,22 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.overhead import Clocked, wait
-from evaluation.latency import Arm
+from evaluation.latency import Variant
 from recipes.formats.base import NOT_NUMBERS
 
-OPENER = "clocked_arms:open_arm"
+OPENER = "clocked_variants:open_variant"
 
 
 class Failing(Clocked):
     """A contender whose logits are not numbers."""
 
-    def decoding(self, ids_BT: NDArray[np.int64], tokens: int) -> Arm:
-        return Arm(prefill=lambda: wait(0), decode=lambda: wait(0), problem=lambda: NOT_NUMBERS)
+    def decoding(self, ids_BT: NDArray[np.int64], tokens: int) -> Variant:
+        return Variant(prefill=lambda: wait(0), decode=lambda: wait(0), problem=lambda: NOT_NUMBERS)
 
 
-def open_arm(folder: Path, format: str, threads: int) -> Clocked:
-    """Open what arm.json describes, and note that it was opened."""
-    told: dict[str, Any] = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
+def open_variant(folder: Path, format: str, threads: int) -> Clocked:
+    """Open what variant.json describes, and note that it was opened."""
+    told: dict[str, Any] = json.loads((folder / "variant.json").read_text(encoding="utf-8"))
     opened = folder / "opened.txt"
     with opened.open("a", encoding="utf-8") as stream:
         stream.write(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}\n")
@@ -45,14 +46,14 @@ def open_arm(folder: Path, format: str, threads: int) -> Clocked:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "nan":
                 return Failing(0, 0)
-    print("chatter on stdout that is no answer")
+    print("library_output on stdout that is no answer")
     return Clocked(told.get("prefill", 0.0004), told.get("decode", 0.0002))
 
 
-def make_arm(folder: Path, **told: Any) -> Path:
+def make_variant(folder: Path, **told: Any) -> Path:
     """A folder with such a contender."""
     folder.mkdir()
-    (folder / "arm.json").write_text(json.dumps(told), encoding="utf-8")
+    (folder / "variant.json").write_text(json.dumps(told), encoding="utf-8")
     return folder
 
 

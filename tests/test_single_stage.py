@@ -8,7 +8,7 @@ import pytest
 from conftest import Demitasse
 
 from compress import StageConfig, StageError, StageInput
-from compress.stage import Facts, Stage
+from compress.stage import Stage, StageMetadata
 from recipes.cli.options import OptionError, build
 from recipes.cli.stage import text_source
 from recipes.config.recipe import EvaluateConfig
@@ -100,7 +100,7 @@ def failing() -> tuple[Stage[Knobs], list[str]]:
     """A stage that fails at its first try, and the names of what each try found in its scratch folder."""
     found: list[str] = []
 
-    def run(config: Knobs, given: StageInput) -> Facts:
+    def run(config: Knobs, given: StageInput) -> StageMetadata:
         found.append(" ".join(sorted(item.name for item in given.scratch.iterdir())))
         assert list(given.out.iterdir()) == []
         (given.scratch / "step-10").touch()
@@ -137,7 +137,7 @@ def test_failed_verb_leaves_no_result_and_goes_on_only_with_the_same_order(
 def test_two_verbs_cannot_write_one_folder(tmp_path: Path) -> None:
     from compress import Silent
 
-    def run(config: Knobs, given: StageInput) -> Facts:
+    def run(config: Knobs, given: StageInput) -> StageMetadata:
         with pytest.raises(RequestError, match="another process is writing here"):
             run_stage(request, Silent())
         return {}

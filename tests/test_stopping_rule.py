@@ -116,8 +116,8 @@ def rule(limit: float, most: int = 15, **gates: Limit) -> StoppingRule:
 
 
 def first(session: Session, blocks: int, **changes: object) -> Session:
-    turns = tuple(turn for turn in session.turns if turn.block < blocks)
-    return session.model_copy(update={"turns": turns, **changes})
+    trials = tuple(trial for trial in session.trials if trial.block < blocks)
+    return session.model_copy(update={"trials": trials, **changes})
 
 
 def stops_after(session: Session, enough: StoppingRule) -> tuple[int, str]:
@@ -150,19 +150,19 @@ def test_gates_that_blocks_do_not_decide_stop_nothing() -> None:
     assert stops_after(session, rule(1 / 3, perplexity=Limit(max_ratio=1.0)))[0] == 4
 
 
-def test_an_arm_that_died_is_not_waited_for_and_a_busy_machine_is() -> None:
+def test_a_variant_that_died_is_not_waited_for_and_a_busy_machine_is() -> None:
     session = session_of(0.2, blocks=15)
     four = first(session, 4)
     assert rule(1 / 3).reason(four) != ""
-    dead = [turn.model_copy(update={"error": "killed"} if turn.arm == "export" else {}) for turn in four.turns]
-    assert "export did not run" in rule(1 / 3).reason(four.model_copy(update={"turns": tuple(dead)}))
+    dead = [trial.model_copy(update={"error": "killed"} if trial.variant == "export" else {}) for trial in four.trials]
+    assert "export did not run" in rule(1 / 3).reason(four.model_copy(update={"trials": tuple(dead)}))
     loud = Reading(seconds=1, cpus=1, own=0.1, busy=0.9)
-    busy = [turn.model_copy(update={"timed": loud} if turn.block > 0 else {}) for turn in four.turns]
-    assert rule(1 / 3).reason(four.model_copy(update={"turns": tuple(busy)})) == ""
+    busy = [trial.model_copy(update={"timed": loud} if trial.block > 0 else {}) for trial in four.trials]
+    assert rule(1 / 3).reason(four.model_copy(update={"trials": tuple(busy)})) == ""
 
 
 def test_stopping_early_is_seldom_wrong_on_the_limit() -> None:
-    """Two equal arms against a limit of 1, over all looks: a wrong PASS in at most 5 % of the sessions."""
+    """Two equal variants against a limit of 1, over all looks: a wrong PASS in at most 5 % of the sessions."""
     passed = 0
     sessions = 40
     for seed in range(sessions):

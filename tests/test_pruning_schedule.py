@@ -23,7 +23,7 @@ from compress.stage import Silent
 from compress.training.loop import Schedule, fit
 from compress.training.objective import Objective
 from compress.training.pruning_schedule import GradualConfig, Ramp
-from compress.training.sparsity_masks import FILE, Zeros, smallest
+from compress.training.sparsity_masks import FILE, SparsityMasks, smallest
 from compress.training.stage import run as train
 
 KNOBS: dict[str, Any] = {
@@ -95,7 +95,7 @@ def test_after_every_dropping_the_counts_are_exact_and_no_zero_comes_back(
     family: str, scope: Any, request: pytest.FixtureRequest
 ) -> None:
     model = load_model(request.getfixturevalue(family)).train()
-    optimizer, zeros, amount = adamw(model), Zeros(model), Amount(sparsity=0.6, scope=scope)
+    optimizer, zeros, amount = adamw(model), SparsityMasks(model), Amount(sparsity=0.6, scope=scope)
     earlier = [zeros_of(linear) for linear in zeros.linears]
     for share in (0.11, 0.35, 0.501, 0.6):
         train_step(model, optimizer)
@@ -115,7 +115,7 @@ def test_after_every_dropping_the_counts_are_exact_and_no_zero_comes_back(
 def test_the_smallest_weights_are_dropped(gpt2: Path) -> None:
     model = load_model(gpt2)
     before = [linear.weight_OI().clone() for linear in block_linears(model)]
-    zeros = Zeros(model)
+    zeros = SparsityMasks(model)
     zeros.drop(Amount(sparsity=0.5), 0.3, adamw(model))
     for old_OI, linear in zip(before, zeros.linears, strict=True):
         zero_OI = zeros_of(linear)
@@ -130,7 +130,7 @@ def test_a_pattern_is_reached_by_dropping_the_smallest_of_what_it_drops(
 ) -> None:
     """GPT-2 stores [in, out]: a pattern along the wrong axis would fail here."""
     model = load_model(request.getfixturevalue(family)).train()
-    optimizer, zeros, amount = adamw(model), Zeros(model), Amount(pattern=(2, 4))
+    optimizer, zeros, amount = adamw(model), SparsityMasks(model), Amount(pattern=(2, 4))
     for share in (0.1, 0.4, 0.5):
         train_step(model, optimizer)
         zeros.drop(amount, share, optimizer)
@@ -151,7 +151,7 @@ def test_a_group_of_a_pattern_loses_its_smallest_weights_and_the_smallest_of_all
 
 def test_zeros_and_their_moments_stay_exactly_zero_under_weight_decay(gpt2: Path) -> None:
     model = load_model(gpt2).train()
-    optimizer, zeros = adamw(model), Zeros(model)
+    optimizer, zeros = adamw(model), SparsityMasks(model)
     for _ in range(2):
         train_step(model, optimizer)
     zeros.drop(Amount(sparsity=0.5), 0.5, optimizer)
@@ -205,26 +205,26 @@ def test_killed_within_the_ramp_and_resumed_it_ends_in_the_same_bits(
 ) -> None:
     config = DistillConfig(**KNOBS | {"checkpoints": 9}, prune=GradualConfig(**amount))
     whole = given(gpt2, tmp_path / "whole", short_text)
-    facts = distill(config, whole)
+    metadata = distill(config, whole)
     with pytest.raises(KilledError):
         distill(config, given(gpt2, tmp_path / "killed", short_text, progress=KillAt(killed_at)))
     masks = sorted((tmp_path / "killed" / "scratch").glob(f"checkpoint-*/{FILE}"))
     assert masks
     held = torch.cat([mask.flatten() for mask in load_file(masks[-1]).values()])
-    assert 0 < 1 - held.float().mean() <= facts["sparsity"]
+    assert 0 < 1 - held.float().mean() <= metadata["sparsity"]
     resumed = given(gpt2, tmp_path / "killed", short_text)
-    assert distill(config, resumed) == facts
+    assert distill(config, resumed) == metadata
     assert folder_digest(resumed.out) == folder_digest(whole.out)
 
 
 def test_what_was_pruned_is_counted_and_a_later_stage_keeps_it(gpt2: Path, short_text: Path, tmp_path: Path) -> None:
     pattern = given(gpt2, tmp_path / "pattern", short_text)
-    facts = distill(DistillConfig(**KNOBS, prune=GradualConfig(pattern="2:4", every=5)), pattern)
+    metadata = distill(DistillConfig(**KNOBS, prune=GradualConfig(pattern="2:4", every=5)), pattern)
     linears = list(block_linears(load_model(pattern.out)))
-    assert facts["asked"] == "2:4"
-    assert facts["sparsity"] == 0.5
-    assert facts["mask_updates"] == 3
-    assert facts["tensors"] == {f"{linear.name}.weight": {"asked": 0.5, "sparsity": 0.5} for linear in linears}
+    assert metadata["asked"] == "2:4"
+    assert metadata["sparsity"] == 0.5
+    assert metadata["mask_updates"] == 3
+    assert metadata["tensors"] == {f"{linear.name}.weight": {"asked": 0.5, "sparsity": 0.5} for linear in linears}
     later = given(pattern.out, tmp_path / "later", short_text)
     train(TrainConfig(**KNOBS, weight_decay=0.5), later)
     for old, new in zip(linears, block_linears(load_model(later.out)), strict=True):
@@ -236,8 +236,8 @@ def test_a_sparse_source_goes_on_from_where_it_is(gpt2: Path, short_text: Path, 
     first = given(gpt2, tmp_path / "first", short_text)
     train(TrainConfig(**KNOBS, prune=GradualConfig(sparsity=0.4)), first)
     second = given(first.out, tmp_path / "second", short_text)
-    facts = train(TrainConfig(**KNOBS, prune=GradualConfig(sparsity=0.6, every=1)), second)
-    assert facts["history"][0]["sparsity"] == pytest.approx(0.6 - 0.2 * (11 / 12) ** 3, abs=1e-3)
+    metadata = train(TrainConfig(**KNOBS, prune=GradualConfig(sparsity=0.6, every=1)), second)
+    assert metadata["history"][0]["sparsity"] == pytest.approx(0.6 - 0.2 * (11 / 12) ** 3, abs=1e-3)
     for old, new in zip(block_linears(load_model(first.out)), block_linears(load_model(second.out)), strict=True):
         assert bool((zeros_of(new) | ~zeros_of(old)).all()), new.name
         assert int(zeros_of(new).sum()) == round(0.6 * new.parameter.numel()), new.name
@@ -252,7 +252,7 @@ def test_a_matrix_that_is_zero_throughout_is_trained(gpt2: Path) -> None:
     linear = next(block_linears(model))
     with torch.no_grad():
         linear.parameter.zero_()
-    assert Zeros(model).share == 0.0
+    assert SparsityMasks(model).share == 0.0
 
 
 def test_a_pattern_that_does_not_fit_names_the_tensors(gpt2: Path, short_text: Path, tmp_path: Path) -> None:
@@ -282,8 +282,8 @@ def test_dense_training_has_no_masks_in_its_checkpoints_and_no_facts_of_pruning(
     gpt2: Path, short_text: Path, tmp_path: Path
 ) -> None:
     stage = given(gpt2, tmp_path, short_text)
-    facts = train(TrainConfig(**KNOBS), dataclasses.replace(stage, teacher=None))
+    metadata = train(TrainConfig(**KNOBS), dataclasses.replace(stage, teacher=None))
     assert list(stage.scratch.glob("checkpoint-*"))
     assert not list(stage.scratch.glob(f"checkpoint-*/{FILE}"))
-    assert facts.keys() == {"text_tokens", "history"}
-    assert all("sparsity" not in row for row in facts["history"])
+    assert metadata.keys() == {"text_tokens", "history"}
+    assert all("sparsity" not in row for row in metadata["history"])

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from compress import StageError
 from compress.checkpoints.loading import load_model
 from compress.distillation import teacher_cache, teacher_shards
-from compress.distillation.logit_sampling import METHODS, Kept, entropy, sampled, top_k
+from compress.distillation.logit_sampling import METHODS, SampledLogits, entropy, sampled, top_k
 from compress.distillation.teacher_cache import INDEX, StoredTeacher, finish, produce
 from compress.distillation.teacher_shards import Plan
 from compress.stage import Silent
@@ -40,7 +40,7 @@ DISTRIBUTIONS: dict[str, Tensor] = {
 }
 
 
-def estimates(kept: Kept, vocabulary: int) -> Tensor:
+def estimates(kept: SampledLogits, vocabulary: int) -> Tensor:
     """What is kept, as distributions p_NV with zeros for the others."""
     positions_J = torch.arange(len(kept.counts_N)).repeat_interleave(kept.counts_N)
     p_NV = torch.zeros(len(kept.counts_N), vocabulary, dtype=torch.float64)
@@ -257,8 +257,8 @@ def test_a_stored_top_k_is_the_teachers(teacher: PreTrainedModel, tmp_path: Path
     assert target.rest_N is not None
     torch.testing.assert_close(target.rest_N, 1 - likeliest.values.sum(1), rtol=6e-4, atol=1e-6)
     assert target.entropy_N is None
-    assert store.facts()["bias"].startswith("biased")
-    assert store.facts()["kept_per_token"] == 6
+    assert store.metadata()["bias"].startswith("biased")
+    assert store.metadata()["kept_per_token"] == 6
 
 
 @pytest.mark.usefixtures("several_shards")
@@ -280,11 +280,11 @@ def test_another_student_does_not_run_the_teacher_again(teacher: PreTrainedModel
             assert not obtain(teacher, tmp_path, **change).reused
             assert ran.rows == ROWS * number
     assert (first.reused, second.reused) == (False, True)
-    assert first.facts() | {"reused": True} == second.facts()
+    assert first.metadata() | {"reused": True} == second.metadata()
     sizes = sum(file.stat().st_size for file in (tmp_path / first.plan.key).glob("*.safetensors"))
-    assert first.facts()["bytes"] == sizes
-    assert first.facts()["bytes_per_token"] == sizes / (ROWS * (LENGTH - 1))
-    assert 0 < first.facts()["kept_per_token"] <= DRAWS + 1
+    assert first.metadata()["bytes"] == sizes
+    assert first.metadata()["bytes_per_token"] == sizes / (ROWS * (LENGTH - 1))
+    assert 0 < first.metadata()["kept_per_token"] <= DRAWS + 1
 
 
 def test_a_key_is_of_everything_the_content_depends_on(teacher: PreTrainedModel) -> None:
@@ -494,7 +494,7 @@ def test_no_more_logits_are_held_than_allowed(
     most = 0
     keep = METHODS["top_k"].keep
 
-    def watched(log_p_NV: Tensor, amount: int, offsets_N: Tensor) -> Kept:
+    def watched(log_p_NV: Tensor, amount: int, offsets_N: Tensor) -> SampledLogits:
         nonlocal most
         most = max(most, log_p_NV.numel())
         return keep(log_p_NV, amount, offsets_N)

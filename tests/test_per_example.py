@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from evaluation.measurement import METRICS, Measurement, is_metric, metric_of
 from evaluation.quality.classification_metrics import auc_parts, confusion
-from evaluation.quality.per_example import ITEM_KINDS, Items, Share, item_measurements
+from evaluation.quality.per_example import ITEM_KINDS, PerExample, Share, item_measurements
 from evaluation.quality.text_metrics import BLEU_COUNTS, ORDERS, bleu, overlap_columns
 
 Floats = NDArray[np.float64]
@@ -30,16 +30,16 @@ REFERENCES = [
 ]
 
 
-def task(right: Floats, digest: str = "asked") -> Items:
-    return Items("task", {"accuracy": right.astype(np.float64)}, digest, {"protocol": "a test"})
+def task(right: Floats, digest: str = "asked") -> PerExample:
+    return PerExample("task", {"accuracy": right.astype(np.float64)}, digest, {"protocol": "a test"})
 
 
-def labeled(label_I: NDArray[np.int64], score_IL: Floats) -> Items:
+def labeled(label_I: NDArray[np.int64], score_IL: Floats) -> PerExample:
     probability_IL = np.exp(score_IL)
     probability_IL /= probability_IL.sum(axis=1, keepdims=True)
     columns = {"label": label_I.astype(np.float64)}
     columns |= {f"probability.{label}": probability_IL[:, label] for label in range(probability_IL.shape[1])}
-    return Items("labeled", columns, "asked")
+    return PerExample("labeled", columns, "asked")
 
 
 def by_metric(measured: list[Measurement]) -> dict[str, Measurement]:
@@ -221,15 +221,15 @@ def test_roc_auc_of_one_label_is_not_defined() -> None:
 
 def test_items_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
     items = labeled(*drawn(3, 20))
-    items.facts["labels"] = ["a", "b", "c"]
+    items.metadata["labels"] = ["a", "b", "c"]
     items.save(tmp_path / "items-x.npz")
-    again = Items.load(tmp_path / "items-x.npz")
-    assert (again.kind, again.digest, again.facts) == (items.kind, items.digest, items.facts)
+    again = PerExample.load(tmp_path / "items-x.npz")
+    assert (again.kind, again.digest, again.metadata) == (items.kind, items.digest, items.metadata)
     assert set(again.columns) == set(items.columns)
     assert all(np.array_equal(again.columns[name], items.columns[name]) for name in items.columns)
     np.savez(tmp_path / "bad.npz", about=np.array({"a": 1}, dtype=object))
     with pytest.raises(ValueError, match="pickle"):
-        Items.load(tmp_path / "bad.npz")
+        PerExample.load(tmp_path / "bad.npz")
 
 
 def test_every_kind_gives_metrics_that_there_are_and_every_named_metric_has_a_kind() -> None:

@@ -1,4 +1,4 @@
-"""The log of the libraries' chatter: what is folded in it, what stays as it was, and that no line is lost."""
+"""The log of the libraries' library_output: what is folded in it, what stays as it was, and that no line is lost."""
 
 import os
 import signal
@@ -6,17 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from recipes.cli.library_output import Chatter, fold, folded
+from recipes.cli.library_output import LibraryOutput, fold, folded
 from recipes.runs.folder import Log
 
 REPEATED = 120
 SPEAKING = f"""
 import logging, os, subprocess, sys, warnings
 from pathlib import Path
-from recipes.cli.library_output import Chatter
+from recipes.cli.library_output import LibraryOutput
 from recipes.runs.folder import Log
-with Chatter() as chatter:
-    chatter.move_to(Path(sys.argv[1]))
+with LibraryOutput() as library_output:
+    library_output.move_to(Path(sys.argv[1]))
     log = Log(Path(sys.argv[1]))
     log("run a.yaml, seed 0")
     for _ in range({REPEATED}):
@@ -64,7 +64,7 @@ def test_a_killed_run_loses_no_line_and_is_folded_by_the_next(tmp_path: Path) ->
 
 def test_a_log_is_left_alone_while_another_command_writes_to_it(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    other = Chatter()
+    other = LibraryOutput()
     with other:
         other.move_to(log)
         assert speak(log) == 0
@@ -77,8 +77,8 @@ def test_a_log_is_left_alone_while_another_command_writes_to_it(tmp_path: Path) 
 def test_a_child_that_outlives_its_command_is_heard(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     wait = "import sys; sys.stdin.read(); print('late')"
-    with Chatter() as chatter:
-        chatter.move_to(log)
+    with LibraryOutput() as library_output:
+        library_output.move_to(log)
         os.write(1, b"again and again\n" * REPEATED)
         child = subprocess.Popen([sys.executable, "-c", wait], stdin=subprocess.PIPE)
     child.communicate()
@@ -87,8 +87,8 @@ def test_a_child_that_outlives_its_command_is_heard(tmp_path: Path) -> None:
 
 def test_a_log_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    with Chatter() as chatter:
-        chatter.move_to(log)
+    with LibraryOutput() as library_output:
+        library_output.move_to(log)
         os.write(1, b"said\n")
         log.unlink()
     assert not log.exists()
