@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from compress.knobs import UnknownKnobError
 from recipes.config.evaluations import TaskConfig
 from recipes.measure.multiple_choice import Question, TaskError, read_questions, spread
 
