@@ -51,7 +51,7 @@ def test_the_error_that_ended_a_run_is_its_last_line(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(runner, "_checked", fail)
+    monkeypatch.setattr(runner, "check", fail)
     with pytest.raises(type(error)):
         run(small, out=tmp_path / "out")
     log = (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")

@@ -7,9 +7,10 @@ import pytest
 
 from recipes.config.errors import RecipeError, raise_problems
 from recipes.config.loader import load_recipe
+from recipes.engine.contamination import check_texts, overlap
 from recipes.engine.model_source import digest_folder, resolve
 from recipes.engine.plan import chain, plan
-from recipes.engine.preflight import available_memory, check_model, check_texts, existing, overlap
+from recipes.engine.preflight import available_memory, check_model, existing
 
 RECIPE = """\
 model: {model}

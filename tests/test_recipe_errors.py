@@ -8,9 +8,10 @@ import pytest
 from compress import DistillConfig
 from recipes.config.errors import RecipeError, raise_problems
 from recipes.config.loader import load_recipe
+from recipes.engine.contamination import check_texts
 from recipes.engine.model_source import NOTHING
 from recipes.engine.plan import Estimate, chain
-from recipes.engine.preflight import check_room, check_texts
+from recipes.engine.preflight import check_room
 
 GOOD = """\
 model: model

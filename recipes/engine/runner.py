@@ -19,24 +19,21 @@ from evaluation.formats import model_card
 from evaluation.gate import GateResult, overall
 from evaluation.render import write_report
 from evaluation.report import BASELINE, Report, Row
-from recipes.config.errors import Problem, RecipeError, raise_problems
 from recipes.config.recipe import Recipe, Stages, short_benchmark
-from recipes.engine.launcher import Launcher, Size
+from recipes.engine.launcher import Launcher
 from recipes.engine.measuring import Measuring, Subject
-from recipes.engine.model_source import NOTHING, Source, check_whole, resolve
+from recipes.engine.model_source import Source
 from recipes.engine.output import CURVES
-from recipes.engine.plan import ALONE, chain, estimates, run_folder, store_of, unfit_batches
-from recipes.engine.preflight import check_evaluations, check_model, check_overlaps, check_room
+from recipes.engine.plan import run_folder, store_of
+from recipes.engine.preflight import check
 from recipes.engine.provenance import recipe_text, sources_of
 from recipes.engine.sequential import Patience
 from recipes.engine.stages import TEACHES, StageStep, obtain_stage
 from recipes.engine.steps import Engine
-from recipes.engine.text_lengths import check_lengths
 from recipes.formats import FORMATS, LIBRARIES
 from recipes.formats.text_generation import FINAL
 from recipes.runs.environment import environment
 from recipes.runs.folder import Log, add_card, make_writable, point_at, writing
-from recipes.runs.store import Store
 
 LOG = "log.txt"
 
@@ -92,7 +89,7 @@ def _carried_out(
 ) -> Report:
     """The report, written, once everything that can be known before has been looked at."""
     engine = measuring.engine
-    source, steps = _checked(measuring.recipe, engine, stages, launcher)
+    source, steps = check(measuring.recipe, engine, stages, launcher)
     note = None if source.folder is None else passed_over(source.folder)
     if note is not None:
         engine.log(note)
@@ -107,42 +104,6 @@ def _carried_out(
                 add_card(model_card(report), shipped.folder, folder)
         engine.settle()
     return report
-
-
-def _checked(
-    recipe: Recipe, engine: Engine, stages: Stages | None, launcher: Launcher | None
-) -> tuple[Source, tuple[StageStep, ...]]:
-    """The source and the stages, once everything that is wrong before anything runs has been raised in one message."""
-    errors: list[str] = []
-    store = engine.store
-    source, steps = NOTHING, tuple[StageStep, ...]()
-    try:
-        source = resolve(recipe)
-        steps = tuple(chain(recipe, source, stages))
-        problems = [*check_model(recipe, source, steps)]
-        missing = [step for step in steps if not store.has(step.stage.kind, step.key)]
-        parallel = launcher is not None and any(step.stage.parallel for step in missing)
-        size = launcher.size() if launcher is not None and parallel else ALONE
-        problems += unfit_batches(recipe, steps, size)
-        problems += check_whole(recipe, source) if missing else []
-        raise_problems([*problems, *_check_room(recipe, source, steps, store, size)])
-    except RecipeError as error:
-        errors += error.errors
-    errors += [*check_evaluations(recipe.evaluate, store), *check_overlaps(recipe, engine)]
-    if not errors:
-        errors += check_lengths(recipe, source, steps, engine)
-    if errors:
-        raise RecipeError(errors)
-    return source, steps
-
-
-def _check_room(
-    recipe: Recipe, source: Source, steps: tuple[StageStep, ...], store: Store, size: Size
-) -> list[Problem]:
-    """Disk and memory, for the stages that are not in the store."""
-    each = zip(steps, estimates(steps, source, size), strict=True)
-    missing = [(step, estimate) for step, estimate in each if not store.has(step.stage.kind, step.key)]
-    return check_room(recipe, store.root, missing)
 
 
 @dataclass(kw_only=True)
