@@ -119,7 +119,7 @@ def test_a_value_that_transformers_does_not_take_is_told_in_one_line(tmp_path: P
 
 def test_a_pipe_in_place_of_the_config_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(CheckpointError, match=r"config\.json: expected a JSON file.*a pipe"):
+    with pytest.raises(CheckpointError, match=r"config\.json: expected a plain file.*a pipe"):
         read_config(tmp_path)
 
 

@@ -15,7 +15,8 @@ def test_the_recipe_is_told_with_its_overrides() -> None:
     recipe = load_recipe("quickstart", ["prune.sparsity=0.4", "seed=3"])
     assert recipe.path is not None
     assert recipe_text(recipe) == "# --set prune.sparsity=0.4\n# --set seed=3\n" + recipe.path.read_text()
-    assert recipe_text(recipe.model_copy(update={"path": None})) == ""
+    made = recipe.model_copy(update={"path": None, "text": "seed: 3\n"})
+    assert recipe_text(made) == "# --set prune.sparsity=0.4\n# --set seed=3\nseed: 3\n"
 
 
 def test_what_was_read_has_the_hash_of_its_file() -> None:
