@@ -43,7 +43,7 @@ class ExportConfig(StageConfig):
 
 EXPORT: Stage[ExportConfig] = Stage(
     kind="export",
-    summary="write an ONNX bundle for ONNX Runtime, its int8 weights bit for bit the checkpoint's, parity proven",
+    summary="write an ONNX bundle for ONNX Runtime, its quantized weights bit for bit the checkpoint's, parity proven",
     version=3,
     config=ExportConfig,
     takes=frozenset({"dense", "quantized"}),

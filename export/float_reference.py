@@ -1,6 +1,6 @@
 """A bundle without rounding of activations: each MatMulNBits written out as what it stands for.
 
-    MatMulNBits(x, codes, scales, , , bias)  ->  x @ W^T + bias        W_NK = (codes - 128) * scales
+    MatMulNBits(x, codes, scales, zeros, , bias)  ->  x @ W^T + bias        W_NK = (codes - zeros) * scales
 
 Float products, as fast as a float model's. (MatMulNBits itself at accuracy_level 0 multiplies its weights out at every
 step, which is 80 times slower.) The weights are multiplied out one at a time, from the bundle's own file into another
@@ -15,22 +15,22 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.checkpoints.codes import from_bytes
 from export.external_data import GRAPH, read_graph
 from export.genai import CONFIG
-from export.initializers import StoredValues
+from export.initializers import StoredValues, attributes_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 ROUNDED = 4
-ZERO = 128
 DATA = "exact.data"
 ALIGNMENT = 4096
 
 
 def rounds_activations(graph: "ModelProto") -> bool:
     """Whether a product of the graph rounds its activations to 8 bits."""
-    return any(_attributes(node).get("accuracy_level") == ROUNDED for node in graph.graph.node)
+    return any(attributes_of(node).get("accuracy_level") == ROUNDED for node in graph.graph.node)
 
 
 def write_float_reference(bundle: Path, folder: Path) -> None:
@@ -61,10 +61,19 @@ def _weights(graph: "ModelProto", stored: StoredValues) -> Iterator[tuple[str, N
     """W (N, K) of each product by its name, one at a time."""
     products = {_name(node): node for node in graph.graph.node if node.op_type == "MatMulNBits"}
     for name, node in products.items():
-        weight_NBK = stored[node.input[1]].astype(np.float32)
-        weight_NBK -= ZERO
-        weight_NBK *= stored[node.input[2]][..., None]
-        yield name, weight_NBK.reshape(len(weight_NBK), -1)[:, : _attributes(node)["K"]]
+        yield name, _weight(node, stored)
+
+
+def _weight(node: "NodeProto", stored: StoredValues) -> NDArray[np.float32]:
+    attributes = attributes_of(node)
+    codes_NBJ = stored[node.input[1]]
+    rows, blocks, _ = codes_NBJ.shape
+    weight_NBK = from_bytes(codes_NBJ.reshape(rows, -1), attributes["bits"]).astype(np.float32)
+    weight_NBK = weight_NBK.reshape(rows, blocks, -1)
+    if len(node.input) > 3 and node.input[3]:
+        weight_NBK -= from_bytes(stored[node.input[3]], attributes["bits"])[:, :blocks, None]
+    weight_NBK *= stored[node.input[2]][..., None]
+    return weight_NBK.reshape(rows, -1)[:, : attributes["K"]]
 
 
 def _append(data: IO[bytes], name: str, array: NDArray[Any]) -> "TensorProto":
@@ -98,7 +107,3 @@ def _product(node: "NodeProto") -> "Iterator[NodeProto]":
     yield make_node("FusedMatMul", [node.input[0], _name(node)], [result], domain="com.microsoft", transB=1)
     if bias:
         yield make_node("Add", [result, bias], [node.output[0]])
-
-
-def _attributes(node: "NodeProto") -> dict[str, int]:
-    return {attribute.name: attribute.i for attribute in node.attribute}

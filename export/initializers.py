@@ -14,13 +14,18 @@ from numpy.typing import NDArray
 from export.external_data import BundleIntegrityError
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, TensorProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
 SPREADING: dict[str, Callable[[NDArray[Any], list[int]], NDArray[Any]]] = {
     "Expand": np.broadcast_to,
     "Reshape": np.reshape,
 }
 """What may stand between a stored value and who uses it."""
+
+
+def attributes_of(node: "NodeProto") -> dict[str, int]:
+    """Its whole numbers by name."""
+    return {attribute.name: attribute.i for attribute in node.attribute}
 
 
 class StoredValues:

@@ -1,8 +1,8 @@
-"""The checkpoint's weights under the graph's names, with every int8 row followed to where it goes.
+"""The checkpoint's weights under the graph's names, with every quantized row followed to where it goes.
 
-mobius-onnx renames a checkpoint's tensors to its graph's (it transposes, splits and reorders them on the way). Int8
-codes must make the same journey as their scales, and bit for bit. So the codes do not travel: each int8 matrix sends
-its *row numbers* in their stead, a view without memory of its own, numbered through all int8 matrices of the
+mobius-onnx renames a checkpoint's tensors to its graph's (it transposes, splits and reorders them on the way). Codes
+must make the same journey as their scales, and bit for bit. So the codes do not travel: each quantized matrix sends
+its *row numbers* in their stead, a view without memory of its own, numbered through all such matrices of the
 checkpoint. What arrives under a graph name says which rows of which matrix stand there, in which order; codes and
 scales are then read from the checkpoint by those numbers. Column numbers travel too, to prove that no column moved.
 Weights on which mobius does arithmetic cannot be followed, and are refused.
@@ -36,8 +36,8 @@ class WeightError(DemitasseError):
 
 
 @dataclass(frozen=True, eq=False)
-class Int8Table:
-    """Every int8 matrix of a checkpoint, its rows numbered one after the other."""
+class CodeTable:
+    """Every quantized matrix of a checkpoint, its rows numbered one after the other."""
 
     matrices: dict[str, QuantizedMatrix]
     first: dict[str, int] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Int8Table:
     """Graph name -> the rows that stand there, in order."""
 
     @classmethod
-    def of(cls, matrices: dict[str, QuantizedMatrix]) -> "Int8Table":
+    def of(cls, matrices: dict[str, QuantizedMatrix]) -> "CodeTable":
         ends = np.cumsum([0, *(len(matrix.codes_OI) for matrix in matrices.values())])
         return cls(matrices, {name: int(end) for name, end in zip(matrices, ends, strict=False)})
 
@@ -56,23 +56,24 @@ class Int8Table:
         owners = np.searchsorted(starts, rows, side="right") - 1
         return [names[owner] for owner in dict.fromkeys(owners.tolist())]
 
-    def shape(self, rows: Rows) -> tuple[int, int]:
-        """(columns, groups of columns) of the rows.
+    def shape(self, rows: Rows) -> tuple[int, int, int]:
+        """(columns, groups of columns, bits of a code) of the rows.
 
         Raises:
             WeightError: the rows come from matrices that differ in them.
         """
         names = self.modules(rows)
-        shapes = {(self.matrices[name].codes_OI.shape[1], self.matrices[name].scale_OG.shape[1]) for name in names}
-        if len(shapes) > 1:
+        matrices = [self.matrices[name] for name in names]
+        shapes = {(matrix.codes_OI.shape[1], matrix.scale_OG.shape[1], matrix.bits) for matrix in matrices}
+        if len(shapes) > 1 or len({matrix.zero_OG is None for matrix in matrices}) > 1:
             raise WeightError(
-                f"{', '.join(names)}: expected int8 matrices of one width and group size, "
-                f"got (columns, groups) of {', '.join(map(str, sorted(shapes)))}"
+                f"{', '.join(names)}: expected matrices of one width, group size and number of bits, all with zero "
+                f"points or none, got (columns, groups, bits) of {', '.join(map(str, sorted(shapes)))}"
             )
         return shapes.pop()
 
     def matrix(self, rows: Rows) -> QuantizedMatrix:
-        """The rows' codes and steps; a view where they lie together in one matrix.
+        """The rows as one matrix; a view where they lie together in one.
 
         Raises:
             WeightError: as `shape`.
@@ -82,8 +83,12 @@ class Int8Table:
         parts = [part for run in runs for part in self._parts(run)]
         if len(parts) == 1:
             return parts[0]
+        zeros = [part.zero_OG for part in parts if part.zero_OG is not None]
         return QuantizedMatrix(
-            np.concatenate([part.codes_OI for part in parts]), np.concatenate([part.scale_OG for part in parts])
+            np.concatenate([part.codes_OI for part in parts]),
+            np.concatenate([part.scale_OG for part in parts]),
+            np.concatenate(zeros) if zeros else None,
+            parts[0].bits,
         )
 
     def _parts(self, run: Rows) -> list[QuantizedMatrix]:
@@ -92,7 +97,7 @@ class Int8Table:
         for name in self.modules(run):
             matrix, first = self.matrices[name], self.first[name]
             low, high = max(int(run[0]) - first, 0), min(int(run[-1]) + 1 - first, len(matrix.codes_OI))
-            pieces.append(QuantizedMatrix(matrix.codes_OI[low:high], matrix.scale_OG[low:high]))
+            pieces.append(matrix.rows(low, high))
         return pieces
 
 
@@ -101,7 +106,7 @@ class GraphWeights:
     """A checkpoint under the graph's names."""
 
     floats: dict[str, "Tensor"]
-    int8: Int8Table
+    quantized: CodeTable
 
 
 def read_weights(folder: Path, layout: Layout, module: Any, conv1d: frozenset[str]) -> GraphWeights:
@@ -111,11 +116,11 @@ def read_weights(folder: Path, layout: Layout, module: Any, conv1d: frozenset[st
     `conv1d` names the modules that hold their matrix as [in, out] (GPT-2's Conv1D).
 
     Raises:
-        WeightError: an int8 matrix cannot be followed to its place, or is not what the model computes with.
+        WeightError: a quantized matrix cannot be followed to its place, or is not what the model computes with.
     """
     matrices = _matrices(folder, layout)
     floats = _floats(layout, matrices)
-    table = Int8Table.of(matrices)
+    table = CodeTable.of(matrices)
     rows = _rename(module, floats, {name: _row_numbers(table, name) for name in table.matrices}, conv1d)
     columns = _rename(module, floats, {name: _column_numbers(table, name) for name in table.matrices}, conv1d)
     places = {name for name, tensor in rows.items() if _is_number(tensor)}
@@ -126,17 +131,17 @@ def read_weights(folder: Path, layout: Layout, module: Any, conv1d: frozenset[st
 
 
 def _matrices(folder: Path, layout: Layout) -> dict[str, QuantizedMatrix]:
-    """Every int8 matrix by its module's name, with the base model's prefix where the model has it."""
+    """Every quantized matrix by its module's name, with the base model's prefix where the model has it."""
     written = {
         weight.stored.name.removesuffix(CODES).removesuffix(WEIGHT): weight.written.removesuffix(WEIGHT)
         for weight in layout.taken
-        if weight.number == "int8"
+        if weight.number in ("int8", "int4")
     }
     return {written.get(name, name): matrix for name, matrix in read_quantized_matrices(folder).items()}
 
 
 def _floats(layout: Layout, matrices: dict[str, QuantizedMatrix]) -> dict[str, "Tensor"]:
-    """Every float weight, but for the table that an int8 embedding stands for, and that must be the same numbers."""
+    """Every float weight, but for the table of a quantized embedding, which must be the same numbers."""
     floats: dict[str, Tensor] = {}
     for weight in layout.weights():
         if weight.number == "float":
@@ -145,7 +150,7 @@ def _floats(layout: Layout, matrices: dict[str, QuantizedMatrix]) -> dict[str, "
                 floats[weight.written] = read_tensor(weight.stored)
             elif not _same(read_tensor(weight.stored), matrix):
                 raise WeightError(
-                    f"{weight.name}: the int8 codes beside the weights stand for other numbers than the weight files "
+                    f"{weight.name}: the codes beside the weights stand for other numbers than the weight files "
                     "hold, which is what transformers loads; quantize the model again"
                 )
     return floats
@@ -156,20 +161,21 @@ def _same(table_OI: "Tensor", matrix: QuantizedMatrix) -> bool:
     if tuple(table_OI.shape) != matrix.codes_OI.shape:
         return False
     for at in range(0, len(matrix.codes_OI), PIECE):
-        part = QuantizedMatrix(matrix.codes_OI[at : at + PIECE], matrix.scale_OG[at : at + PIECE])
-        if not np.allclose(part.dequantize(), table_OI[at : at + PIECE].float().numpy(), rtol=1e-6, atol=0):
+        if not np.allclose(
+            matrix.rows(at, at + PIECE).dequantize(), table_OI[at : at + PIECE].float().numpy(), rtol=1e-6, atol=0
+        ):
             return False
     return True
 
 
-def _row_numbers(table: Int8Table, name: str) -> "Tensor":
+def _row_numbers(table: CodeTable, name: str) -> "Tensor":
     import torch
 
     codes_OI, first = table.matrices[name].codes_OI, table.first[name]
     return torch.arange(first, first + codes_OI.shape[0], dtype=torch.int32)[:, None].expand(codes_OI.shape)
 
 
-def _column_numbers(table: Int8Table, name: str) -> "Tensor":
+def _column_numbers(table: CodeTable, name: str) -> "Tensor":
     import torch
 
     codes_OI = table.matrices[name].codes_OI
@@ -215,15 +221,15 @@ def _followed(name: str, row_OI: "Tensor", column_OI: "Tensor") -> Rows:
     in_order = bool((column_OI[0].numpy() == np.arange(column_OI.shape[1])).all())
     if not (rows_whole and columns_whole and in_order):
         raise WeightError(
-            f"{name}: the graph moves the columns of an int8 matrix, which cannot be followed; "
+            f"{name}: the graph moves the columns of a quantized matrix, which cannot be followed; "
             "export the dense checkpoint"
         )
     rows: Rows = row_OI[:, 0].numpy()
     return rows
 
 
-def _check_all_arrived(table: Int8Table) -> None:
+def _check_all_arrived(table: CodeTable) -> None:
     arrived = set[str]().union(*(table.modules(rows) for rows in table.rows.values()))
     lost = sorted(set(table.matrices) - arrived)
     if lost:
-        raise WeightError(f"int8 weights that the graph has no place for, or computes with: {', '.join(lost)}")
+        raise WeightError(f"quantized weights that the graph has no place for, or computes with: {', '.join(lost)}")

@@ -172,7 +172,7 @@ def _write(decoder: Decoder, context: PassContext, source: Path, out: Path, data
     write_configs(source, out, data)
     write_tokenizer(source, out)
     write_json(out / CONFIG, genai_config(source, decoder.architecture, decoder.model, context.provider))
-    table = context.weights.int8
+    table = context.weights.quantized
     placed = (("+".join(packed.modules), table.matrix(packed.rows)) for packed in context.packed.values())
     check_carried(out, table.matrices, placed)
     return coverage(read_graph(out))

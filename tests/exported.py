@@ -37,13 +37,16 @@ def sharpened(source: Path, out: Path) -> Path:
     return out
 
 
-def quantized(source: Path, out: Path, **knobs: Any) -> Path:
-    """The int8 checkpoint of a dense one."""
+def quantized(source: Path, out: Path, *, text: Path | None = None, **knobs: Any) -> Path:
+    """The quantized checkpoint of a dense one."""
     from compress.quantization.config import QUANTIZE
     from compress.stage import StageInput
+    from compress.text import TextSource
 
     out.mkdir()
-    QUANTIZE.run(QUANTIZE.config(**knobs), StageInput(source=source, out=out, scratch=out))
+    calibration = None if text is None else TextSource(file=text)
+    given = StageInput(source=source, out=out, scratch=out, calibration_text=calibration)
+    QUANTIZE.run(QUANTIZE.config(**knobs), given)
     return out
 
 

@@ -13,7 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from export.passes import PASSES, PassContext
-from export.row_tracking import GraphWeights, Int8Table
+from export.row_tracking import CodeTable, GraphWeights
 
 Array = NDArray[Any]
 HEADER = '<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>'
@@ -56,7 +56,7 @@ class Example:
         import torch
 
         parts = {f"{name}.{index}": part for name, row in self.int8.items() for index, part in enumerate(row)}
-        table, first = Int8Table.of(parts), 0
+        table, first = CodeTable.of(parts), 0
         for name, row in self.int8.items():
             rows = sum(len(part.codes_OI) for part in row)
             table.rows[name] = np.arange(first, first + rows, dtype=np.int32)

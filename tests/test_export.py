@@ -20,7 +20,7 @@ from compress.text import TextSource
 from export import EXPORT, verify_bundle
 from export.passes import PASSES
 from export.passes.context import block_for
-from export.row_tracking import Int8Table
+from export.row_tracking import CodeTable
 
 Make = Callable[..., Path]
 
@@ -255,7 +255,7 @@ def test_rows_are_followed_through_splits_and_joins() -> None:
         )
         for rows in (3, 5)
     )
-    table = Int8Table.of({"first": first, "second": second})
+    table = CodeTable.of({"first": first, "second": second})
     rows = np.asarray([1, 2, 3, 7, 0], dtype=np.int32)
     matrix = table.matrix(rows)
     codes = np.concatenate([first.codes_OI, second.codes_OI])[rows]

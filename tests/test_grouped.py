@@ -1,10 +1,11 @@
-"""Scheme int8_group: rounding by hand, a checkpoint that the ecosystem's library reads, carried into a bundle."""
+"""Schemes with groups: rounding by hand, a checkpoint that the ecosystem's library reads, carried into a bundle."""
 
 import itertools
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from compress import StageError, inspect_checkpoint
 from compress.checkpoints.compressed_tensors import pack, packed_faults, unpack
 from compress.checkpoints.config import CheckpointError
 from compress.checkpoints.loading import load_float_model
-from compress.checkpoints.quantized_matrix import QuantizedMatrix, quantize_groups, read_quantized_matrices
+from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
+from compress.models.calibration import inputs_of
+from compress.quantization.config import QUANTIZE
+from compress.quantization.rounding import gptq, rtn
 from export import verify_bundle
 from recipes.formats import FORMATS
 
@@ -42,18 +46,60 @@ def checkpoint(dense: Path, group: int, tmp_path_factory: pytest.TempPathFactory
 
 def test_groups_are_rounded_by_hand() -> None:
     """Two groups a row; scales 127 / 127 and 63.5 / 127; 0.4 rounds to nothing, 63.4 / 0.5 to 127."""
-    matrix = quantize_groups(np.array([[127, 0.4, -63.5, 63.4], [0, 0, 0, 2.54]], dtype=np.float32), 2)
+    weight = torch.tensor([[127, 0.4, -63.5, 63.4], [0, 0, 0, 2.54]])
+    matrix = rtn(weight, None, 2, 8)
     assert matrix.codes_OI.tolist() == [[127, 0, -127, 127], [0, 0, 0, 127]]
     np.testing.assert_allclose(matrix.scale_OG, [[1, 0.5], [1, 0.02]], rtol=1e-6)
     assert (matrix.group, matrix.bits) == (2, 8)
     with pytest.raises(ValueError, match="expected a multiple of 3 columns, got 4"):
-        quantize_groups(np.zeros((1, 4), dtype=np.float32), 3)
+        rtn(torch.zeros(1, 4), None, 3, 8)
+
+
+def test_four_bits_are_rounded_by_hand() -> None:
+    """Scales 7 / 7 and 0.7 / 7; where the largest weight is negative, code -8 is its own."""
+    matrix = rtn(torch.tensor([[7, 3, -2, 0, 0.7, -0.3, 0.1, 0], [-8, 4, 1, 0, 0, 0, 0, 0]]), None, 4, 4)
+    assert matrix.codes_OI.tolist() == [[7, 3, -2, 0, 7, -3, 1, 0], [-8, 4, 1, 0, 0, 0, 0, 0]]
+    np.testing.assert_allclose(matrix.scale_OG, [[1, 0.1], [1, 1]], rtol=1e-2)
+    assert matrix.bits == 4
+
+
+def test_one_large_weight_is_clipped_where_that_costs_less() -> None:
+    small = 0.12 * torch.randn(1, 63, generator=torch.Generator().manual_seed(0))
+    weight = torch.cat([torch.ones(1, 1), small], dim=1)
+    [[scale]] = rtn(weight, None, 64, 4).scale_OG
+    assert scale < 1 / 7
+    assert error(weight, rtn(weight, None, 64, 4)) < error(weight, plainly(weight, 1 / 7))
+
+
+def plainly(weight: torch.Tensor, scale: float) -> QuantizedMatrix:
+    codes = (weight / scale).round().clamp(-8, 7).to(torch.int8).numpy()
+    return QuantizedMatrix(codes, np.array([[scale]], dtype=np.float32), bits=4)
+
+
+def error(weight: torch.Tensor, matrix: QuantizedMatrix) -> float:
+    return float((torch.from_numpy(matrix.dequantize()) - weight).square().sum())
+
+
+def test_gptq_leaves_less_error_of_the_output_and_the_columns_in_their_order() -> None:
+    """Inputs that go together: what one column loses, another can make up for."""
+    random = torch.Generator().manual_seed(1)
+    x_TI = torch.randn(512, 8, generator=random) @ torch.randn(8, 64, generator=random)
+    x_TI += 0.1 * torch.randn(512, 64, generator=random)
+    weight_OI = torch.randn(32, 64, generator=random)
+    inputs = inputs_of(x_TI, "gram")
+
+    def lost(matrix: QuantizedMatrix) -> float:
+        return float(((torch.from_numpy(matrix.dequantize()) - weight_OI) @ x_TI.T).square().sum())
+
+    near, far = gptq(weight_OI, inputs, 32, 4), rtn(weight_OI, None, 32, 4)
+    assert lost(near) < 0.3 * lost(far)
+    assert np.abs(near.dequantize() - weight_OI.numpy()).max() < 1.5 * near.scale_OG.max(), "each weight near its own"
+    exact = gptq(torch.from_numpy(far.dequantize()), inputs, 32, 4)
+    assert np.array_equal(exact.codes_OI, far.codes_OI), "a matrix on the grid stays as it is"
 
 
 def test_a_group_that_is_not_finite_stays_so() -> None:
-    weight = np.array([[0.02, np.nan, 1, 1]], dtype=np.float32)
-    with np.errstate(invalid="ignore"):
-        found = quantize_groups(weight, 2).dequantize()
+    found = rtn(torch.tensor([[0.02, torch.nan, 1, 1]]), None, 2, 8).dequantize()
     assert np.isnan(found[0, :2]).all()
     np.testing.assert_allclose(found[0, 2:], 1)
 
@@ -92,10 +138,11 @@ def test_a_zero_point_is_taken_off_before_the_scale() -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 4, 7, 32])
-def test_packing_is_undone_by_unpacking(columns: int) -> None:
-    codes = np.random.default_rng(columns).integers(-128, 128, (3, columns)).astype(np.int8)
-    scales = np.ones((3, 1), dtype=np.float32)
-    assert np.array_equal(unpack(pack(codes), scales, (3, columns)), codes)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packing_is_undone_by_unpacking(columns: int, bits: int) -> None:
+    half = 1 << bits - 1
+    codes = np.random.default_rng(columns).integers(-half, half, (3, columns)).astype(np.int8)
+    assert np.array_equal(unpack(pack(codes, bits), (3, columns), bits), codes)
 
 
 def test_the_checkpoint_holds_what_rounding_gives(checkpoint: Path, dense: Path, group: int) -> None:
@@ -107,7 +154,7 @@ def test_the_checkpoint_holds_what_rounding_gives(checkpoint: Path, dense: Path,
         if "embed" in name:
             continue
         weight_OI = original[f"{name}.weight"].numpy()
-        expected = quantize_groups(weight_OI, group)
+        expected = rtn(torch.from_numpy(weight_OI), None, group, 8)
         assert np.array_equal(matrix.codes_OI, expected.codes_OI)
         assert np.array_equal(matrix.scale_OG, expected.scale_OG)
         assert np.array_equal(weights[f"{name}.weight"], expected.dequantize())
@@ -137,6 +184,10 @@ def test_it_is_carried_into_a_bundle_with_parity(checkpoint: Path, text_file: Pa
 
 
 def test_the_library_loads_it_in_plain_transformers(checkpoint: Path) -> None:
+    assert_library_agrees(checkpoint)
+
+
+def assert_library_agrees(checkpoint: Path) -> None:
     pytest.importorskip("compressed_tensors")
     from transformers import AutoModelForCausalLM
 
@@ -146,6 +197,58 @@ def test_the_library_loads_it_in_plain_transformers(checkpoint: Path) -> None:
         torch.testing.assert_close(
             theirs(input_ids=ids_BT).logits, load_float_model(checkpoint)(input_ids=ids_BT).logits, atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.fixture(scope="module")
+def int4(dense: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    knobs = {
+        "method": "gptq",
+        "rows": 4,
+        "length": 32,
+        "embeddings": True,
+        "bits": {"*.down_proj": 8, "*.layers.0.*.o_*": 8},
+    }
+    out = tmp_path_factory.mktemp("int4") / "int4"
+    return quantized(dense, out, text=text_file, scheme="int4", group=32, **knobs)
+
+
+def test_four_bits_by_gptq_with_some_linears_in_eight(int4: Path, text_file: Path, tmp_path: Path) -> None:
+    bits = {name: matrix.bits for name, matrix in read_quantized_matrices(int4).items()}
+    eight = {"model.layers.0.mlp.down_proj", "model.layers.0.self_attn.o_proj", "model.embed_tokens"}
+    assert {name for name, width in bits.items() if width == 8} == eight
+    assert len(bits) == 8
+    assert_library_agrees(int4)
+    coverage = verify_bundle(exported(int4, tmp_path / "bundle", text_file)).coverage
+    assert set(coverage["int8"]) == eight
+    assert set(coverage["int4"]) == set(bits) - eight
+
+
+def test_what_is_no_linear_of_a_block_stays_as_it_was(int4: Path, dense: Path) -> None:
+    before, after = load_file(dense / "model.safetensors"), load_file(int4 / "model.safetensors")
+    kept = [name for name in before if not name.endswith("_proj.weight") and "embed" not in name]
+    assert kept
+    assert all(torch.equal(after[name], before[name]) for name in kept)
+
+
+def test_a_glob_that_names_no_linear_is_refused(dense: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        StageError, match=r"bits: expected a glob over names such as model\.layers\.0\..*, got '\*\.fc'"
+    ):
+        quantized(dense, tmp_path / "out", scheme="int4", bits={"*.fc": 8})
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"method": "gptq"}, "method: gptq: expected scheme int8_group or int4 beside it, got int8"),
+        ({"scheme": "int8_group", "bits": {"*": 4}}, "bits: expected scheme int4 beside it, got int8_group"),
+        ({"scheme": "int4", "group": 48}, "group"),
+        ({"scheme": "int2"}, "int8_group"),
+    ],
+)
+def test_knobs_that_do_not_go_together_are_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QUANTIZE.config(**knobs)
 
 
 def test_what_the_format_cannot_hold_is_refused(gpt2: Path, make_checkpoint: Make, tmp_path: Path) -> None:

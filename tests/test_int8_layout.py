@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
 from export.coverage import CoverageError, check_carried
 from export.passes.context import block_in
-from export.row_tracking import Int8Table, WeightError
+from export.row_tracking import CodeTable, WeightError
 
 Make = Callable[..., Path]
 
@@ -165,5 +165,5 @@ def test_packing_matrices_that_differ_is_refused(shapes: tuple[tuple[int, int], 
         name: QuantizedMatrix(np.ones((3, columns), np.int8), np.ones((3, groups), np.float32))
         for name, (columns, groups) in zip("ab", shapes, strict=True)
     }
-    with pytest.raises(WeightError, match="a, b: expected int8 matrices of one width and group size"):
-        Int8Table.of(matrices).matrix(np.arange(6, dtype=np.int32))
+    with pytest.raises(WeightError, match="a, b: expected matrices of one width, group size"):
+        CodeTable.of(matrices).matrix(np.arange(6, dtype=np.int32))

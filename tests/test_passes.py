@@ -140,7 +140,7 @@ def test_embedding_and_tied_head_read_one_table() -> None:
 def test_embedding_with_several_scales_a_row_is_refused() -> None:
     given = EXAMPLES["quantized_embedding"]["whole blocks"]
     grouped = Example(text=given.text, int8={"table": [int8(24, 32, groups=2)]})
-    with pytest.raises(WeightError, match="one scale per row, got 2; leave the embedding in float"):
+    with pytest.raises(WeightError, match="one scale per row, got 8 bits with 2; leave the embedding in float"):
         applied("quantized_embedding", grouped)
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from compress.distillation.config import ALL_LOSSES, LAYER_LOSSES, DistillConfig, LayerLoss
 from compress.pruning.config import CRITERIA, Criterion, PruneConfig, SensitivityConfig
-from compress.quantization.config import SCHEMES, QuantizeConfig, Scheme
+from compress.quantization.config import ROUNDING, SCHEMES, QuantizeConfig, Rounding, Scheme
 from compress.structured.config import IMPORTANCES, Importance, SlimConfig
 from compress.training.config import LOSSES, Loss
 from recipes.cli.methods import as_markdown, methods
@@ -28,8 +28,17 @@ CASES: list[tuple[list[MutableMapping[str, Any]], Any, list[tuple[type[BaseModel
         [(DistillConfig, "losses")],
     ),
     ([SCHEMES], Scheme(summary="mine", run=abs), [(QuantizeConfig, "scheme")]),
+    ([ROUNDING], Rounding(summary="mine", reads="nothing", run=abs), [(QuantizeConfig, "method")]),
 ]
 """Registries that get a further entry, the entry, and the knobs that may name it."""
+
+
+NEEDED: dict[tuple[type[BaseModel], str], dict[str, str]] = {
+    (PruneConfig, "criterion"): {"sparsity": "0.5"},
+    (SlimConfig, "importance"): {"ffn": "0.5"},
+    (QuantizeConfig, "method"): {"scheme": "int4"},
+}
+"""What else a knob asks for."""
 
 
 @pytest.fixture(params=CASES, ids=lambda case: type(case[1]).__name__)
@@ -54,7 +63,7 @@ def test_a_line_in_a_registry_is_all_that_a_method_needs(added: list[tuple[type[
     schema = json_schema()["$defs"]
     for config, knob in added:
         written = f"{{{NAME}: 1}}" if knob == "losses" else NAME
-        rest = {"sparsity": "0.5"} if config is PruneConfig else {"ffn": "0.5"} if config is SlimConfig else {}
+        rest = NEEDED.get((config, knob), {})
         found = getattr(build(config, {knob: written, **rest}), knob)
         assert found == ({NAME: 1.0} if knob == "losses" else NAME)
         if config is not SensitivityConfig:

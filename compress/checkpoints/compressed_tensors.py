@@ -1,30 +1,36 @@
-"""compressed-tensors' "pack-quantized" weights of 8 bits (what llm-compressor's W8A16 writes), read and written without
-that library.
+"""compressed-tensors' "pack-quantized" weights of 4 and 8 bits (what llm-compressor's W4A16 and W8A16 write), read and
+written without that library.
 
-A matrix W [out, in] is stored as three tensors of its module:
+A matrix W [out, in] is stored as tensors of its module, here for 4 bits (of 8, an int32 holds four):
 
-    weight_packed   int32 [out, in / 4]    four codes each, the first in the lowest byte; a code c stands as c + 128
-    weight_scale    float [out, groups]    W = c * scale of its group of in / groups columns; "channel" has one group
-    weight_shape    int64 [2]              (out, in); the last int32 of a row may hold padding
+    weight_packed        int32 [out, in / 8]        eight codes each, the first in the lowest bits; c stands as c + 8
+    weight_scale         float [out, groups]        W = (c - zero point) * scale of its group of in / groups columns;
+                                                    "channel" has one group
+    weight_zero_point    int32 [out / 8, groups]    packed along the rows; only where codes are asymmetric
+    weight_shape         int64 [2]                  (out, in); the last int32 of a row may hold padding
 
-What config.json says of them is checked first, and whatever else the library can do is refused: zero points,
-quantized activations or caches, other widths, columns in another order, sparsity, rotations.
+What config.json says of them is checked first, and whatever else the library can do is refused: quantized activations
+or caches, other widths, columns in another order, sparsity, rotations.
 Source: compressed-tensors 0.20, compressors/pack_quantized and quantization/quant_args.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-CODES, SCALES, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
+from compress.checkpoints.codes import from_bytes, to_bytes
+
+CODES, SCALES, ZEROS, SHAPE = ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape"
 """Ends of the names of a matrix's tensors."""
-ZERO = 128
+WIDTHS = (4, 8)
+"""Bits of a code."""
+WORD = 32
 WEIGHTS: dict[str, tuple[Any, ...]] = {
-    "num_bits": (8,),
+    "num_bits": WIDTHS,
     "type": ("int",),
-    "symmetric": (True,),
+    "symmetric": (True, False),
     "strategy": ("group", "channel"),
     "dynamic": (False, None),
     "actorder": (None, False, "weight", "static"),  # these two order the calibration, not the columns
@@ -63,49 +69,61 @@ def group_sizes(settings: dict[str, Any]) -> set[int | None]:
     return {entry.get("group_size") if entry["strategy"] == "group" else None for entry in weights}
 
 
-def unpack(packed_OJ: NDArray[np.int32], scale_OG: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.int8]:
-    """codes_OI from the packed ones.
+def width_of(packed: Sequence[int], columns: int) -> int | None:
+    """Bits of the codes of rows of `columns`, told by the shape of the packed ones; None: they fit no width."""
+    fits = [bits for bits in WIDTHS if packed[-1] == _words(columns, bits)]
+    return fits[-1] if fits else None
+
+
+def _words(count: int, bits: int) -> int:
+    return -(-count * bits // WORD)
+
+
+def unpack(packed_OJ: NDArray[np.int32], shape: tuple[int, int], bits: int) -> NDArray[np.int8]:
+    """codes_OI of that shape from the packed ones.
 
     Raises:
-        ValueError: the three tensors do not fit each other.
+        ValueError: they do not fit the shape.
     """
     rows, columns = shape
-    if packed_OJ.dtype != np.int32 or packed_OJ.shape != (rows, -(-columns // 4)):
+    if packed_OJ.dtype != np.int32 or packed_OJ.shape != (rows, _words(columns, bits)):
         raise ValueError(f"expected int32 codes of {rows} x {columns}, got {packed_OJ.dtype} {packed_OJ.shape}")
-    if scale_OG.ndim != 2 or len(scale_OG) != rows or columns % scale_OG.shape[1]:
-        raise ValueError(f"expected scales of {rows} rows of equal groups of {columns} columns, got {scale_OG.shape}")
-    bytes_OI = packed_OJ.astype("<i4", copy=False).view(np.uint8)[:, :columns]
-    return (bytes_OI ^ np.uint8(ZERO)).view(np.int8)
+    return from_bytes(packed_OJ.astype("<i4", copy=False).view(np.uint8), bits)[:, :columns]
 
 
-def pack(codes_OI: NDArray[np.int8]) -> NDArray[np.int32]:
-    """The packed codes [out, in / 4, rounded up], as `unpack` reads them; the last int32 of a row is filled with 0."""
-    rows, columns = codes_OI.shape
-    bytes_OI = np.zeros((rows, -(-columns // 4) * 4), dtype=np.uint8)
-    bytes_OI[:, :columns] = codes_OI.view(np.uint8) ^ np.uint8(ZERO)
-    return bytes_OI.view("<i4").astype(np.int32, copy=False)
+def pack(codes_OI: NDArray[np.int8], bits: int) -> NDArray[np.int32]:
+    """The packed codes [out, in * bits / 32, rounded up], as `unpack` reads them; what fills up a row is 0."""
+    width = _words(codes_OI.shape[1], bits) * WORD // bits
+    return to_bytes(codes_OI, bits, width, fill=0).view("<i4").astype(np.int32, copy=False)
 
 
-def settings_of(group: int, ignore: Sequence[str]) -> dict[str, Any]:
-    """`quantization_config` of a checkpoint whose linears, but for those in `ignore`, have a scale for each `group`
-    columns.
+def settings_of(group: int, ignore: Sequence[str], bits: Mapping[int, Sequence[str]]) -> dict[str, Any]:
+    """`quantization_config` of a checkpoint with a scale for each `group` columns of its quantized linears.
+
+    Args:
+        ignore: names of linears that are float.
+        bits: bits of a code -> names of the linears that have them; where there is one entry, all that are not ignored.
     """
-    weights = {
-        "num_bits": 8,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "group",
-        "group_size": group,
-        "dynamic": False,
-        "actorder": None,
-        "observer": "minmax",
-    }
-    linears = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+
+    def linears(names: Sequence[str], width: int) -> dict[str, Any]:
+        weights = {
+            "num_bits": width,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "group",
+            "group_size": group,
+            "dynamic": False,
+            "actorder": None,
+            "observer": "minmax",
+        }
+        targets = ["Linear"] if len(bits) == 1 else list(names)
+        return {"targets": targets, "weights": weights, "input_activations": None, "output_activations": None}
+
     return {
         "quant_method": "compressed-tensors",
         "format": FORMAT,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": linears},
+        "config_groups": {f"group_{place}": linears(bits[width], width) for place, width in enumerate(sorted(bits))},
         "ignore": list(ignore),
         "kv_cache_scheme": None,
     }

@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from compress.checkpoints.config import (
     CONFIG,
     CheckpointError,
-    check_plain,
     in_one_line,
     open_config,
     read_config,
@@ -40,8 +39,6 @@ DType = Literal["float32", "float16", "bfloat16"]
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 """Names of files that hold a tokenizer's vocabulary."""
 DESCRIPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-MOST_VOCABULARY = 2**28
-"""Bytes of a file that holds a vocabulary."""
 LARGEST = 64 * 2**20
 """Bytes of a file that may list every token."""
 
@@ -133,7 +130,6 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    check_plain(folder)
     _check_vocabulary_file(folder)
     _check_descriptions(folder)
     try:
@@ -169,14 +165,10 @@ def _check_descriptions(folder: Path) -> None:
 
 
 def _check_vocabulary_file(folder: Path) -> None:
-    files = [file for pattern in VOCABULARIES for file in folder.glob(pattern) if file.is_file()]
-    if not files:
+    if not any(path for pattern in VOCABULARIES for path in folder.glob(pattern)):
         raise CheckpointError(
             f"{folder}: the tokenizer is missing (tokenizer.json); copy the files the model was trained with"
         )
-    for file in files:
-        if file.stat().st_size > MOST_VOCABULARY:
-            raise CheckpointError(f"{file}: expected a vocabulary of at most {MOST_VOCABULARY:,} bytes, got more")
 
 
 def _check_vocabulary(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:

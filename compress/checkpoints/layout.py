@@ -12,6 +12,7 @@ random numbers. A tie that config.json claims and the files contradict is none: 
 transformers keeps them apart, and the config that comes from here says so.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from safetensors import safe_open
 
-from compress.checkpoints.compressed_tensors import CODES, SCALES, SHAPE, ZERO
+from compress.checkpoints.compressed_tensors import CODES, SCALES, SHAPE, ZEROS, width_of
 from compress.checkpoints.config import (
     CONFIG,
     CheckpointError,
@@ -33,7 +34,7 @@ from compress.checkpoints.config import (
     read_config,
 )
 from compress.checkpoints.one_at_a_time import one_at_a_time
-from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
+from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE, quantized_matrices
 from compress.checkpoints.weight_files import Stored, headers, stored_tensors
 from compress.models.components import Held
 
@@ -41,20 +42,21 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Number = Literal["float", "int8", "scales", "storage"]
-"""What a stored tensor holds: weights, codes of weights, scales of codes, or only how to read those."""
+Number = Literal["float", "int8", "int4", "scales", "storage"]
+"""What a stored tensor holds: weights, codes of weights, scales and zero points, or only how to read those."""
+WEIGHTS: dict[Number, int] = {"float": 32, "int8": 8, "int4": 4}
+"""Bits of a weight as it is held to run."""
 ENDS: dict[str, Number] = {
     ".SCB": "scales",
     ".weight_format": "storage",
     CODES: "int8",
     SCALES: "scales",
+    ZEROS: "scales",
     SHAPE: "storage",
 }
 """Ends of the names of what belongs to a quantized matrix, in either format."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 BYTES_PER_FLOAT = 4
-PER_INT32 = 4
-"""Codes that an int32 of a packed matrix holds."""
 CONSTANTS = re.compile(
     r"(\.|^)((attn|attention|self_attn|crossattention)\.(bias|masked_bias|causal_mask)|rotary_emb\.(inv_freq|\w+_cached))$"
 )
@@ -79,11 +81,20 @@ class Weight:
     """Whether transformers makes its parameters of several tensors, or several of one."""
     also: tuple[str, ...] = ()
     """Further parameters that come of it."""
+    packed: int | None = None
+    """Weights that packed codes stand for; None: an element is one."""
 
     @property
     def count(self) -> int:
-        """Number of elements, of packed codes those that are packed."""
-        return self.stored.count * (PER_INT32 if self.stored.name.endswith(CODES) else 1)
+        """Number of weights, or of elements of whatever else it holds."""
+        return self.stored.count if self.packed is None else self.packed
+
+    @property
+    def bytes(self) -> int:
+        """Bytes as it is held to run."""
+        if self.number == "scales":
+            return self.stored.count * BYTES_PER_FLOAT
+        return self.count * WEIGHTS.get(self.number, 0) // 8
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -157,7 +168,7 @@ def check_loading(folder: Path, report: Mapping[str, Iterable[object]]) -> None:
 
 
 def weights_in_memory(folder: Path) -> list[Held]:
-    """Every weight as it is held to run: int8 codes, their scales, and float32 for everything else.
+    """Every weight as it is held to run: codes, their scales, and float32 for everything else.
 
     An embedding that was quantized too counts as int8, not as the float table that stands for it in the weight files.
     """
@@ -168,12 +179,11 @@ def held_in(folder: Path, layout: Layout) -> list[Held]:
     """`weights_in_memory` of a layout that is known."""
     embeddings = [tensor for file in folder.glob(EMBEDDINGS_FILE) for tensor in headers(file)]
     instead = {tensor.name for tensor in embeddings}
-    found: list[Held] = []
-    for weight in layout.weights():
-        if weight.number == "int8":
-            found.append((weight.name, "int8", weight.count))
-        elif weight.number != "storage" and weight.name not in instead:
-            found.append((weight.name, weight.number, BYTES_PER_FLOAT * weight.count))
+    found: list[Held] = [
+        (weight.name, weight.number, weight.bytes)
+        for weight in layout.weights()
+        if weight.number != "storage" and not (weight.number == "float" and weight.name in instead)
+    ]
     for tensor in embeddings:
         codes = tensor.dtype == "I8"
         found.append((tensor.name, "int8" if codes else "scales", tensor.count * (1 if codes else BYTES_PER_FLOAT)))
@@ -182,19 +192,17 @@ def held_in(folder: Path, layout: Layout) -> list[Held]:
 
 def count_weights(layout: Layout) -> int:
     """Number of weights, a tied one counted once; scales are none."""
-    return sum(weight.count for weight in layout.weights() if weight.number in ("float", "int8"))
+    return sum(weight.count for weight in layout.weights() if weight.number in WEIGHTS)
 
 
 def count_nonzero(folder: Path) -> int:
     """How many of a checkpoint's weights are not exactly zero, read one tensor at a time."""
-    counted = (weight for weight in read_layout(folder).weights() if weight.number in ("float", "int8"))
-    return sum(_nonzero(weight.stored) for weight in counted)
-
-
-def _nonzero(stored: Stored) -> int:
-    tensor = read_tensor(stored)
-    packed = stored.name.endswith(CODES)
-    return int((tensor.numpy().view("u1") != ZERO).sum() if packed else tensor.count_nonzero())
+    counted = [weight for weight in read_layout(folder).weights() if weight.number in WEIGHTS]
+    plain = sum(int(read_tensor(weight.stored).count_nonzero()) for weight in counted if weight.packed is None)
+    if len(counted) == sum(weight.packed is None for weight in counted):
+        return plain
+    packed = {weight.stored.name.removesuffix(CODES) for weight in counted if weight.packed is not None}
+    return plain + sum(matrix.count_nonzero() for name, matrix in quantized_matrices(folder) if name in packed)
 
 
 def read_tensor(stored: Stored) -> "torch.Tensor":
@@ -244,9 +252,21 @@ def _places(
         number: Number = ENDS[end] if end else "int8" if coded else "float"
         place, pattern = find(base)
         if place in find.held:
-            written, also = find.written(base, place), find.also(place, pattern)
-            merged = pattern is not None
-            taken.append(Weight(name=place, stored=tensor, number=number, written=written, merged=merged, also=also))
+            shape, packed = tuple(find.held[place].shape), None
+            if end == CODES:
+                number = "int4" if width_of(tensor.shape, shape[-1]) == 4 else "int8"
+                packed = math.prod(shape)
+            taken.append(
+                Weight(
+                    name=place,
+                    stored=tensor,
+                    number=number,
+                    written=find.written(base, place),
+                    merged=pattern is not None,
+                    also=find.also(place, pattern),
+                    packed=packed,
+                )
+            )
         else:
             left[tensor.name] = place
     return taken, left
@@ -290,7 +310,7 @@ class Renaming:
 
 def _differ(taken: Iterable[Weight], alias: str, name: str) -> bool:
     """Whether the files hold a weight under two names with two values."""
-    found = {weight.name: weight for weight in taken if weight.number in ("float", "int8")}
+    found = {weight.name: weight for weight in taken if weight.number in WEIGHTS}
     if alias not in found or name not in found:
         return False
     one, other = found[alias], found[name]
@@ -333,7 +353,7 @@ def _without_exceptions(
 
 def _fits(weight: Weight, model: "PreTrainedModel") -> bool:
     """Whether a tensor has its parameter's shape; quantized matrices are [out, in], also where the model's are not."""
-    if weight.merged or weight.number in ("scales", "storage") or weight.stored.name.endswith(CODES):
+    if weight.merged or weight.number in ("scales", "storage") or weight.packed is not None:
         return True
     shape = tuple(model.state_dict()[weight.name].shape)
     return weight.stored.shape == shape or (weight.number == "int8" and weight.stored.shape == shape[::-1])

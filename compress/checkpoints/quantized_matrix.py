@@ -2,7 +2,8 @@
 bitsandbytes, and compressed-tensors' (`compressed_tensors.py`).
 
 A matrix W [out, in] is codes int8 [out, in] and scales float32 [out, groups]: the columns of a row fall into equal
-groups, and W = code * scale of its group. One group is a scale for the whole row.
+groups, and W = (code - zero point) * scale of its group. One group is a scale for the whole row; codes of 4 bits lie
+between -8 and 7.
 
 In bitsandbytes' format a matrix is stored as codes CB int8 [out, in] and one scale SCB float32 [out], so that W = CB *
 SCB / 127: one group, its scale SCB / 127. SCB is the largest absolute value of the row (of the row cast to float16,
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from compress.checkpoints.compressed_tensors import CODES, SCALES, SHAPE, group_sizes, unpack
+from compress.checkpoints.compressed_tensors import CODES, SCALES, SHAPE, ZEROS, group_sizes, unpack, width_of
 from compress.checkpoints.config import CheckpointError, read_config
 from compress.checkpoints.weight_files import weight_files
 
@@ -59,14 +60,27 @@ class QuantizedMatrix:
         """From bitsandbytes' scales, which are what code 127 stands for."""
         return cls(codes_OI, scale_O[:, None] / np.float32(LEVELS))
 
+    def rows(self, low: int, high: int) -> "QuantizedMatrix":
+        """Some of its rows, as a view."""
+        zero_OG = None if self.zero_OG is None else self.zero_OG[low:high]
+        return QuantizedMatrix(self.codes_OI[low:high], self.scale_OG[low:high], zero_OG, self.bits)
+
     def dequantize(self) -> NDArray[np.float32]:
         """The matrix that the codes stand for, float32 [out, in]."""
-        rows, columns = self.codes_OI.shape
-        weight_OGI = self.codes_OI.astype(np.float32).reshape(rows, self.scale_OG.shape[1], -1)
-        if self.zero_OG is not None:
-            weight_OGI -= self.zero_OG[:, :, None]
+        weight_OGI = self._off_zero().astype(np.float32)
         weight_OGI *= self.scale_OG[:, :, None]
-        return weight_OGI.reshape(rows, columns)
+        return weight_OGI.reshape(self.codes_OI.shape)
+
+    def count_nonzero(self) -> int:
+        """How many of its weights are not exactly zero."""
+        return int(np.count_nonzero(self._off_zero()))
+
+    def _off_zero(self) -> NDArray[np.int16]:
+        """code - zero point [out, groups, columns of a group]."""
+        code_OGI = self.codes_OI.reshape(*self.scale_OG.shape, -1).astype(np.int16)
+        if self.zero_OG is not None:
+            code_OGI -= self.zero_OG[:, :, None]
+        return code_OGI
 
 
 def quantize_rows(weight_OI: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -77,38 +91,27 @@ def quantize_rows(weight_OI: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
     return codes_OI, scale_O
 
 
-def quantize_groups(weight_OI: NDArray[np.float32], group: int) -> QuantizedMatrix:
-    """Rounded to nearest, one scale for each `group` columns of a row.
-
-    Raises:
-        ValueError: the columns are no multiple of `group`.
-    """
-    rows, columns = weight_OI.shape
-    if columns % group:
-        raise ValueError(f"expected a multiple of {group} columns, got {columns}")
-    codes, scales = quantize_rows(weight_OI.reshape(-1, group))
-    scale_OG = scales.reshape(rows, -1) / np.float32(LEVELS)
-    return QuantizedMatrix(codes.reshape(rows, columns), np.where(scale_OG == 0, 1.0, scale_OG).astype(np.float32))
-
-
 def read_quantized_matrices(folder: Path) -> dict[str, QuantizedMatrix]:
-    """Every int8 matrix of an int8 checkpoint, embeddings too, by its module's name ("transformer.h.0.attn.c_attn").
+    """Every matrix of a quantized checkpoint, embeddings too, by its module's name ("transformer.h.0.attn.c_attn").
 
     Raises:
         CheckpointError: a matrix's tensors do not fit each other, or one is missing.
     """
-    matrices: dict[str, QuantizedMatrix] = {}
+    return dict(quantized_matrices(folder))
+
+
+def quantized_matrices(folder: Path) -> Iterator[tuple[str, QuantizedMatrix]]:
+    """The same, one after the other."""
     for files in (weight_files(folder), [*folder.glob(EMBEDDINGS_FILE)]):  # which holds tensors of the same names
         with ExitStack() as stack:
             opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
             held = {name: tensors for tensors in opened for name in tensors.keys()}  # noqa: SIM118 (not iterable)
             try:
-                matrices.update(_matrices(held, folder))
+                yield from _matrices(held, folder)
             except (KeyError, ValueError) as error:
                 raise CheckpointError(
-                    f"{folder}: an int8 matrix cannot be read ({error}); download or quantize the checkpoint again"
+                    f"{folder}: a quantized matrix cannot be read ({error}); download or quantize the checkpoint again"
                 ) from error
-    return matrices
 
 
 def _matrices(held: dict[str, Any], folder: Path) -> Iterator[tuple[str, QuantizedMatrix]]:
@@ -125,9 +128,27 @@ def _matrices(held: dict[str, Any], folder: Path) -> Iterator[tuple[str, Quantiz
             yield module, QuantizedMatrix.from_rows(read(f"{module}.weight").numpy(), read(name).numpy())
         elif name.endswith(CODES):
             module = name.removesuffix(CODES)
-            rows, columns = read(module + SHAPE).tolist()
+            zeros = read(module + ZEROS).numpy() if module + ZEROS in held else None
             scale_OG = read(module + SCALES).float().numpy()  # numpy has no bfloat16
+            rows, columns = read(module + SHAPE).tolist()
+            matrix = _unpacked(read(name).numpy(), scale_OG, zeros, (rows, columns))
             whole = scale_OG.shape[1] == 1 and None in sizes
-            if not whole and not any(size and scale_OG.shape[1] * size == columns for size in sizes):
+            if not whole and matrix.group not in sizes:
                 raise ValueError(f"{module}: {scale_OG.shape[1]} scales for {columns} columns do not fit config.json")
-            yield module, QuantizedMatrix(unpack(read(name).numpy(), scale_OG, (rows, columns)), scale_OG)
+            yield module, matrix
+
+
+def _unpacked(
+    packed_OJ: NDArray[np.int32], scale_OG: NDArray[np.float32], zeros: NDArray[np.int32] | None, shape: tuple[int, int]
+) -> QuantizedMatrix:
+    rows, columns = shape
+    bits = width_of(packed_OJ.shape, columns)
+    if bits is None:
+        raise ValueError(f"expected int32 codes of {rows} x {columns}, got {packed_OJ.dtype} {packed_OJ.shape}")
+    if scale_OG.ndim != 2 or len(scale_OG) != rows or columns % scale_OG.shape[1]:
+        raise ValueError(f"expected scales of {rows} rows of equal groups of {columns} columns, got {scale_OG.shape}")
+    codes_OI = unpack(packed_OJ, shape, bits)
+    if zeros is None:
+        return QuantizedMatrix(codes_OI, scale_OG, bits=bits)
+    zero_GO = unpack(np.ascontiguousarray(zeros.T), (scale_OG.shape[1], rows), bits)
+    return QuantizedMatrix(codes_OI, scale_OG, np.ascontiguousarray(zero_GO.T), bits)

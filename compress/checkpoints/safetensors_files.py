@@ -11,7 +11,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ class TensorFiles:
         for file in (*files, *(self.folder / name for name in others)):
             if file.is_file():
                 shutil.copyfile(file, out / file.name)
-        self._write_config(out / CONFIG)
+        self.write_config(out / CONFIG)
         load_tokenizer(self.folder).save_pretrained(out)
 
     def write(self, out: Path, name: str, tensor: Tensor) -> None:
@@ -89,9 +89,9 @@ class TensorFiles:
         place = self.places[name].stored
         return int(read_tensor(replace(place, file=out / place.file.name)).count_nonzero())
 
-    def _write_config(self, file: Path) -> None:
-        """The source's config.json, but for what names code, and a tie that its files contradict."""
+    def write_config(self, file: Path, **more: Any) -> None:
+        """The source's config.json, but for what names code, and a tie that its files contradict; and `more` keys."""
         config = {key: value for key, value in read_object(self.folder / CONFIG).items() if key != "auto_map"}
         if self._apart:
             config["tie_word_embeddings"] = False
-        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(config | more, indent=2) + "\n", encoding="utf-8")

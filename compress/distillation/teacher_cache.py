@@ -27,8 +27,7 @@ from safetensors.numpy import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compress.checkpoints.json_file import read_object
-from compress.digests import SEALED_LIMIT, digest_file
+from compress.digests import digest_file
 from compress.distillation.logit_sampling import SampledLogits
 from compress.distillation.teacher_shards import TEMPORARY, Plan, Shard, broken, shard_tensors, write_once
 from compress.stage import Progress, StageError, StageMetadata, Task
@@ -221,7 +220,7 @@ def _said(
 
 def _read_index(folder: Path, wanted: Plan) -> dict[str, Any]:
     try:
-        index: dict[str, Any] = read_object(folder / INDEX, limit=SEALED_LIMIT)
+        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         fits = index["plan"] == dataclasses.asdict(wanted) and list(index["shards"]) == list(wanted.shards)
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise broken(folder / INDEX, f"cannot be read ({error})") from error

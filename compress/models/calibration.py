@@ -81,6 +81,15 @@ class Inputs:
         factor_II: Tensor = torch.linalg.solve_triangular(upper_II, eye_II, upper=True)
         return factor_II
 
+    @cached_property
+    def by_energy(self) -> tuple[Tensor, "Inputs"]:
+        """Indices of the inputs by falling energy, and the inputs in that order."""
+        damped_II = self.damped_II
+        order_I = damped_II.diagonal().argsort(descending=True, stable=True)
+        assert self.gram_II is not None
+        assert self.square_I is not None
+        return order_I, Inputs(self.count, self.square_I[order_I], self.gram_II[order_I][:, order_I])
+
 
 def inputs_of(x_TI: Tensor, reads: Reads) -> Inputs:
     """What `reads` asks for, of the inputs of T tokens."""

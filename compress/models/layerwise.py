@@ -12,7 +12,7 @@ it. Memory is the embeddings once, one block, and the activations of N * T token
 Not covered: models whose blocks exchange more than hidden states (encoders, shared key-value caches).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,8 @@ from transformers import PreTrainedModel
 from compress.checkpoints.loading import empty_model
 from compress.checkpoints.safetensors_files import TensorFiles
 from compress.models.block_linears import BlockLinear, blocks, linears_of
+from compress.models.calibration import InputCollector, Inputs, Reads
+from compress.stage import StageError, Task
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments of a block."""
@@ -124,6 +126,63 @@ class BlockWalk:
             for module in modules:
                 del module.forward  # the class's own again
         raise ValueError(f"{self.model.config.model_type}: expected {len(modules)} blocks to run, got {len(noted)}")
+
+
+Found = Callable[[BlockLinear, Inputs], None]
+"""What to do with a block linear once its inputs are known."""
+
+
+def layerwise_pass(walk: BlockWalk, reads: Reads, names: Collection[str], found: Found, stage: str, task: Task) -> None:
+    """Call `found` for each of the named block linears, front to back, with what `reads` asks of its inputs.
+
+    It is called when the input arrives, before the linear computes, so that whatever it does to the weight is in what
+    later linears are fed.
+
+    Raises:
+        StageError: a linear is never called on the text, or `found` raises a ValueError.
+    """
+    left = set(names)
+    for block in walk:
+        linears = [linear for linear in block.linears() if linear.name in left]
+        if reads == "nothing":
+            for linear in linears:
+                found(linear, Inputs())
+        else:
+            _run_block(block, linears, reads, found, stage)
+        left -= {linear.name for linear in linears}
+        task.advance()
+        if not left:
+            return
+
+
+def _run_block(block: Block, linears: list[BlockLinear], reads: Reads, found: Found, stage: str) -> None:
+    waiting = {linear.name: linear for linear in linears}
+    inputs = InputCollector(reads)
+
+    def arrived(linear: BlockLinear, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if waiting.pop(linear.name, None) is None:
+            return
+        try:
+            found(linear, inputs(args[0]))
+        except ValueError as error:
+            raise StageError(f"{stage}: {linear.name}: {error}") from error
+
+    hooks = [
+        block.module.get_submodule(name.removeprefix(f"{block.name}.")).register_forward_pre_hook(
+            partial(arrived, linear)
+        )
+        for name, linear in waiting.items()
+    ]
+    try:
+        block.forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if waiting:
+        raise StageError(
+            f"{stage}: {', '.join(waiting)}: never called on the calibration text, so nothing is known of its inputs; "
+            "leave it out, or choose a method that reads none, such as magnitude or rtn"
+        )
 
 
 class _AllNotedError(Exception):

@@ -1,13 +1,18 @@
-"""What quantization lets one choose. The registry is `SCHEMES`: how weights are rounded, and to which format."""
+"""What quantization lets one choose. The registries are `SCHEMES`, the number formats, and `ROUNDING`, how a weight
+becomes a code.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.registry import OneOf, lazy
-from compress.stage import Stage, StageConfig
+from compress.stage import Stage, StageConfig, StageInputName
+
+if TYPE_CHECKING:
+    from compress.models.calibration import Reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,40 +22,95 @@ class Scheme:
     summary: str
     run: Callable[..., Any]
     """(config, stage input) -> metadata."""
+    bits: int = 8
+    """Of a code, where no knob says otherwise."""
+    grouped: bool = True
+    """Whether a row has several scales, and `group`, `method`, `bits` mean something."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """One way from weights to codes."""
+
+    summary: str
+    reads: "Reads"
+    """What it must know of a linear's inputs."""
+    run: Callable[..., Any]
+    """(weight_OI, inputs, group, bits) -> QuantizedMatrix."""
+
+
+ROUNDING: dict[str, Rounding] = {
+    "rtn": Rounding(
+        summary="each weight to the nearest code; needs no text",
+        reads="nothing",
+        run=lazy("compress.quantization.rounding:rtn"),
+    ),
+    "gptq": Rounding(
+        summary="column after column, those to come making up for the error on calibration text",
+        reads="gram",
+        run=lazy("compress.quantization.rounding:gptq"),
+    ),
+}
 SCHEMES: dict[str, Scheme] = {
     "int8": Scheme(
         summary="int8 codes with one float32 scale per output row (bitsandbytes' format)",
         run=lazy("compress.quantization.stage:int8_rows"),
+        grouped=False,
     ),
     "int8_group": Scheme(
         summary="int8 codes with one float32 scale for each `group` columns of a row (compressed-tensors' format)",
-        run=lazy("compress.quantization.grouped:int8_group"),
+        run=lazy("compress.quantization.grouped:run"),
+    ),
+    "int4": Scheme(
+        summary="int4 codes with one float32 scale for each `group` columns of a row (compressed-tensors' format)",
+        run=lazy("compress.quantization.grouped:run"),
+        bits=4,
     ),
 }
 
 
 class QuantizeConfig(StageConfig):
-    """Round the block linears to 8 bits."""
+    """Round the block linears to 8 or 4 bits."""
 
     scheme: Annotated[str, OneOf(SCHEMES)] = "int8"
-    """The number format: int8 codes with one float32 scale per output row."""
-    group: Literal[32, 64, 128] = 128
-    """int8_group: columns of a row that share a scale."""
+    """The number format: bits of a code, and how many weights share a scale."""
+    group: Literal[32, 64, 128] = 32
+    """int8_group, int4: columns of a row that share a scale."""
+    method: Annotated[str, OneOf(ROUNDING)] = "rtn"
+    """int8_group, int4: how weights become codes; gptq reads calibration text and loses less."""
+    bits: dict[str, Literal[4, 8]] = Field(default_factory=dict)
+    """int4: bits of some linears, glob over their names -> 4 or 8, such as {"*.down_proj": 8}; the last match holds."""
+    rows: int = Field(default=32, ge=1)
+    """gptq: sequences of calibration text."""
+    length: int = Field(default=512, ge=8)
+    """gptq: tokens per sequence of calibration text, no more than the model's context."""
     embeddings: bool = False
-    """Round the token embedding (and a tied head) too."""
+    """Round the token embedding (and a tied head) too, to 8 bits with one scale per row."""
     threshold: float = Field(default=6.0, ge=0)
-    """Activations above this go through float16 when bitsandbytes runs it; the codes do not depend on it."""
+    """int8: activations above this go through float16 when bitsandbytes runs it; the codes do not depend on it."""
+
+    @model_validator(mode="after")
+    def _knobs_of_the_scheme(self) -> "QuantizeConfig":
+        if self.method != "rtn" and not SCHEMES[self.scheme].grouped:
+            raise ValueError(f"method: {self.method}: expected scheme int8_group or int4 beside it, got {self.scheme}")
+        if self.bits and SCHEMES[self.scheme].bits != 4:
+            raise ValueError(f"bits: expected scheme int4 beside it, got {self.scheme}")
+        return self
+
+
+def inputs_read(config: QuantizeConfig) -> frozenset[StageInputName]:
+    """Calibration text, where these knobs look at what the linears are fed."""
+    return frozenset() if ROUNDING[config.method].reads == "nothing" else frozenset({"calibration_text"})
 
 
 QUANTIZE = Stage(
     kind="quantize",
-    summary="round the block linears (and the embedding) to 8 bits, one scale per output row",
-    version=1,
+    summary="round the block linears (and the embedding) to 8 or 4 bits, one scale per row or group of columns",
+    version=2,
     config=QuantizeConfig,
     takes=frozenset({"dense"}),
     leaves="quantized",
     run=lazy("compress.quantization.stage:run"),
+    inputs_read=inputs_read,
     libraries=("torch", "transformers", "bitsandbytes"),
 )

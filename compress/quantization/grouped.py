@@ -1,78 +1,125 @@
-"""int8 with a scale for each group of a row's columns: closer than one per row, for 4 bytes a group more.
+"""Codes of 8 or 4 bits with a scale for each group of a row's columns, in compressed-tensors' pack-quantized format.
 
-    W [out, in]  ->  codes int8 [out, in], scales float32 [out, in / group]
+    W [out, in]  ->  codes [out, in], scales float32 [out, in / group]
 
-The result is a Hugging Face folder in compressed-tensors' pack-quantized format, which plain transformers loads with
-that library. `embeddings` rounds the token embedding row by row, as scheme `int8` does.
+One block of the model is in memory at a time, with the calibration text flowing through it where the method reads any:
+every linear is rounded as its input arrives, so that later ones see what they will be fed. Every other tensor stays as
+it was. Plain transformers loads the folder with the library compressed-tensors, and so does vLLM. `embeddings` rounds
+the token embedding row by row, as scheme `int8` does.
 
 Not covered: matrices that are no nn.Linear, which that format does not know (GPT-2's Conv1D).
 """
 
-from typing import Any
+import shutil
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from compress.checkpoints.compressed_tensors import CODES, SCALES, SHAPE, pack, settings_of
+from compress.checkpoints.config import CONFIG, GENERATION
 from compress.checkpoints.folder import load_tokenizer
-from compress.checkpoints.loading import load_model
-from compress.checkpoints.quantized_matrix import quantize_groups
-from compress.models.block_linears import block_linears
-from compress.quantization.config import QuantizeConfig
-from compress.quantization.stage import round_embeddings
+from compress.checkpoints.layout import read_layout, read_tensor
+from compress.checkpoints.quantized_matrix import QuantizedMatrix
+from compress.models.block_linears import BlockLinear, block_linears
+from compress.models.calibration import Inputs, rows_of_stage
+from compress.models.layerwise import BlockWalk, layerwise_pass
+from compress.quantization.config import ROUNDING, SCHEMES, QuantizeConfig
+from compress.quantization.stage import round_table
 from compress.stage import StageError, StageInput, StageMetadata
 
 
-def int8_group(config: QuantizeConfig, given: StageInput) -> StageMetadata:
+def run(config: QuantizeConfig, given: StageInput) -> StageMetadata:
     """Leaves a checkpoint in compressed-tensors' format.
 
     Raises:
-        StageError: a block linear cannot be held in it.
+        StageError: a block linear cannot be held in it, or `bits` names none.
     """
     assert given.source is not None
-    model = load_model(given.source)
-    linears = {linear.name: linear for linear in block_linears(model)}
-    _check(model, config, linears)
-    tensors = dict(model.state_dict())
-    with given.progress.task("quantize", total=len(linears) + 1) as task:
-        embeddings = round_embeddings(model, given.out) if config.embeddings else None
-        for name, linear in linears.items():
-            matrix = quantize_groups(linear.weight_OI().float().numpy(), config.group)
-            del tensors[f"{name}.weight"]
-            tensors[name + CODES] = torch.from_numpy(pack(matrix.codes_OI))
-            tensors[name + SCALES] = torch.from_numpy(matrix.scale_OG)
-            tensors[name + SHAPE] = torch.tensor(matrix.codes_OI.shape)
-            task.advance()
-        tied = list(getattr(model, "all_tied_weights_keys", None) or ())
-        save_torch_state_dict(tensors, given.out, shared_tensors_to_discard=tied)
-        others = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        settings: dict[str, Any] = settings_of(config.group, [name for name in others if name not in linears])
-        model.config.quantization_config = settings
-        model.config.save_pretrained(given.out)
-        if model.generation_config is not None:
-            model.generation_config.save_pretrained(given.out)
-        load_tokenizer(given.source).save_pretrained(given.out)
-        task.advance()
+    method = ROUNDING[config.method]
+    ids_NT = None
+    if method.reads != "nothing":
+        ids_NT = rows_of_stage("quantize", given, config.rows, config.length)
+    walk = BlockWalk(given.source, ids_NT)
+    linears = list(block_linears(walk.model))
+    _check(walk, config, linears)
+    bits = _bits(config, [linear.name for linear in linears])
+    found = dict[str, Tensor]()
+
+    def round_linear(linear: BlockLinear, inputs: Inputs) -> None:
+        given_inputs = None if method.reads == "nothing" else inputs
+        matrix: QuantizedMatrix = method.run(linear.weight_OI(), given_inputs, config.group, bits[linear.name])
+        linear.weight_OI().copy_(torch.from_numpy(matrix.dequantize()))
+        found[linear.name + CODES] = torch.from_numpy(pack(matrix.codes_OI, matrix.bits))
+        found[linear.name + SCALES] = torch.from_numpy(matrix.scale_OG)
+        found[linear.name + SHAPE] = torch.tensor(matrix.codes_OI.shape)
+
+    with given.progress.task("quantize", total=len(walk)) as task, torch.inference_mode():
+        layerwise_pass(walk, method.reads, bits, round_linear, "quantize", task)
+    embeddings = _write(walk, config, given.source, given.out, found, bits)
+    names = {width: [name for name, own in bits.items() if own == width] for width in sorted(set(bits.values()))}
     return {
         "scheme": config.scheme,
+        "method": config.method,
         "group": config.group,
-        "int8_linears": len(linears),
+        **{f"int{width}_linears": len(own) for width, own in names.items()},
         "int8_embeddings": embeddings,
+        **({} if ids_NT is None else {"calibration_tokens": ids_NT.size}),
     }
 
 
-def _check(model: PreTrainedModel, config: QuantizeConfig, linears: dict[str, Any]) -> None:
-    transposed = [name for name, linear in linears.items() if linear.transposed]
+def _check(walk: BlockWalk, config: QuantizeConfig, linears: list[BlockLinear]) -> None:
+    transposed = [linear.name for linear in linears if linear.transposed]
     if transposed:
         raise StageError(
-            f"quantize: int8_group: {model.config.model_type} holds {transposed[0]} as Conv1D, which "
+            f"quantize: {config.scheme}: {walk.model.config.model_type} holds {transposed[0]} as Conv1D, which "
             "compressed-tensors does not know; choose scheme int8"
         )
-    unfit = [name for name, linear in linears.items() if linear.parameter.shape[1] % config.group]
+    unfit = [linear for linear in linears if linear.parameter.shape[1] % config.group]
     if unfit:
         raise StageError(
-            f"quantize: int8_group: the columns of {unfit[0]} ({linears[unfit[0]].parameter.shape[1]}) are no multiple "
-            f"of {config.group}; choose another group"
+            f"quantize: {config.scheme}: the columns of {unfit[0].name} ({unfit[0].parameter.shape[1]}) are no "
+            f"multiple of {config.group}; choose another group"
         )
+
+
+def _bits(config: QuantizeConfig, names: list[str]) -> dict[str, int]:
+    """Bits of each linear's codes."""
+    for pattern in config.bits:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise StageError(f"quantize: bits: expected a glob over names such as {names[0]}, got {pattern!r}")
+    plain = SCHEMES[config.scheme].bits
+    chosen = {name: [width for glob, width in config.bits.items() if fnmatchcase(name, glob)] for name in names}
+    return {name: widths[-1] if widths else plain for name, widths in chosen.items()}
+
+
+def _write(
+    walk: BlockWalk, config: QuantizeConfig, source: Path, out: Path, found: dict[str, Tensor], bits: dict[str, int]
+) -> str | None:
+    """Write the checkpoint; the name of the embedding that was rounded."""
+    layout = read_layout(source)
+    written = {weight.name.removesuffix(".weight"): weight.written.removesuffix(".weight") for weight in layout.taken}
+    tensors = dict[str, Tensor]()
+    for key, tensor in found.items():
+        name, _, end = key.rpartition(".")
+        tensors[f"{written[name]}.{end}"] = tensor
+    for weight in layout.weights():
+        if weight.name.removesuffix(".weight") not in bits:
+            tensors[weight.written] = read_tensor(weight.stored)
+    embeddings = None
+    if config.embeddings:
+        table = walk.model.get_input_embeddings().weight
+        name = next(name for name, parameter in walk.model.named_parameters() if parameter is table)
+        place = next(weight.written for weight in layout.weights() if weight.name == name)
+        embeddings = name.removesuffix(".weight")
+        tensors[place] = round_table(tensors[place], embeddings, out)
+    save_torch_state_dict(tensors, out)
+    others = [name for name, module in walk.model.named_modules() if isinstance(module, nn.Linear) and name not in bits]
+    targets = {width: [name for name, own in bits.items() if own == width] for width in bits.values()}
+    walk.files.write_config(out / CONFIG, quantization_config=settings_of(config.group, others, targets))
+    if (source / GENERATION).is_file():
+        shutil.copyfile(source / GENERATION, out / GENERATION)
+    load_tokenizer(source).save_pretrained(out)
+    return embeddings

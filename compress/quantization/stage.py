@@ -6,7 +6,7 @@ The result is a Hugging Face folder that plain transformers loads through bitsan
 embedding in the same way, row by row, which a tied head shares; the folder then also holds its codes, for the export
 to carry.
 
-Not covered: activations (they are rounded by the runtime, block by block), 4 bits, calibration.
+Not covered: activations (they are rounded by the runtime, block by block); 4 bits and calibration (`grouped.py`).
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import cast
 
 import torch
 from safetensors.numpy import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from compress.checkpoints.config import CheckpointError, read_config
@@ -76,8 +76,13 @@ def round_embeddings(model: PreTrainedModel, out: Path) -> str:
     """Round the token embedding in place and write its codes beside the checkpoint; returns its name."""
     table = cast(nn.Embedding, model.get_input_embeddings()).weight
     name = str(next(name for name, parameter in model.named_parameters() if parameter is table).removesuffix(".weight"))
-    codes_OI, scale_O = quantize_rows(table.detach().float().numpy())
     with torch.no_grad():
-        table.copy_(torch.from_numpy(QuantizedMatrix.from_rows(codes_OI, scale_O).dequantize()))
-    save_file({f"{name}.weight": codes_OI, f"{name}.SCB": scale_O}, out / EMBEDDINGS_FILE)
+        table.copy_(round_table(table.detach(), name, out))
     return name
+
+
+def round_table(table_OI: Tensor, name: str, out: Path) -> Tensor:
+    """An embedding rounded row by row, in float32; its codes are written beside the checkpoint under `name`."""
+    codes_OI, scale_O = quantize_rows(table_OI.float().numpy())
+    save_file({f"{name}.weight": codes_OI, f"{name}.SCB": scale_O}, out / EMBEDDINGS_FILE)
+    return torch.from_numpy(QuantizedMatrix.from_rows(codes_OI, scale_O).dequantize())

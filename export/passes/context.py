@@ -1,4 +1,4 @@
-"""What the passes know besides the graph: the weights, and how int8 products are to be laid out."""
+"""What the passes know besides the graph: the weights, and how quantized products are to be laid out."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,10 +13,14 @@ SMALLEST_BLOCK = 16
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Packed:
-    """One int8 matrix as it stands in the graph: codes [N, blocks, block] uint8 and scales [N, groups]."""
+    """One quantized matrix as it stands in the graph: codes [N, blocks, block * bits / 8] uint8, scales [N, groups],
+    zero points [N, blocks * bits / 8] uint8 where its codes are not symmetric.
+    """
 
     codes: ir.Value
     scales: ir.Value
+    zeros: ir.Value | None
+    bits: int
     rows: Rows
     modules: tuple[str, ...]
     columns: int
@@ -37,7 +41,7 @@ class PassContext:
     block_size: int
     accuracy_level: int
     packed: dict[bytes, Packed] = field(default_factory=dict)
-    """Filled as the passes place int8 matrices, by their row numbers: a matrix used twice is stored once."""
+    """Filled as the passes place quantized matrices, by their row numbers: a matrix used twice is stored once."""
 
 
 class GraphPass(ir.passes.InPlacePass):

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from export.passes.context import GraphPass, Packed
-from export.passes.quantized_linears import ZERO, constant, pack
+from export.passes.quantized_linears import constant, pack
 from export.row_tracking import WeightError
 
 
@@ -18,24 +18,24 @@ class QuantizedEmbedding(GraphPass):
     """Gather from an int8 matrix -> Gather, Cast, Sub, Mul on the packed one."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        lookups = [node for node in model.graph if node.op_type == "Gather" and self._is_int8(node)]
+        lookups = [node for node in model.graph if node.op_type == "Gather" and self._is_quantized(node)]
         for node in lookups:
             self._replace(model.graph, node)
         return ir.passes.PassResult(model, modified=bool(lookups))
 
-    def _is_int8(self, node: ir.Node) -> bool:
+    def _is_quantized(self, node: ir.Node) -> bool:
         table = node.inputs[0]
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-        return table is not None and axis == 0 and table.name in self.context.weights.int8.rows
+        return table is not None and axis == 0 and table.name in self.context.weights.quantized.rows
 
     def _replace(self, graph: ir.Graph, node: ir.Node) -> None:
         table, ids = node.inputs
         assert table is not None
-        packed = pack(graph, self.context.weights.int8.rows[table.name or ""], self.context)
-        if packed.groups > 1:
+        packed = pack(graph, self.context.weights.quantized.rows[table.name or ""], self.context)
+        if (packed.groups, packed.bits, packed.zeros) != (1, 8, None):
             raise WeightError(
-                f"{'+'.join(packed.modules)}: expected an int8 embedding with one scale per row, "
-                f"got {packed.groups}; leave the embedding in float"
+                f"{'+'.join(packed.modules)}: expected an embedding of symmetric 8 bits with one scale per row, "
+                f"got {packed.bits} bits with {packed.groups}; leave the embedding in float"
             )
         nodes = _look_up(graph, packed, ids, f"{packed.codes.name}.embedding")
         ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, nodes[-1].outputs)
@@ -45,7 +45,7 @@ def _look_up(graph: ir.Graph, packed: Packed, ids: ir.Value | None, name: str) -
     """ids [B, T] -> rows [B, T, K] in the scales' type."""
     dtype = packed.scales.dtype
     assert dtype is not None
-    zero = constant(graph, f"{name}.zero", np.asarray(ZERO, dtype=dtype.numpy()))
+    zero = constant(graph, f"{name}.zero", np.asarray(1 << packed.bits - 1, dtype=dtype.numpy()))
     flat = constant(graph, f"{name}.flat", np.asarray([0, 0, -1]))
     codes = ir.node("Gather", [packed.codes, ids], name=f"{name}.gather")
     wide = ir.node("Cast", [codes.outputs[0]], {"to": int(dtype)}, name=f"{name}.cast")

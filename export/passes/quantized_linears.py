@@ -1,11 +1,12 @@
-"""Int8 linears become MatMulNBits, with the checkpoint's own codes.
+"""Quantized linears become MatMulNBits, with the checkpoint's own codes.
 
-    x_BTK @ Transpose(W_NK)   ->   MatMulNBits(x_BTK, codes, Expand(scales)), bits = 8   (W may be a Concat: packed QKV)
+    x_BTK @ Transpose(W_NK)   ->   MatMulNBits(x_BTK, codes, Expand(scales))             (W may be a Concat: packed QKV)
 
-MatMulNBits reads B as uint8 [N, blocks, block] with an implied zero point of 128 and one scale per block: W = (B -
-128) * scale. A code c of the checkpoint stands there as c + 128, so the weights are the checkpoint's, bit for bit.
-Columns that pad the last block hold 128, which is zero. The block is also the grain at which accuracy_level 4 rounds
-activations.
+MatMulNBits reads B as uint8 [N, blocks, block * bits / 8], of 4 bits the first code in the lower half of a byte, with
+one scale per block and an implied zero point Z of 128 or 8: W = (B - Z) * scale. A code c of the checkpoint stands
+there as c + Z, so the weights are the checkpoint's, bit for bit. Columns that pad the last block hold Z, which is zero.
+Zero points of the checkpoint are stored in the same way, one per block. The block is also the grain at which
+accuracy_level 4 rounds activations.
 
 A row, or a group of its columns, has one scale, and the file holds it once: [N, groups]. Repeated over the blocks, the
 scales would be a sixteenth of the codes. The graph spreads them out, and ONNX Runtime computes that once, as it opens
@@ -13,20 +14,20 @@ a session (constant folding, which every optimization level but "none" does, on 
 MatMulNBits sees a constant all the same. A session without optimization repeats it at every run: right, but slower.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from compress.checkpoints.codes import to_bytes
 from export.passes.context import GraphPass, Packed, PassContext, block_for, block_in
 from export.row_tracking import Rows
 
-ZERO = 128
-
 
 class QuantizedLinears(GraphPass):
-    """MatMul by an int8 matrix -> MatMulNBits."""
+    """MatMul by a quantized matrix -> MatMulNBits."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         products = [node for node in model.graph if node.op_type == "MatMul" and node.domain == ""]
@@ -41,11 +42,16 @@ class QuantizedLinears(GraphPass):
         spread = _spread(graph, packed)
         product = ir.node(
             "MatMulNBits",
-            inputs=[node.inputs[0], packed.codes, spread[-1].outputs[0] if spread else packed.scales],
+            inputs=[
+                node.inputs[0],
+                packed.codes,
+                spread[-1].outputs[0] if spread else packed.scales,
+                *([packed.zeros] if packed.zeros is not None else []),
+            ],
             attributes={
                 "K": packed.columns,
                 "N": len(rows),
-                "bits": 8,
+                "bits": packed.bits,
                 "block_size": packed.block,
                 "accuracy_level": self.context.accuracy_level,
             },
@@ -76,7 +82,7 @@ def _shape(graph: ir.Graph, *sizes: int) -> ir.Value:
 
 
 def rows_of_transposed(weight: ir.Value | None, context: PassContext) -> Rows | None:
-    """The int8 rows behind `Transpose(W)` or `Transpose(Concat(W, ...))`; None where anything else, or a float,
+    """The quantized rows behind `Transpose(W)` or `Transpose(Concat(W, ...))`; None where anything else, or a float,
     stands there.
     """
     transpose = weight.producer() if weight is not None else None
@@ -90,7 +96,7 @@ def _rows_of(weight: ir.Value | None, context: PassContext) -> Rows | None:
         return None
     producer = weight.producer()
     if producer is None:
-        return context.weights.int8.rows.get(weight.name or "")
+        return context.weights.quantized.rows.get(weight.name or "")
     if producer.op_type != "Concat" or producer.attributes["axis"].as_int() != 0:
         return None
     parts = [_rows_of(value, context) for value in producer.inputs]
@@ -107,30 +113,45 @@ def pack(graph: ir.Graph, rows: Rows, context: PassContext) -> Packed:
 
 
 def _pack(graph: ir.Graph, rows: Rows, context: PassContext) -> Packed:
-    table = context.weights.int8
+    table = context.weights.quantized
     modules = tuple(table.modules(rows))
-    columns, groups = table.shape(rows)
+    columns, groups, bits = table.shape(rows)
     block = block_for(columns, context.block_size) if groups == 1 else block_in(columns // groups, context.block_size)
+    blocks = -(-columns // block)
     name = "+".join(modules)
     scale_type = ir.DataType.FLOAT16 if context.provider == "cuda" else ir.DataType.FLOAT
+    byte = ir.DataType.UINT8
 
-    def codes(name: str = f"{name}.codes") -> ir.TensorProtocol:
-        return ir.Tensor(pack_codes(table.matrix(rows).codes_OI, block), name=name)
+    def initializer(
+        end: str, dtype: ir.DataType, shape: tuple[int, ...], array: Callable[[], NDArray[Any]]
+    ) -> ir.Value:
+        full = f"{name}.{end}"
+        return _initializer(
+            graph, ir.LazyTensor(lambda: ir.Tensor(array(), name=full), dtype, ir.Shape(shape), name=full)
+        )
 
-    def scales(name: str = f"{name}.scales") -> ir.TensorProtocol:
-        return ir.Tensor(table.matrix(rows).scale_OG.astype(scale_type.numpy()), name=name)
+    def codes() -> NDArray[Any]:
+        return pack_codes(table.matrix(rows).codes_OI, block, bits)
 
-    stored = ir.Shape((len(rows), -(-columns // block), block))
+    def scales() -> NDArray[Any]:
+        return table.matrix(rows).scale_OG.astype(scale_type.numpy())
+
+    def zeros() -> NDArray[Any]:
+        zero_OG = table.matrix(rows).zero_OG
+        assert zero_OG is not None
+        return to_bytes(np.repeat(zero_OG, blocks // groups, axis=1), bits, even, fill=0)
+
+    symmetric, even = table.matrix(rows[:1]).zero_OG is None, -(-blocks * bits // 8) * 8 // bits
     return Packed(
-        codes=_initializer(graph, ir.LazyTensor(codes, ir.DataType.UINT8, stored, name=f"{name}.codes")),
-        scales=_initializer(
-            graph, ir.LazyTensor(scales, scale_type, ir.Shape((len(rows), groups)), name=f"{name}.scales")
-        ),
+        codes=initializer("codes", byte, (len(rows), blocks, block * bits // 8), codes),
+        scales=initializer("scales", scale_type, (len(rows), groups), scales),
+        zeros=None if symmetric else initializer("zeros", byte, (len(rows), even * bits // 8), zeros),
         rows=rows,
         modules=modules,
         columns=columns,
         block=block,
         groups=groups,
+        bits=bits,
     )
 
 
@@ -147,10 +168,8 @@ def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     return _initializer(graph, ir.Tensor(array, name=name))
 
 
-def pack_codes(codes_NK: NDArray[np.int8], block: int) -> NDArray[np.uint8]:
-    """int8 [N, K] -> uint8 [N, blocks, block] around 128."""
+def pack_codes(codes_NK: NDArray[np.int8], block: int, bits: int) -> NDArray[np.uint8]:
+    """int8 [N, K] -> uint8 [N, blocks, block * bits / 8], what fills up the last block being zero."""
     rows, columns = codes_NK.shape
     blocks = -(-columns // block)
-    packed = np.full((rows, blocks * block), ZERO, dtype=np.uint8)
-    np.add(codes_NK.view(np.uint8), np.uint8(ZERO), out=packed[:, :columns])  # modulo 256, which is what c + 128 needs
-    return packed.reshape(rows, blocks, block)
+    return to_bytes(codes_NK, bits, blocks * block, fill=1 << bits - 1).reshape(rows, blocks, -1)

@@ -13,6 +13,7 @@ REGISTRIES: dict[str, str] = {
     "distillation losses (distill.losses)": "compress.training.config.LOSSES",
     "distillation losses between layers (distill.losses)": "compress.distillation.config.LAYER_LOSSES",
     "quantization schemes (quantize.scheme)": "compress.quantization.config.SCHEMES",
+    "rounding of weights (quantize.method)": "compress.quantization.config.ROUNDING",
     "graph passes (export)": "export.passes.PASSES",
     "metrics (gate)": "evaluation.measurement.METRICS",
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.config import read_config
-from compress.checkpoints.layout import read_layout
+from compress.checkpoints.layout import WEIGHTS, read_layout
 from compress.models.components import part_of
 from compress.models.families import size_in
 from export.manifest import bundle_folder
@@ -42,7 +42,7 @@ def macs_of_checkpoint(folder: Path, context: int) -> int:
 def _matrices(folder: Path) -> Iterator[tuple[str, int]]:
     """(name, number of weights) of every weight of two or more dimensions."""
     for weight in read_layout(folder).weights():
-        if weight.number in ("float", "int8") and len(weight.stored.shape) >= 2:
+        if weight.number in WEIGHTS and len(weight.stored.shape) >= 2:
             yield weight.stored.name, weight.count
 
 

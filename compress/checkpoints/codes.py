@@ -1,0 +1,24 @@
+"""Codes as bytes, as compressed-tensors' checkpoints and ONNX Runtime's MatMulNBits both hold them.
+
+A code of `bits` bits, with a sign, is stored as code + 2^(bits - 1), without one. Of 8 bits each has a byte, of 4 bits
+two share one, the first in its lower half.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def to_bytes(codes_NK: NDArray[np.int8], bits: int, columns: int, fill: int) -> NDArray[np.uint8]:
+    """[N, columns * bits / 8]; columns beyond the codes' own are stored as `fill`."""
+    stored_NK: NDArray[np.uint8] = np.full((len(codes_NK), columns), fill, dtype=np.uint8)
+    np.add(codes_NK.view(np.uint8), np.uint8(1 << bits - 1), out=stored_NK[:, : codes_NK.shape[1]])  # modulo 256
+    if bits == 4:
+        stored_NK = (stored_NK[:, ::2] | stored_NK[:, 1::2] << 4).astype(np.uint8)
+    return stored_NK
+
+
+def from_bytes(stored_NJ: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
+    """The codes [N, J * 8 / bits], with whatever filled up a row."""
+    if bits == 4:
+        stored_NJ = np.stack([stored_NJ & 15, stored_NJ >> 4], axis=-1).reshape(len(stored_NJ), -1)
+    return (stored_NJ - np.uint8(1 << bits - 1)).view(np.int8)  # modulo 256, as an int8 is read
