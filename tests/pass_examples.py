@@ -76,6 +76,12 @@ EXAMPLES: dict[str, dict[str, Example]] = {
             before={"Gather": 1},
             after={"Gather": 2, "Cast": 1, "Sub": 1, "Reshape": 1, "Slice": 1, "Mul": 1},
         ),
+        "several scales a row": Example(
+            text="(int64[B,T] ids) => (float[B,T,64] y) { y = Gather(table, ids) }",
+            int8={"table": [int8(24, 64, groups=2)]},
+            before={"Gather": 1},
+            after={"Gather": 2, "Cast": 1, "Sub": 1, "Reshape": 3, "Mul": 1},
+        ),
     },
     "load_floats": {
         "what is computed from weights is folded": Example(

@@ -315,9 +315,15 @@ def test_tensors_that_do_not_fit_are_refused(what: str, missing: bool, dense: Pa
         load_float_model(folder)
 
 
-def test_embedding_in_groups_is_refused(dense: Path, text_file: Path, tmp_path: Path) -> None:
+def test_an_embedding_in_groups_is_carried(dense: Path, text_file: Path, tmp_path: Path) -> None:
     write_packed(dense, tmp_path / "packed", Format(64), "embed_tokens.weight")
-    message = "model.embed_tokens: expected an embedding of symmetric 8 bits with one scale per row, got 8 bits with 2"
+    bundle = exported(tmp_path / "packed", tmp_path / "bundle", text_file)
+    assert verify_bundle(bundle).coverage["int8"] == ["model.embed_tokens"]
+
+
+def test_an_embedding_of_four_bits_is_refused(dense: Path, text_file: Path, tmp_path: Path) -> None:
+    write_packed(dense, tmp_path / "packed", Format(64, 4), "embed_tokens.weight")
+    message = "model.embed_tokens: expected an embedding of symmetric 8 bits, got 4 bits; leave the embedding in float"
     with pytest.raises(StageError, match=re.escape(message)):
         exported(tmp_path / "packed", tmp_path / "bundle", text_file)
 

@@ -14,6 +14,7 @@ import pytest
 from graphs import Example, applied, difference, graph, inputs_for, operators, run, session, written
 from pass_examples import ALONE, EXAMPLES, int8, normal
 
+from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from export.passes import PASSES
 from export.row_tracking import WeightError
 from export.runtime.batch import LOGITS_FROM
@@ -111,15 +112,14 @@ def test_product_equals_numpys_with_the_checkpoints_numbers() -> None:
     assert difference(found.astype(np.float64), feeds["x"].astype(np.float64) @ weight_NK.T) <= 1e-6
 
 
-@pytest.mark.parametrize("columns", [32, 40])
-def test_embedding_rows_are_the_checkpoints_bit_for_bit(columns: int) -> None:
-    example = {32: "whole blocks", 40: "the last block padded"}[columns]
+@pytest.mark.parametrize("example", EXAMPLES["quantized_embedding"])
+def test_embedding_rows_are_the_checkpoints_bit_for_bit(example: str) -> None:
     given = EXAMPLES["quantized_embedding"][example]
     model, _ = applied("quantized_embedding", given)
     ids = np.arange(24).reshape(2, 12)
     [found] = run(model, {"ids": ids})
     [matrix] = given.int8["table"]
-    assert np.array_equal(found, matrix.codes_OI[ids].astype(np.float32) * matrix.scale_OG[ids])
+    assert np.array_equal(found, matrix.dequantize()[ids])
 
 
 def test_embedding_and_tied_head_read_one_table() -> None:
@@ -137,11 +137,11 @@ def test_embedding_and_tied_head_read_one_table() -> None:
     assert difference(run(model, feeds)[0], run(given.full(), feeds)[0]) <= 1e-5
 
 
-def test_embedding_with_several_scales_a_row_is_refused() -> None:
+def test_embedding_of_four_bits_is_refused() -> None:
     given = EXAMPLES["quantized_embedding"]["whole blocks"]
-    grouped = Example(text=given.text, int8={"table": [int8(24, 32, groups=2)]})
-    with pytest.raises(WeightError, match="one scale per row, got 8 bits with 2; leave the embedding in float"):
-        applied("quantized_embedding", grouped)
+    four = QuantizedMatrix(np.zeros((24, 32), dtype=np.int8), np.ones((24, 1), dtype=np.float32), bits=4)
+    with pytest.raises(WeightError, match="symmetric 8 bits, got 4 bits; leave the embedding in float"):
+        applied("quantized_embedding", Example(text=given.text, int8={"table": [four]}))
 
 
 # --- float weights

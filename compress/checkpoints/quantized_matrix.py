@@ -11,9 +11,9 @@ where bitsandbytes itself quantizes); a row of zeros has SCB 0. In a Hugging Fac
 `<module>.weight` and the scales under `<module>.SCB`, always [out, in], also where the float checkpoint held the matrix
 as [in, out] (GPT-2's Conv1D).
 
-The format has no int8 embedding, so an embedding that was quantized too is stored twice over: rounded to the grid as
-a float table, which plain transformers loads, and as codes and scales in `EMBEDDINGS_FILE`, which transformers
-ignores and the ONNX export carries.
+Neither format has an int8 embedding, so an embedding that was quantized too is stored twice over: rounded to the grid
+as a float table, which plain transformers loads, and as codes and scales in `EMBEDDINGS_FILE`, which transformers
+ignores and the ONNX export carries. There SCB may be float32 [out, groups].
 Source: bitsandbytes 0.50 (Linear8bitLt) and "LLM.int8()" (arXiv 2208.07339), section 2.
 """
 
@@ -57,8 +57,8 @@ class QuantizedMatrix:
 
     @classmethod
     def from_rows(cls, codes_OI: NDArray[np.int8], scale_O: NDArray[np.float32]) -> "QuantizedMatrix":
-        """From bitsandbytes' scales, which are what code 127 stands for."""
-        return cls(codes_OI, scale_O[:, None] / np.float32(LEVELS))
+        """From bitsandbytes' scales [out] or [out, groups], which are what code 127 stands for."""
+        return cls(codes_OI, scale_O.reshape(len(scale_O), -1) / np.float32(LEVELS))
 
     def rows(self, low: int, high: int) -> "QuantizedMatrix":
         """Some of its rows, as a view."""
@@ -125,7 +125,10 @@ def _matrices(held: dict[str, Any], folder: Path) -> Iterator[tuple[str, Quantiz
     for name in held:
         if name.endswith(".SCB"):
             module = name.removesuffix(".SCB")
-            yield module, QuantizedMatrix.from_rows(read(f"{module}.weight").numpy(), read(name).numpy())
+            codes_OI, scale_O = read(f"{module}.weight").numpy(), read(name).numpy()
+            if codes_OI.shape[1] % scale_O[0].size or len(codes_OI) != len(scale_O):
+                raise ValueError(f"{module}: {scale_O.shape} scales do not fit codes {codes_OI.shape}")
+            yield module, QuantizedMatrix.from_rows(codes_OI, scale_O)
         elif name.endswith(CODES):
             module = name.removesuffix(CODES)
             zeros = read(module + ZEROS).numpy() if module + ZEROS in held else None

@@ -85,7 +85,9 @@ class QuantizeConfig(StageConfig):
     length: int = Field(default=512, ge=8)
     """gptq: tokens per sequence of calibration text, no more than the model's context."""
     embeddings: bool = False
-    """Round the token embedding (and a tied head) too, to 8 bits with one scale per row."""
+    """Round the token embedding (and a tied head) too, to 8 bits: a scale per row, or per group where the linears have
+    groups.
+    """
     threshold: float = Field(default=6.0, ge=0)
     """int8: activations above this go through float16 when bitsandbytes runs it; the codes do not depend on it."""
 
@@ -106,7 +108,7 @@ def inputs_read(config: QuantizeConfig) -> frozenset[StageInputName]:
 QUANTIZE = Stage(
     kind="quantize",
     summary="round the block linears (and the embedding) to 8 or 4 bits, one scale per row or group of columns",
-    version=2,
+    version=3,
     config=QuantizeConfig,
     takes=frozenset({"dense"}),
     leaves="quantized",

@@ -5,7 +5,7 @@
 One block of the model is in memory at a time, with the calibration text flowing through it where the method reads any:
 every linear is rounded as its input arrives, so that later ones see what they will be fed. Every other tensor stays as
 it was. Plain transformers loads the folder with the library compressed-tensors, and so does vLLM. `embeddings` rounds
-the token embedding row by row, as scheme `int8` does.
+the token embedding to 8 bits in the same groups.
 
 Not covered: matrices that are no nn.Linear, which that format does not know (GPT-2's Conv1D).
 """
@@ -77,11 +77,14 @@ def _check(walk: BlockWalk, config: QuantizeConfig, linears: list[BlockLinear]) 
             f"quantize: {config.scheme}: {walk.model.config.model_type} holds {transposed[0]} as Conv1D, which "
             "compressed-tensors does not know; choose scheme int8"
         )
-    unfit = [linear for linear in linears if linear.parameter.shape[1] % config.group]
+    columns = {linear.name: linear.parameter.shape[1] for linear in linears}
+    if config.embeddings:
+        columns["the embedding"] = walk.model.get_input_embeddings().weight.shape[1]
+    unfit = [name for name, width in columns.items() if width % config.group]
     if unfit:
         raise StageError(
-            f"quantize: {config.scheme}: the columns of {unfit[0].name} ({unfit[0].parameter.shape[1]}) are no "
-            f"multiple of {config.group}; choose another group"
+            f"quantize: {config.scheme}: the columns of {unfit[0]} ({columns[unfit[0]]}) are no multiple of "
+            f"{config.group}; choose another group"
         )
 
 
@@ -114,7 +117,7 @@ def _write(
         name = next(name for name, parameter in walk.model.named_parameters() if parameter is table)
         place = next(weight.written for weight in layout.weights() if weight.name == name)
         embeddings = name.removesuffix(".weight")
-        tensors[place] = round_table(tensors[place], embeddings, out)
+        tensors[place] = round_table(tensors[place], embeddings, out, config.group)
     save_torch_state_dict(tensors, out)
     others = [name for name, module in walk.model.named_modules() if isinstance(module, nn.Linear) and name not in bits]
     targets = {width: [name for name, own in bits.items() if own == width] for width in bits.values()}

@@ -81,8 +81,13 @@ def round_embeddings(model: PreTrainedModel, out: Path) -> str:
     return name
 
 
-def round_table(table_OI: Tensor, name: str, out: Path) -> Tensor:
-    """An embedding rounded row by row, in float32; its codes are written beside the checkpoint under `name`."""
-    codes_OI, scale_O = quantize_rows(table_OI.float().numpy())
+def round_table(table_OI: Tensor, name: str, out: Path, group: int | None = None) -> Tensor:
+    """An embedding rounded row by row, or by groups of a row's columns, in float32; its codes are written beside the
+    checkpoint under `name`.
+    """
+    parts = table_OI.float().reshape(-1, group or table_OI.shape[1])
+    codes, scales = quantize_rows(parts.numpy())
+    codes_OI = codes.reshape(table_OI.shape)
+    scale_O = scales if group is None else scales.reshape(len(table_OI), -1)
     save_file({f"{name}.weight": codes_OI, f"{name}.SCB": scale_O}, out / EMBEDDINGS_FILE)
     return torch.from_numpy(QuantizedMatrix.from_rows(codes_OI, scale_O).dequantize())

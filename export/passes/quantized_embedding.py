@@ -1,9 +1,10 @@
 """An int8 embedding is looked up in the same table that the tied head multiplies by.
 
-    Gather(W_VK, ids)  ->  Reshape(Cast(Gather(codes, ids)) - 128) * Gather(scales, ids), the blocks laid side by side
+    Gather(W_VK, ids)  ->  (Cast(Gather(codes, ids)) - 128) * Gather(scales, ids), the blocks laid side by side
 
-GatherBlockQuantized would be one node, but takes 8 bits on some providers only. Two thousand numbers a token cost
-nothing measurable. Not covered: an embedding whose rows have more than one scale.
+Where a row has several scales, its codes are taken group by group for the product. GatherBlockQuantized would be one
+node, but takes 8 bits on some providers only. Two thousand numbers a token cost nothing measurable. Not covered: an
+embedding of fewer bits, or with zero points.
 """
 
 import numpy as np
@@ -32,10 +33,10 @@ class QuantizedEmbedding(GraphPass):
         table, ids = node.inputs
         assert table is not None
         packed = pack(graph, self.context.weights.quantized.rows[table.name or ""], self.context)
-        if (packed.groups, packed.bits, packed.zeros) != (1, 8, None):
+        if (packed.bits, packed.zeros) != (8, None):
             raise WeightError(
-                f"{'+'.join(packed.modules)}: expected an embedding of symmetric 8 bits with one scale per row, "
-                f"got {packed.bits} bits with {packed.groups}; leave the embedding in float"
+                f"{'+'.join(packed.modules)}: expected an embedding of symmetric 8 bits, got {packed.bits} bits"
+                f"{'' if packed.zeros is None else ' with zero points'}; leave the embedding in float"
             )
         nodes = _look_up(graph, packed, ids, f"{packed.codes.name}.embedding")
         ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, nodes[-1].outputs)
@@ -50,12 +51,19 @@ def _look_up(graph: ir.Graph, packed: Packed, ids: ir.Value | None, name: str) -
     codes = ir.node("Gather", [packed.codes, ids], name=f"{name}.gather")
     wide = ir.node("Cast", [codes.outputs[0]], {"to": int(dtype)}, name=f"{name}.cast")
     centered = ir.node("Sub", [wide.outputs[0], zero], name=f"{name}.center")
+    scales = ir.node("Gather", [packed.scales, ids], name=f"{name}.gather_scales")
+    if packed.groups > 1:
+        parts = constant(graph, f"{name}.parts", np.asarray([0, 0, packed.groups, -1]))
+        groups = ir.node("Reshape", [centered.outputs[0], parts], name=f"{name}.groups")
+        column = ir.node("Reshape", [scales.outputs[0], parts], name=f"{name}.scales")
+        scaled = ir.node("Mul", [groups.outputs[0], column.outputs[0]], name=f"{name}.scale")
+        rows = ir.node("Reshape", [scaled.outputs[0], flat], name=f"{name}.rows")
+        return [codes, wide, centered, scales, groups, column, scaled, rows]
     rows = ir.node("Reshape", [centered.outputs[0], flat], name=f"{name}.rows")
     nodes = [codes, wide, centered, rows]
     if packed.columns % packed.block:
         ends = (constant(graph, f"{name}.{key}", np.asarray([at])) for key, at in _cut(packed.columns).items())
         nodes.append(ir.node("Slice", [rows.outputs[0], *ends], name=f"{name}.cut"))
-    scales = ir.node("Gather", [packed.scales, ids], name=f"{name}.gather_scales")
     scaled = ir.node("Mul", [nodes[-1].outputs[0], scales.outputs[0]], name=f"{name}.scale")
     return [*nodes, scales, scaled]
 
