@@ -13,7 +13,7 @@ from export.stage import UnprovenError
 from recipes import IntegrityError, RecipeError, StoreError
 from recipes.engine.compare import CompareError
 from recipes.formats.base import MeasureError
-from recipes.runs.failures import exit_code
+from recipes.runs.failures import exit_code, message
 from recipes.runs.report_file import ReportError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,3 +53,16 @@ def test_an_error_knows_its_exit_code(kind: type[DemitasseError], code: int) -> 
 
 def test_an_error_of_somebody_else_proves_nothing() -> None:
     assert exit_code(ValueError("x")) == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9437184 bytes."),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_memory_that_is_not_there_is_the_systems_affair(error: Exception) -> None:
+    assert exit_code(error) == 2
+    assert message(error).startswith("out of memory; ")

@@ -118,8 +118,12 @@ def test_tokenizer_gives_back_any_text(text_file: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ({"n_embd": 32}, "expected `model_type`"),
+        ({"n_embd": 32}, "model_type: expected one that transformers knows"),
         ({"model_type": "no-such-model"}, "no-such-model"),
+        ({"model_type": "gpt22"}, "did you mean 'gpt2'"),
+        ({"model_type": "gpt2", "torch_dtype": "nosuch"}, "nosuch"),
+        ({"model_type": "gpt2", "attn_pdrop": "x"}, "attn_pdrop"),
+        ({"model_type": "llama", "hidden_size": 1, "num_attention_heads": 7}, "not a multiple"),
         (None, "a source model"),
     ],
 )
@@ -128,3 +132,23 @@ def test_a_wrong_architecture_is_a_clear_error(
 ) -> None:
     with pytest.raises(StageError, match=message):
         run(TrainConfig(**KNOBS | {"architecture": architecture}), given(tmp_path, text_file))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"model_type": "gpt2", "n_layer": 2147483648}, "`n_layer`: expected a whole number from 1 to 10,000"),
+        ({"model_type": "gpt2", "n_embd": -1}, "`n_embd`: expected a whole number"),
+        ({"model_type": "gpt2", "n_layer": float("nan")}, "`n_layer`: expected a whole number"),
+        ({"model_type": "gpt2", "_attn_implementation": "org/repo"}, "names code in a repository"),
+    ],
+)
+def test_an_architecture_is_looked_at_when_the_recipe_is_read(architecture: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(architecture=architecture)
+
+
+def test_a_kernel_is_no_part_of_an_architecture(text_file: Path, tmp_path: Path) -> None:
+    shape = SHAPE | {"_attn_implementation": "flash_attention_2"}
+    run(TrainConfig(**KNOBS | {"architecture": shape, "tokens": 256, "checkpoints": 1}), given(tmp_path, text_file))
+    assert (tmp_path / "out" / "model.safetensors").is_file()

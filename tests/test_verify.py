@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from conftest import Demitasse
@@ -61,3 +62,55 @@ def test_a_forged_bundle_that_computes_something_else_is_exit_code_4(bundle: Pat
     assert code == 4
     assert "whole" in out
     assert "does not say what its checkpoint said" in err
+
+
+def unknown_operator(bundle: Path) -> None:
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    model.graph.node[3].op_type = "NoSuch"
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_told_by_its_file(bundle: Path, demitasse: Demitasse) -> None:
+    unknown_operator(bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    write_manifest(bundle, {key: value for key, value in manifest.items() if key not in {"format", "files", "seal"}})
+    code, _, err = demitasse("generate", bundle, "It was")
+    assert code == 5
+    assert "model.onnx: ONNX Runtime" in err
+    assert "NoSuch" in err
+    (bundle / "manifest.json").unlink()
+    code, _, err = demitasse("generate", bundle, "It was", "--provider", "cpu")
+    assert code == 2
+    assert "model.onnx: ONNX Runtime" in err
+
+
+def test_a_graph_that_fails_on_the_way_is_no_bundle_any_more(bundle: Path, demitasse: Demitasse) -> None:
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    ids = next(tensor for tensor in model.graph.initializer if "wpe" in tensor.name or "position" in tensor.name)
+    assert ids.dims[0] > 1
+    place = next(node for node in model.graph.node if node.op_type == "Gather" and ids.name in node.input)
+    place.input[1] = "far"
+    far = onnx.helper.make_node("Constant", [], ["far"], value=numpy_helper.from_array(np.full((1, 1), 10**6), "far"))
+    model.graph.node.insert(0, far)
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    code, _, err = demitasse("generate", bundle, "It was")
+    assert code == 5
+    assert "model.onnx: ONNX Runtime cannot run it" in err
+
+
+def test_more_threads_than_cores_are_refused(bundle: Path, demitasse: Demitasse) -> None:
+    for threads in (2000, 10**12):
+        code, _, err = demitasse("generate", bundle, "It was", "--threads", threads)
+        assert code == 2
+        assert f"the cores there are, got {threads}" in err
+
+
+@pytest.mark.parametrize("option", ["--repetition-penalty", "--temperature", "--top-p"])
+def test_a_figure_that_is_no_number_is_a_usage_error(option: str, bundle: Path, demitasse: Demitasse) -> None:
+    assert demitasse("generate", bundle, "It was", option, "nan")[0] == 2
+
+
+def test_a_prompt_that_is_no_utf8_is_a_usage_error(bundle: Path, demitasse: Demitasse) -> None:
+    code, _, err = demitasse("generate", bundle, os.fsdecode(b"It \xff was"))
+    assert code == 2
+    assert "surrogate" in err

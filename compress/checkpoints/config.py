@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from compress.checkpoints.compressed_tensors import packed_faults
 from compress.checkpoints.json_file import JsonError, kind_of, read_object
 from compress.errors import DemitasseError
+from compress.names import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -142,6 +143,29 @@ def in_one_line(error: BaseException) -> str:
     return told if len(told) <= 300 else f"{told[:297]}..."
 
 
+def sound_architecture(architecture: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a config.json that a recipe gives, where they name no code and their sizes are some that a model has.
+
+    Raises:
+        ValueError: they do not; all that is wrong.
+    """
+    remote = [f"`{key}: {value}` names code in a repository" for key, value in _named_kernels(architecture)]
+    faults = [*remote, *_key_faults(architecture)]
+    if faults:
+        raise ValueError("; ".join(faults))
+    return architecture
+
+
+def unknown_type(model_type: object) -> str:
+    """Why transformers has no such model type; empty where it has one."""
+    from transformers import CONFIG_MAPPING
+
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+        return ""
+    meant = did_you_mean(model_type, list(CONFIG_MAPPING))
+    return f"model_type: expected one that transformers knows, such as gpt2, got {_shown(model_type)}{meant}"
+
+
 def context_length(config: Mapping[str, Any]) -> int | None:
     """The longest sequence of a model, in tokens, or None where its config does not say."""
     keys = ("max_position_embeddings", "n_positions", "n_ctx")
@@ -160,9 +184,13 @@ def vocabulary_size(config: Mapping[str, Any]) -> int:
     return int(rows)
 
 
-def _shape_faults(config: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    if not place and (not isinstance(config.get("model_type"), str) or not config["model_type"]):
+def _shape_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    if not isinstance(config.get("model_type"), str) or not config["model_type"]:
         yield "expected the key `model_type`, which names the architecture"
+    yield from _key_faults(config)
+
+
+def _key_faults(config: Mapping[str, Any], place: str = "") -> Iterator[str]:
     for key, kind in KINDS.items():
         if key in config and not isinstance(config[key], kind):
             yield f"`{place}{key}`: expected {kind_of(kind())}, got {_shown(config[key])}"
@@ -175,7 +203,7 @@ def _shape_faults(config: Mapping[str, Any], place: str = "") -> Iterator[str]:
             yield f"`{place}{key}`: expected a whole number from {least} to {most:,}, got {_shown(value)}"
     yield from _token_faults(config, place)
     if not place and isinstance(config.get("text_config"), dict):
-        yield from _shape_faults(config["text_config"], "text_config.")
+        yield from _key_faults(config["text_config"], "text_config.")
 
 
 def _token_faults(settings: Mapping[str, Any], place: str = "") -> Iterator[str]:

@@ -15,7 +15,7 @@ from compress.knobs import Knobs
 from compress.models.families import Part
 from compress.registry import OneOf, lazy
 from compress.stage import Stage, StageConfig
-from compress.training.config import LOSSES, TrainingKnobs, inputs_read
+from compress.training.config import LOSSES, Architecture, TrainingKnobs, inputs_read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class DistillConfig(TrainingKnobs):
     """Or the kept layers themselves, counted from 0."""
     student: Path | None = None
     """Or another checkpoint with the teacher's tokenizer."""
-    architecture: dict[str, Any] | None = None
+    architecture: Architecture | None = None
     """Or a new model: what its config.json has other than the teacher's; it starts with what fits of the teacher."""
     losses: Mapping[Annotated[str, OneOf(ALL_LOSSES)], float | Fade] = Field(
         default={"forward_kl": 0.9, "cross_entropy": 0.1}

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from compress.checkpoints.config import unknown_type
 from compress.models.families import follow_layers
 from compress.stage import StageError
 
@@ -80,12 +81,8 @@ def student_config(
     from transformers import CONFIG_MAPPING
 
     model_type = str(architecture.get("model_type", teacher.model_type))
-    if model_type not in CONFIG_MAPPING:
-        near = get_close_matches(model_type, list(CONFIG_MAPPING), 1)
-        raise StageError(
-            "distill: architecture: model_type: expected one that transformers knows, such as "
-            f"{near[0] if near else teacher.model_type!r}, got {model_type!r}"
-        )
+    if unknown := unknown_type(model_type):
+        raise StageError(f"distill: architecture: {unknown}")
     kind: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
     own = _own_keys(architecture, kind)
     vocabulary = {key: _of_teacher(key, teacher, tokenizer) for key in VOCABULARY}

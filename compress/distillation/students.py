@@ -188,6 +188,7 @@ def fresh(
     from transformers import AutoModelForCausalLM
 
     config = student_config(architecture, teacher.config, tokenizer)
+    config._attn_implementation = None
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

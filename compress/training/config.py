@@ -5,14 +5,18 @@ The registry is `LOSSES`; its functions are in `losses.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from compress.checkpoints.config import sound_architecture
 from compress.checkpoints.folder import DType
 from compress.registry import lazy
 from compress.stage import Stage, StageConfig, StageInputName
 from compress.training.pruning_schedule import GradualConfig
+
+Architecture = Annotated[dict[str, Any], AfterValidator(sound_architecture)]
+"""A new model's config."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +99,7 @@ class TrainingKnobs(StageConfig):
 class TrainConfig(TrainingKnobs):
     """Fit a GPT from a config, or fine-tune the source."""
 
-    architecture: dict[str, Any] | None = None
+    architecture: Architecture | None = None
     """The new model's config, as in config.json (`model_type` and the sizes); absent: fine-tune the source."""
     vocabulary: int = Field(default=4096, ge=257)
     """Size of the byte-level BPE vocabulary that a new model gets; not used in fine-tuning."""

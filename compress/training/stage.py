@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from compress.checkpoints.config import in_one_line, unknown_type
 from compress.checkpoints.folder import end_of_text, load_tokenizer, save_checkpoint
 from compress.checkpoints.loading import load_model
 from compress.stage import StageError, StageInput, StageMetadata
@@ -74,15 +75,18 @@ def _source(given: StageInput) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
 def _fresh(config: TrainConfig, documents: list[str], seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     architecture = dict(config.architecture or {})
     model_type = architecture.pop("model_type", None)
-    if model_type is None:
-        raise StageError('train: architecture: expected `model_type`, such as "gpt2"')
+    if unknown := unknown_type(model_type):
+        raise StageError(f"train: architecture: {unknown}")
     tokenizer = train_tokenizer(documents, config.vocabulary)
     ends = end_of_text(tokenizer)
     try:
         shape = AutoConfig.for_model(
             model_type, vocab_size=len(tokenizer), bos_token_id=ends, eos_token_id=ends, **architecture
         )
+        shape._attn_implementation = None  # what is best here: a kernel is no part of the shape
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(shape), tokenizer
-    except (ValueError, TypeError, KeyError) as error:
-        raise StageError(f"train: architecture: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # config classes and modules check themselves, each with errors of its own
+        raise StageError(f"train: architecture: {in_one_line(error)}") from error

@@ -12,6 +12,7 @@ moves them (`export.passes.accept_left_padding`).
     B rows    T tokens    V vocabulary    C capacity of the cache in tokens
 """
 
+import re
 from collections.abc import Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import DemitasseError
+from export.external_data import GRAPH, BundleIntegrityError
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
@@ -35,6 +37,20 @@ makes an input that may be left out.
 CAPTURES = count(1)
 """Numbers of CUDA graphs: a batch captures its own, since a graph is tied to the addresses it was captured with."""
 NO_CAPTURE = "-1"
+
+
+NO_ROOM = re.compile(r"bad_alloc|out of memory|[Ff]ailed to allocate")
+"""How ONNX Runtime tells of memory that is not there, which is no fault of the graph's."""
+
+
+def no_room(error: Exception) -> bool:
+    """Whether memory was what lacked."""
+    return isinstance(error, MemoryError) or NO_ROOM.search(str(error)) is not None
+
+
+def shortened(error: Exception) -> str:
+    """What ONNX Runtime says, in one line."""
+    return " ".join(str(error).split())[:300]
 
 
 class PromptError(DemitasseError):
@@ -151,10 +167,21 @@ class Binding:
             self._options.add_run_config_entry("gpu_graph_id", str(next(CAPTURES)) if capture else NO_CAPTURE)
 
     def run(self) -> Floats:
-        """Logits (B, T, V) on the host, in float32."""
+        """Logits (B, T, V) on the host, in float32.
+
+        Raises:
+            BundleIntegrityError: ONNX Runtime cannot carry the graph out, as it could when it was proven.
+        """
         if self._device == "cuda":
             for name, value in self._values.items():
                 value.update_inplace(self.inputs[name])
-        self._session.run_with_iobinding(self._binding, self._options)
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:  # of a dozen classes, without a base of their own
+            if no_room(error):
+                raise
+            raise BundleIntegrityError(
+                f"{GRAPH}: ONNX Runtime cannot run it ({shortened(error)}); export it again"
+            ) from error
         logits_BTV = self._logits.numpy() if self._device == "cuda" else self._host_BTV
         return logits_BTV.astype(np.float32, copy=False)

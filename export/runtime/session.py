@@ -5,12 +5,14 @@ Threads stop spinning when a run ends: a session that idles must not take the pr
 measured beside it.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.errors import DemitasseError
-from export.external_data import as_it_lies, read_graph
-from export.runtime.batch import LOGITS_FROM
+from export.external_data import GRAPH, BundleError, BundleIntegrityError, as_it_lies, read_graph
+from export.manifest import MANIFEST
+from export.runtime.batch import LOGITS_FROM, no_room, shortened
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -58,13 +60,26 @@ def open_session(
     declare_logits_from(model)
     options = _options(onnxruntime, place, threads, profile)
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[(name, SETTINGS[provider])])
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=[(name, SETTINGS[provider])]
+        )
+    except Exception as error:  # of a dozen classes, without a base of their own
+        if no_room(error):
+            raise
+        raise _refused(folder, f"{onnxruntime.__version__} does not take the graph", error) from error
     if session.get_providers()[0] != name:
         raise ProviderError(
             f"{provider}: {name} did not load, and ONNX Runtime fell back to the CPU; run `demitasse doctor`"
         )
     session.disable_fallback()
     return session
+
+
+def _refused(folder: Path, what: str, error: Exception) -> BundleError:
+    """ONNX Runtime does not do what it was asked for; a bundle that was proven once is not what it was."""
+    kind = BundleIntegrityError if os.path.lexists(folder / MANIFEST) else BundleError
+    return kind(f"{folder / GRAPH}: ONNX Runtime {what} ({shortened(error)}); export it again")
 
 
 def declare_logits_from(model: "ModelProto") -> None:

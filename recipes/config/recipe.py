@@ -157,7 +157,7 @@ class BenchmarkConfig(Section):
     """Undisturbed blocks, from the first on, in which the artifacts between are timed too, at least 3; 0: those are not
     timed, nor is their memory taken.
     """
-    threads: int = Field(default_factory=available_cores, ge=1)
+    threads: int = Field(default_factory=available_cores, ge=1, le=1024)
     """CPU threads of each; default: every core that is available."""
 
     @field_validator("stage_blocks")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.machine import available_cores
 from export import bundle_folder
 from export.runtime.batch import PromptError
 from export.runtime.prompts import TOKENIZER, open_tokenizer, read_prompt, stream_text
@@ -35,11 +36,14 @@ def generate_text(request: GenerationRequest) -> Iterator[str]:
 
     Raises:
         BundleError: the folder is no bundle.
-        PromptError: the prompt or the sampling is not usable.
+        PromptError: the prompt, the sampling or the number of threads is not usable.
     """
     from export.runtime.model import OnnxCausalLM
     from export.runtime.sampling import Sampling
 
+    cores = available_cores()
+    if request.threads is not None and request.threads > cores:
+        raise PromptError(f"--threads: expected at most {cores}, the cores there are, got {request.threads}")
     tokenizer = open_tokenizer(request.bundle)
     ids = read_prompt(tokenizer, request.prompt)
     try:

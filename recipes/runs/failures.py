@@ -25,6 +25,7 @@ ERROR_HINTS: dict[int, str] = {
     errno.EROFS: "the file system is read-only; name another folder with --out",
     errno.EACCES: "permission denied; name a folder that you may write with --out, or a file that you may read",
     errno.ENOENT: "no such file or folder",
+    errno.ENOMEM: "out of memory; close other programs, or lower `batch`, the sequence length or the model's sizes",
 }
 
 ERROR_PATTERNS: dict[str, int] = {
@@ -33,6 +34,9 @@ ERROR_PATTERNS: dict[str, int] = {
     "PytorchStreamWriter failed writing file": errno.ENOSPC,
     "Read-only file system": errno.EROFS,
     "code: 30": errno.EROFS,
+    "can't allocate memory": errno.ENOMEM,
+    "bad_alloc": errno.ENOMEM,
+    "CUDA out of memory": errno.ENOMEM,
 }
 """How libraries that wrap the system's errors in their own put them (safetensors: "IoError(Os { code: 28 ... })")."""
 NO_TEMPORARY = "No usable temporary directory"
@@ -69,8 +73,6 @@ def message(error: BaseException, *, goes_on: bool = False, log: Path | None = N
     reason = of_the_system(error)
     if reason:
         return reason + (f"; {GOES_ON}" if goes_on else "")
-    if isinstance(error, MemoryError):
-        return "out of memory; close other programs, or lower `batch` or the sequence length"
     where = f"; the libraries' own messages are in {log}" if log else ""
     return f"unexpected {type(error).__name__}: {error}{where}; run again with --debug for the traceback"
 
@@ -79,6 +81,8 @@ def of_the_system(error: BaseException) -> str:
     """What the operating system refused, and the way out; empty where it refused nothing."""
     if NO_TEMPORARY in str(error):
         return "no folder for temporary files can be written; name one that can be in the environment variable TMPDIR"
+    if isinstance(error, MemoryError):
+        return ERROR_HINTS[errno.ENOMEM]
     if isinstance(error, OSError):
         reason = ERROR_HINTS.get(error.errno or 0, error.strerror or str(error))
         return f"{error.filename}: {reason}" if error.filename is not None else reason

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from attempt import warm
-from campaign import carry_out, run_self_test
+from campaign import carry_out, replay
 from faulted_writes import environment_with_library
 from kinds import KINDS, kind_of
 
@@ -25,8 +25,8 @@ PRELOADED = "faults"
 def main() -> int:
     options = _options()
     only = options.only or list(KINDS)
-    if options.run_self_test:
-        return _replay(options.run_self_test)
+    if options.replay:
+        return _replay(options.replay)
     warm()
     clean = True
     with tempfile.TemporaryDirectory(prefix="campaign-", dir=options.scratch) as scratch:
@@ -89,7 +89,7 @@ def _replay(files: list[Path]) -> int:
             continue
         kind = kind_of(name)
         with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
-            findings = run_self_test(kind, file, Path(scratch))
+            findings = replay(kind, file, Path(scratch))
         found += bool(findings)
         print(f"{file}: {'; '.join(f'{one.what}: {one.text}' for one in findings) or 'nothing found'}", flush=True)
     return 1 if found else 0

@@ -1,5 +1,5 @@
-"""A kind of attempts, drawn by a seed, carried out side by side, counted; what fails is shrunk and saved for a
-run_self_test.
+"""A kind of attempts, drawn by a seed, carried out side by side, counted; what fails is shrunk and saved to be
+replayed.
 
     draw(Random(seed/kind/number)) -> case (plain JSON)        attempt(case, empty folder) -> findings
 
@@ -162,8 +162,8 @@ def _save(out: Path, kind: Kind, seed: int, number: int, case: Case, findings: l
     return file
 
 
-def run_self_test(kind: Kind, file: Path, place: Path) -> list[Finding]:
+def replay(kind: Kind, file: Path, place: Path) -> list[Finding]:
     """Carry out a saved case."""
     case: Case = json.loads(file.read_text(encoding="utf-8"))["case"]
     kind.prepare(emptied(place / "given"))
-    return kind.attempt(case, emptied(place / "attempts" / "self_test"))
+    return kind.attempt(case, emptied(place / "attempts" / "replay"))
