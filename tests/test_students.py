@@ -271,7 +271,7 @@ def test_the_teachers_own_config_file_is_accepted_whole(llama: Path) -> None:
     [
         ({"n_layers": 2}, r"gpt2 has no key 'n_layers' \(did you mean 'n_layer'\?\)"),
         ({"n_layers": 2, "xyzzy": 1}, "'n_layers' .*, no key 'xyzzy'"),
-        ({"model_type": "gtp2"}, "such as 'gpt2', got 'gtp2'"),
+        ({"model_type": "gtp2"}, "got 'gtp2'; did you mean 'gpt2'"),
         ({"vocab_size": 7}, r"vocab_size: expected the teacher's, \d+, got 7; leave it out"),
         ({"eos_token_id": 5}, "eos_token_id: expected the teacher's, 0, got 5"),
         ({"n_head": 5}, "does not run"),
