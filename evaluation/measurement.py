@@ -121,6 +121,22 @@ METRICS: dict[str, Metric] = {
         more="items",
         named=True,
     ),
+    "exact_match": Metric(
+        name="Exact match",
+        unit="share",
+        better="higher",
+        summary="share of items whose generated text is the answer",
+        more="items",
+        named=True,
+    ),
+    "answer_perplexity": Metric(
+        name="Perplexity of the answer",
+        unit="",
+        better="lower",
+        summary="exp of the mean negative log-likelihood of the right answer, such as LAMBADA's last word",
+        more="items",
+        named=True,
+    ),
     "macro_f1": Metric(
         name="Macro F1",
         unit="share",

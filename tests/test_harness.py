@@ -98,6 +98,89 @@ def test_figures_equal_those_of_the_harness_itself(shots: int, questions: Path, 
     assert 0.3 < items.columns["accuracy"].mean() < 1.0  # it has learned something, and could be wrong
 
 
+OWN = """
+task: own
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+test_split: test
+metadata: {{version: 1.0}}
+"""
+"""Beginning of configurations that are written as the harness's own are."""
+LAST_WORD = """output_type: loglikelihood
+doc_to_text: "{{text.split(' ')[:-1]|join(' ')}}"
+doc_to_target: "{{' '+text.split(' ')[-1]}}"
+metric_list:
+  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
+EXACT_MATCH = """output_type: generate_until
+doc_to_text: "{{context}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: [",", "."], max_gen_toks: 4, do_sample: false}
+filter_list: [{name: bare, filter: [{function: remove_whitespace}, {function: take_first}]}]
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true, ignore_case: true}]
+"""
+JOINED = """output_type: multiple_choice
+doc_to_text: "{{context}}"
+doc_to_choice: endings
+doc_to_target: label
+target_delimiter: "\\n- "
+"""
+
+
+def own_figures(text: str, rows: Path, place: Path, reference: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """What the harness makes of a configuration over rows, with its own model: its aggregates and its samples."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager
+
+    folder = place / "own"
+    folder.mkdir()
+    (folder / "own.yaml").write_text(OWN.format(data=rows, cache=place / "cache") + text, encoding="utf-8")
+    tasks = TaskManager(include_path=str(folder), include_defaults=False).load(["own"])["tasks"]
+    found = evaluate(lm=reference, task_dict={"tasks": tasks}, bootstrap_iters=0)
+    figures = {key.split(",")[0]: value for key, value in found["results"]["own"].items()}
+    return figures, found["samples"]["own"]
+
+
+def test_last_words_equal_those_of_the_harness_itself(tmp_path: Path, reference: Any) -> None:
+    texts = [line.rsplit(" ", index % 3 + 1)[0] for index, line in enumerate(sentences()[:12])]
+    rows = write(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
+    items = ask(TaskConfig(name="own", kind="last_word", file=rows, context="text"))
+    figures, samples = own_figures(LAST_WORD, rows, tmp_path, reference)
+    found = {figure.metric: figure for figure in item_measurements("own", items, None, method="here")}
+    assert found["own/answer_perplexity"].value == pytest.approx(figures["perplexity"], rel=1e-5)
+    assert found["own/accuracy"].value == figures["acc"]
+    assert items.columns["accuracy"].tolist() == [row["acc"] for row in samples]
+    assert all(figure.interval is not None and figure.samples == 12 for figure in found.values())
+    assert "the last word given the text before it" in found["own/accuracy"].method
+
+
+def test_exact_matches_equal_those_of_the_harness_itself(tmp_path: Path, reference: Any) -> None:
+    contexts = [line[:80].rsplit(" ", 1)[0] for line in sentences()[:10]]
+    said = model().generate_until(
+        instances(*[(text, {"until": [",", "."], "max_gen_toks": 4}) for text in contexts], kind="generate_until")
+    )
+    answers = [text.upper().strip() if index % 2 else "" for index, text in enumerate(said)]
+    asked = [{"context": one, "answer": two or "never"} for one, two in zip(contexts, answers, strict=True)]
+    rows = write(tmp_path / "rows.jsonl", asked)
+    knobs: dict[str, Any] = {"until": [",", "."], "tokens": 4, "ignore": ["case"]}
+    items = ask(TaskConfig(name="own", kind="exact_match", file=rows, **knobs))
+    figures, samples = own_figures(EXACT_MATCH, rows, tmp_path, reference)
+    assert items.columns["exact_match"].tolist() == [row["exact_match"] for row in samples]
+    assert items.columns["exact_match"].mean() == figures["exact_match"] > 0
+    assert figures["exact_match"] < 1
+    assert "up to ',' or '.', compared without blanks at its ends and without case" in items.metadata["protocol"]
+
+
+def test_joined_endings_equal_those_of_the_harness_itself(questions: Path, tmp_path: Path, reference: Any) -> None:
+    items = ask(TaskConfig(name="own", file=questions, join="\n- "))
+    _, samples = own_figures(JOINED, questions, tmp_path, reference)
+    assert [row["arguments"][0][1][:3] for row in samples] == ["\n- "] * QUESTIONS
+    assert items.columns["accuracy"].tolist() == [row["acc"] for row in samples]
+    assert r"endings joined by '\n- '" in items.metadata["protocol"]
+    assert items.digest != ask(TaskConfig(name="own", file=questions)).digest
+
+
 def instances(*arguments: tuple[Any, ...], kind: str = "loglikelihood") -> list[Any]:
     from lm_eval.api.instance import Instance
 
@@ -249,8 +332,8 @@ def test_a_limit_of_a_named_task_is_spread(task_file: Any, questions: Path) -> N
 
 def test_a_named_task_that_generates_gives_a_score(task_file: Any) -> None:
     items = ask(TaskConfig(name="mine", include=task_file("mine", EXACT), limit=3))
-    assert list(items.columns) == ["score"]
-    assert items.metadata["figures"] == {"score": ["exact_match"]}
+    assert list(items.columns) == ["exact_match"]
+    assert items.metadata["figures"] == {"exact_match": ["exact_match"]}
 
 
 def test_a_group_asks_all_of_its_tasks(task_file: Any) -> None:
@@ -342,7 +425,7 @@ def test_the_digest_of_a_task_holds_what_it_reads_wherever_that_lies(swapped: st
     )
     (elsewhere / "base.yaml").write_text(base, encoding="utf-8")
     (include / "mine.yaml").write_text(f"task: mine\ninclude: {elsewhere}/base.yaml\n", encoding="utf-8")
-    config = TaskConfig(name="mine", include=include)
+    config = TaskConfig(name="mine", include=include, allow_code=True)
     before, named = digest_of_evaluation(config), config.digest()
     assert digest_of_evaluation(config) == before
     if swapped == "data":

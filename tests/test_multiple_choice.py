@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from compress.knobs import UnknownKnobError
 from recipes.config.evaluations import TaskConfig
-from recipes.measure.multiple_choice import Question, TaskError, read_questions, spread
+from recipes.measure.multiple_choice import OpenQuestion, Question, TaskError, read_questions, spread
 
 ROWS = [{"context": f"Tea, {n}:", "endings": [f"cup {n}", f'a "{n}", hot', "pot"], "label": n % 3} for n in range(9)]
 
@@ -128,6 +128,10 @@ def test_many_bad_rows_are_counted(tmp_path: Path) -> None:
     [
         ("tea.jsonl", b"", "expected questions, got an empty file"),
         ("tea.jsonl", b"{]", "tea.jsonl:1: expected one JSON object per line"),
+        ("tea.jsonl", b"{}\n", "tea.jsonl:1: expected the column 'context', got an empty row; name the column with"),
+        ("tea.jsonl", b"\n7\n", "tea.jsonl:2: expected one JSON object per line, got 7"),
+        ("tea.jsonl", b"null\n", "tea.jsonl:1: expected one JSON object per line, got nothing"),
+        ("tea.jsonl", b'{"context": "\\ud800"}\n', "tea.jsonl:1: expected text, got half of a surrogate pair"),
         ("tea.jsonl", b"[1]\n", "tea.jsonl:1: expected one JSON object per line, got a list of 1"),
         ("tea.jsonl", b"\xff\xfe", "expected text in UTF-8"),
         ("tea.jsonl.gz", b"plain", "expected text in UTF-8"),
@@ -158,6 +162,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"examples": "shots.jsonl"}, "expected `examples` only beside `file`"),
         ({"file": "tea.jsonl", "include": "tasks"}, "expected `include` only without `file`"),
         ({"file": "tea.txt"}, "expected a file that ends in .jsonl, .jsonl.gz or .csv, got 'tea.txt'"),
+        ({"kind": "last_word"}, "expected `kind` only beside `file`"),
+        ({"allow_code": True}, "expected `allow_code` only beside `include`"),
+        ({"include": "tasks", "join": ""}, "expected `join` only beside `file` and `kind: choice` or .*named task"),
+        (
+            {"file": "tea.jsonl", "kind": "last_word", "join": ""},
+            "expected `join` only .* got it with `kind: last_word`",
+        ),
+        ({"file": "tea.jsonl", "tokens": 3}, "expected `tokens` only beside `file` and `kind: exact_match`"),
         ({"file": "tea.jsonl", "shot": 1}, "got 'shot'; did you mean 'shots'"),
     ],
 )
@@ -173,3 +185,42 @@ def test_the_digest_covers_knobs_and_contents_and_no_paths(tmp_path: Path) -> No
     assert TaskConfig(name="tea", file=here, limit=3).digest() != digest
     json_lines(there, ROWS[1:])
     assert TaskConfig(name="tea", file=there).digest() != digest
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "wanted"),
+    [
+        (
+            {"context": "Two and two?", "answer": " Four "},
+            "exact_match",
+            OpenQuestion(context="Two and two?", answer="Four"),
+        ),
+        ({"context": "2 + 2 =", "answer": 4}, "exact_match", OpenQuestion(context="2 + 2 =", answer="4")),
+        ({"context": "He\ncame  home"}, "last_word", OpenQuestion(context="He\ncame ", answer=" home")),
+        (
+            {"context": "2 + 2 =", "answer": None},
+            "exact_match",
+            "tea.jsonl:1: answer: expected a text or a number, got",
+        ),
+        ({"context": "2 + 2 =", "answer": [4]}, "exact_match", "tea.jsonl:1: answer: expected a text or a number, got"),
+        (
+            {"context": "2 + 2 ="},
+            "exact_match",
+            "tea.jsonl:1: expected the column 'answer', got 'context'; name the column",
+        ),
+        ({"context": 3, "answer": "x"}, "exact_match", "tea.jsonl:1: context: expected a text, got 3"),
+        ({"context": "home"}, "last_word", "tea.jsonl:1: context: expected a text that ends in a blank and a word"),
+        ({"context": "He came "}, "last_word", "tea.jsonl:1: context: expected a text that ends in a blank and a word"),
+        ({"context": None}, "last_word", "tea.jsonl:1: context: expected a text, got nothing"),
+    ],
+)
+def test_answers_and_last_words_are_read_or_their_row_is_named(
+    row: dict[str, Any], kind: Any, wanted: OpenQuestion | str, tmp_path: Path
+) -> None:
+    config = TaskConfig(name="tea", kind=kind, file=json_lines(tmp_path / "tea.jsonl", [row]))
+    if isinstance(wanted, OpenQuestion):
+        assert read_questions(config) == ([wanted], [])
+        return
+    with pytest.raises(TaskError) as found:
+        read_questions(config)
+    assert wanted in str(found.value)

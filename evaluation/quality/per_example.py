@@ -48,6 +48,8 @@ from evaluation.quality.text_metrics import BLEU_COUNTS, bleu
 from evaluation.statistics import Bootstrap, Floats, Scale, Statistic
 
 COLUMN = "column:"
+LOG_LIKELIHOOD = "log_likelihood"
+"""The column of how likely the right answers are, in nats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,12 @@ ITEM_KINDS: dict[str, dict[str, Share | Sums]] = {
     "task": {
         "accuracy": share_of("accuracy"),
         "accuracy_norm": share_of("accuracy_norm"),
+        "exact_match": share_of("exact_match"),
+        "answer_perplexity": Sums(
+            lambda columns: _counted(columns[LOG_LIKELIHOOD]),
+            lambda sums: np.exp(-sums[..., 1] / sums[..., 0]),
+            needs=LOG_LIKELIHOOD,
+        ),
         "score": mean_column("score"),
     },
     "labeled": {

@@ -1,7 +1,8 @@
 """The evaluations that a recipe names: tasks, labeled text, generated text; their knobs, and what their names may be.
 
     evaluate:
-      tasks:      [{name: hellaswag, file: hellaswag.jsonl.gz, limit: 400}, {name: lambada_openai}]
+      tasks:      [{name: hellaswag, file: hellaswag.jsonl.gz, limit: 400}, {name: lambada_openai},
+                   {name: capitals, kind: exact_match, file: capitals.jsonl, context: question}]
       labeled:    [{name: sentiment, file: reviews.jsonl, prompt: "{text}\\nSentiment:",
                     answers: {positive: " positive", negative: " negative"}}]
       generation: [{name: summaries, file: articles.jsonl, prompt: "{text}\\nSummary:", reference: summary, tokens: 48}]
@@ -31,6 +32,17 @@ AUTO: Literal["auto"] = "auto"
 """What the tokenizer itself puts before a text."""
 TEXT = "{text}"
 """Stands in a prompt for the row's text."""
+TaskKind = Literal["choice", "exact_match", "last_word"]
+ONLY_FOR: dict[str, tuple[TaskKind, ...]] = {
+    "endings": ("choice",),
+    "label": ("choice",),
+    "join": ("choice", "exact_match"),
+    "answer": ("exact_match",),
+    "until": ("exact_match",),
+    "tokens": ("exact_match",),
+    "ignore": ("exact_match",),
+}
+"""Knobs that not every kind of question from a file has."""
 
 
 class TaskConfig(Knobs):
@@ -44,17 +56,33 @@ class TaskConfig(Knobs):
     of lm-evaluation-harness.
     """
     file: Path | None = None
-    """A .jsonl, .jsonl.gz or .csv file of questions with a choice of endings; null: the task of that name."""
+    """A .jsonl, .jsonl.gz or .csv file of questions; null: the task of that name."""
+    kind: TaskKind = "choice"
+    """What the file asks: choice, which of several endings is likeliest; exact_match, whether the text generated after
+    the context is the answer; last_word, how likely the last word of a text is, as in LAMBADA.
+    """
     context: str = "context"
-    """The file's column of the text that an ending goes on."""
+    """The file's column of the text that an ending or an answer goes on; of last_word, of the whole text."""
     endings: str | tuple[str, ...] = "endings"
     """The file's column of endings (a list), or several columns with one ending each."""
     label: str = "label"
     """The file's column that says which ending is right, counted from 0."""
+    answer: str = "answer"
+    """Of exact_match: the file's column of answers."""
+    join: str = " "
+    """What stands between a context and its ending; of exact_match, between the contexts and answers of examples."""
+    until: tuple[str, ...] = ("\n",)
+    """Of exact_match: the texts that end what is generated; end of text does, too."""
+    tokens: int = Field(default=32, ge=1)
+    """Of exact_match: new tokens, at most."""
+    ignore: tuple[Literal["case", "punctuation", "numbers"], ...] = ()
+    """Of exact_match: what need not match; blanks at both ends never need."""
     examples: Path | None = None
     """A file of the same columns that `shots` come from; null: the first rows of `file`, which are not asked then."""
     include: Path | None = None
     """A folder with task configurations (.yaml) of lm-evaluation-harness's kind, found before its own."""
+    allow_code: bool = False
+    """Run the Python that the configurations in `include` name (`!function`); else such a folder is refused."""
     shots: int | None = Field(default=None, ge=0)
     """Questions with their answers before each question; null: none, or as many as the named task has by itself."""
     limit: int | None = Field(default=None, ge=1)
@@ -66,6 +94,14 @@ class TaskConfig(Knobs):
             raise ValueError("expected `examples` only beside `file`; a named task brings its own")
         if self.file is not None and self.include is not None:
             raise ValueError("expected `include` only without `file`: it is where named tasks are looked for")
+        if self.allow_code and self.include is None:
+            raise ValueError("expected `allow_code` only beside `include`: nothing else brings code")
+        if self.file is None and self.kind != "choice":
+            raise ValueError("expected `kind` only beside `file`; a named task is of a kind by itself")
+        for knob, kinds in ONLY_FOR.items():
+            if knob in self.model_fields_set and (self.file is None or self.kind not in kinds):
+                asked = "a named task" if self.file is None else f"`kind: {self.kind}`"
+                raise ValueError(f"expected `{knob}` only beside `file` and {_kinds(kinds)}, got it with {asked}")
         for file in (self.file, self.examples):
             if file is not None and not file.name.endswith(SUFFIXES):
                 raise ValueError(f"expected a file that ends in {one_of(SUFFIXES)}, got {file.name!r}")
@@ -74,6 +110,8 @@ class TaskConfig(Knobs):
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that is read."""
+        if self.kind != "choice":
+            return (self.context, self.answer) if self.kind == "exact_match" else (self.context,)
         return (self.context, *([self.endings] if isinstance(self.endings, str) else self.endings), self.label)
 
     def digest(self) -> str:
@@ -81,8 +119,12 @@ class TaskConfig(Knobs):
         paths = [path for path in (self.file, self.examples, self.include) if path is not None]
         files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
         read = [file for file in files if file.is_file() and "__pycache__" not in file.parts]  # written by Python
-        knobs = self.model_dump(mode="json", exclude={"file", "examples", "include"})
+        knobs = self.model_dump(mode="json", exclude={"file", "examples", "include"}, exclude_defaults=True)
         return digest_of([knobs, [digest_file(file) for file in read]])
+
+
+def _kinds(kinds: Sequence[TaskKind]) -> str:
+    return one_of(f"`kind: {kind}`" for kind in kinds)
 
 
 class FileConfig(Knobs):
@@ -118,7 +160,7 @@ class FileConfig(Knobs):
 
     def digest(self) -> str:
         """sha256 (hex) of this config and of the file's content."""
-        knobs = self.model_dump(mode="json", exclude={"file"})
+        knobs = self.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
         return digest_of([knobs, self.file.suffix, digest_file(self.file)])
 
 

@@ -11,10 +11,12 @@ the harness takes the first. With log-likelihood l_e of ending e and its length 
 
     accuracy        share of questions with argmax_e l_e right                 the harness's acc
     accuracy_norm   share of questions with argmax_e l_e / c_e right           the harness's acc_norm
-    score           the first other figure that is a mean over questions and better when higher, such as exact_match
+    exact_match     share of questions whose generated text is the answer      the harness's exact_match
+    answer_perplexity    exp(-mean l) over the right answers, such as last words    the harness's perplexity
+    score           the first other figure that is a mean over questions and better when higher
 
-Not covered: figures that are no means over questions (F1, perplexity), several answers per question of which one is
-drawn (the harness's filters beyond the first), chat templates, tasks that run code or show images.
+Not covered: figures that are no means over questions (F1), several answers per question of which one is drawn (the
+harness's filters beyond the first), chat templates, tasks that run code which a model wrote or show images.
 """
 
 import hashlib
@@ -34,17 +36,18 @@ import numpy as np
 from compress.digests import digest_file, digest_of
 from compress.stage import first_line
 from evaluation.quality.generation import Generator
-from evaluation.quality.per_example import PerExample
+from evaluation.quality.per_example import LOG_LIKELIHOOD, PerExample
 from evaluation.quality.scoring import Scorer
 from evaluation.quality.windows import describe_bos
 from recipes.config.errors import did_you_mean, one_of
 from recipes.config.evaluations import EXTRA, GenerationConfig, LabeledConfig, TaskConfig
-from recipes.measure.multiple_choice import Question, TaskError, read_questions, spread
+from recipes.measure.multiple_choice import AnyQuestion, TaskError, read_questions, spread
+from recipes.measure.task_code import check_code, sandbox_templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-METRIC_OF = {"acc": "accuracy", "acc_norm": "accuracy_norm"}
+METRIC_OF = {"acc": "accuracy", "acc_norm": "accuracy_norm", "exact_match": "exact_match", "perplexity": LOG_LIKELIHOOD}
 """The harness's names for what has a name of its own here; every other figure is a score."""
 OTHER = "score"
 SHOTS_SEED = 1234
@@ -198,24 +201,47 @@ def _file_task(config: TaskConfig, seed: int) -> Any:
             "task": config.name,
             "custom_dataset": data_set,
             "test_split": "test",
-            "output_type": "multiple_choice",
             "doc_to_text": "context",
-            "doc_to_choice": "endings",
-            "doc_to_target": "label",
-            "metric_list": [
-                {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRIC_OF
-            ],
+            "target_delimiter": config.join,
+            **_asking(config),
             **shots,
         }
     )
 
 
-def _rows(questions: Sequence[Question]) -> list[dict[str, Any]]:
+def _asking(config: TaskConfig) -> dict[str, Any]:
+    """What the harness is told of a kind of questions."""
+    if config.kind == "choice":
+        metrics = [_averaged("acc"), _averaged("acc_norm")]
+        choice = {"doc_to_choice": "endings", "doc_to_target": "label"}
+        return {"output_type": "multiple_choice", **choice, "metric_list": metrics}
+    if config.kind == "last_word":
+        perplexity = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
+        metrics = [perplexity, _averaged("acc")]
+        return {"output_type": "loglikelihood", "doc_to_target": "answer", "metric_list": metrics}
+    exact = _averaged("exact_match") | {f"ignore_{what}": True for what in config.ignore}
+    return {
+        "output_type": "generate_until",
+        "doc_to_target": "answer",
+        "generation_kwargs": {"until": list(config.until), "max_gen_toks": config.tokens, "do_sample": False},
+        "filter_list": [{"name": "bare", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}],
+        "metric_list": [exact],
+    }
+
+
+def _averaged(metric: str) -> dict[str, Any]:
+    return {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+
+
+def _rows(questions: Sequence[AnyQuestion]) -> list[dict[str, Any]]:
     return [question.row() for question in questions]
 
 
 def _named_tasks(config: TaskConfig) -> dict[str, Any]:
     """The harness's tasks of that name, their data loaded."""
+    sandbox_templates()
+    if config.include is not None and not config.allow_code:
+        check_code(config.name, config.include)
     manager = _manager_with(config)
     try:
         tasks: dict[str, Any] = manager.load([config.name])["tasks"]
@@ -281,7 +307,22 @@ def _protocol(config: TaskConfig, tasks: Mapping[str, Any], rows: Mapping[str, S
         what += f", version {one_of(versions)}, {asked} of {there} questions"
     else:
         what = f"{config.file.name}, {asked} questions" + ("" if config.limit is None else " spread evenly over it")
+        what += f", {_manner(config)}"
     return f"lm-evaluation-harness {version('lm-eval')}: {what}, {one_of(map(str, shots))}-shot, no chat template"
+
+
+def _manner(config: TaskConfig) -> str:
+    """How a file's questions are asked, in words."""
+    if config.kind == "choice":
+        return f"endings joined by {config.join!r}"
+    if config.kind == "last_word":
+        return "the last word given the text before it, its blank counted with the word"
+    ignored = f" and without {one_of(config.ignore).replace(' or ', ' and ')}" if config.ignore else ""
+    until = one_of(map(repr, config.until)) if config.until else "end of text"
+    return (
+        f"greedy text of at most {config.tokens} tokens up to {until}, compared without blanks at its ends{ignored}, "
+        f"examples joined by {config.join!r}"
+    )
 
 
 def _items(task: OpenTask, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> PerExample:
@@ -318,11 +359,13 @@ def _first_filter(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 def _kept(task: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Metric -> the harness's name of the figure that is kept for it."""
-    from lm_eval.api.metrics import mean
+    from lm_eval.api.metrics import mean, perplexity
 
     kept: dict[str, str] = {}
     for name in rows[0]["metrics"]:
-        averaged = task.aggregation().get(name, mean) is mean and task.higher_is_better().get(name, True)
+        aggregation = task.aggregation().get(name, mean)
+        averaged = aggregation is mean and task.higher_is_better().get(name, True)
+        averaged = aggregation is perplexity if name == "perplexity" else averaged
         if averaged and all(isinstance(row.get(name), int | float | np.number) for row in rows):
             kept.setdefault(METRIC_OF.get(name, OTHER), name)
     return kept

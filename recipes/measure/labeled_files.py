@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from recipes.config.errors import did_you_mean, got, one_of
 from recipes.config.evaluations import EXTRA, LIBRARIES, TEXT, FileConfig, GenerationConfig, LabeledConfig, TaskConfig
-from recipes.measure.multiple_choice import MOST_PROBLEMS, TaskError, rows_of, spread
+from recipes.measure.multiple_choice import MOST_PROBLEMS, TaskError, lacks, rows_of, spread
 
 Asked = tuple[list[str], list[str]]
 """The prompts, and the label or the reference of each."""
@@ -46,10 +46,7 @@ def _read(config: FileConfig, column: str, key: str, seed: int, known: Sequence[
     for place, row in rows_of(config.name, config.file):
         for name, knob in ((config.text, "text"), (column, key)):
             if name not in row:
-                raise TaskError(
-                    f"{config.name}: {place}: expected the column {name!r}, got {one_of(map(repr, row))}"
-                    f"{did_you_mean(name, row)}; name the column with `{knob}`"
-                )
+                raise TaskError(f"{config.name}: {place}: {lacks(name, row, knob)}")
         text, answer = row[config.text], row[column]
         answer = str(answer) if known and isinstance(answer, int) and not isinstance(answer, bool) else answer
         if not isinstance(text, str) or not text.strip():

@@ -1,24 +1,28 @@
-"""Questions with a choice of answers, from a file: what a recipe's `tasks` name, read and checked.
+"""Questions from a file: what a recipe's `tasks` name, read and checked.
 
-A row is a context, the endings that it may go on with, and which of them is right, counted from 0. HellaSwag's columns
-are the default:
+A row is a context and what it should go on with. By `kind`, with the default columns (HellaSwag's, where there are
+several endings, of which one is right, counted from 0):
 
-    {"context": "Canoeing: Two women ...", "endings": ["are then shown ...", ...], "label": 2}
+    choice        {"context": "Canoeing: Two women ...", "endings": ["are then shown ...", ...], "label": 2}
+    exact_match   {"context": "What is the capital of France?", "answer": "Paris"}
+    last_word     {"context": "... and the only one who had ever called him that was Chester"}
 
 Formats: .jsonl, .jsonl.gz (one row a line), .csv (a head line; the endings are a JSON list in one column, or lie in
 several columns). With `shots`, that many rows are asked with their answers before each question: the first rows of
 `examples`, or of the file itself, which are not asked then. With `limit`, the rows are cut into that many runs of
 equal length and one row is drawn from each by the seed, since files are often sorted by where their rows are from.
 
-`harness_tasks.py` asks them. Not covered: several right endings, and endings that share a context written once only.
+`harness_tasks.py` asks them. Not covered: several right endings or answers, and endings that share a context written
+once only.
 """
 
 import csv
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,10 +32,13 @@ import numpy as np
 
 from compress.errors import DemitasseError
 from recipes.config.errors import did_you_mean, got, one_of
-from recipes.config.evaluations import SUFFIXES, TaskConfig
+from recipes.config.evaluations import SUFFIXES, TaskConfig, TaskKind
 
 MOST_PROBLEMS = 5
 """Rows that one error tells of."""
+
+
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class TaskError(DemitasseError):
@@ -51,7 +58,23 @@ class Question:
         return asdict(self)
 
 
-def read_questions(config: TaskConfig, *, seed: int = 0) -> tuple[list[Question], list[Question]]:
+@dataclass(frozen=True, kw_only=True)
+class OpenQuestion:
+    """A context, and the answer that it should go on with."""
+
+    context: str
+    answer: str
+    """Of `last_word` with the blank before it."""
+
+    def row(self) -> dict[str, Any]:
+        """As a row of a data set."""
+        return asdict(self)
+
+
+AnyQuestion = Question | OpenQuestion
+
+
+def read_questions(config: TaskConfig, *, seed: int = 0) -> tuple[list[AnyQuestion], list[AnyQuestion]]:
     """What is asked, and the examples before each question.
 
     Raises:
@@ -85,15 +108,16 @@ def spread(rows: int, limit: int | None, seed: int) -> list[int]:
     return [int(generator.integers(low, high)) for low, high in pairwise(edges)]
 
 
-def _read(config: TaskConfig, file: Path) -> list[Question]:
+def _read(config: TaskConfig, file: Path) -> list[AnyQuestion]:
     """Every row as a question."""
-    questions: list[Question] = []
+    questions: list[AnyQuestion] = []
+    read = _READERS[config.kind]
     problems: list[str] = []
     for place, row in rows_of(config.name, file):
         missing = [column for column in config.columns if column not in row]
         if missing:
-            raise TaskError(_lacks(config, place, missing[0], row))
-        answer = _question(config, row)
+            raise TaskError(f"{config.name}: {place}: {lacks(missing[0], row, _knob(config, missing[0]))}")
+        answer = read(config, row)
         if isinstance(answer, str):
             problems.append(f"{config.name}: {place}: {answer}")
         else:
@@ -107,12 +131,16 @@ def _read(config: TaskConfig, file: Path) -> list[Question]:
     return questions
 
 
-def _lacks(config: TaskConfig, place: str, column: str, row: dict[str, Any]) -> str:
-    key = "context" if column == config.context else "label" if column == config.label else "endings"
-    return (
-        f"{config.name}: {place}: expected the column {column!r}, got {one_of(map(repr, row)) or 'none'}"
-        f"; name the column with `{key}`{did_you_mean(column, row)}"
-    )
+def _knob(config: TaskConfig, column: str) -> str:
+    """The knob that names a column."""
+    named = (knob for knob in ("context", "label", "answer") if column == getattr(config, knob))
+    return next(named, "endings")
+
+
+def lacks(column: str, row: dict[str, Any], knob: str) -> str:
+    """What is said of a row without a column."""
+    there = one_of(map(repr, row)) if row else "an empty row"
+    return f"expected the column {column!r}, got {there}; name the column with `{knob}`{did_you_mean(column, row)}"
 
 
 def _question(config: TaskConfig, row: dict[str, Any]) -> Question | str:
@@ -126,6 +154,35 @@ def _question(config: TaskConfig, row: dict[str, Any]) -> Question | str:
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(endings):
         return f"{config.label}: expected the number of an ending from 0 to {len(endings) - 1}, got {got(label)}"
     return Question(context=context, endings=endings, label=number)
+
+
+def _answered(config: TaskConfig, row: dict[str, Any]) -> OpenQuestion | str:
+    """The row's question and its answer, or what is wrong with it."""
+    context, answer = row[config.context], row[config.answer]
+    if not isinstance(context, str):
+        return f"{config.context}: expected a text, got {got(context)}"
+    answer = str(answer) if isinstance(answer, int | float) and not isinstance(answer, bool) else answer
+    if not isinstance(answer, str) or not answer.strip():
+        return f"{config.answer}: expected a text or a number, got {got(answer)}"
+    return OpenQuestion(context=context, answer=answer.strip())
+
+
+def _last_word(config: TaskConfig, row: dict[str, Any]) -> OpenQuestion | str:
+    """The row's text without its last word, and that word with the blank before it, or what is wrong with it."""
+    text = row[config.context]
+    if not isinstance(text, str):
+        return f"{config.context}: expected a text, got {got(text)}"
+    before, blank, word = text.rpartition(" ")
+    if not before.strip() or word.split() != [word]:
+        return f"{config.context}: expected a text that ends in a blank and a word, got {got(text[-40:])}"
+    return OpenQuestion(context=before, answer=blank + word)
+
+
+_READERS: dict[TaskKind, Callable[[TaskConfig, dict[str, Any]], AnyQuestion | str]] = {
+    "choice": _question,
+    "exact_match": _answered,
+    "last_word": _last_word,
+}
 
 
 def _named(config: TaskConfig) -> str:
@@ -158,7 +215,10 @@ def rows_of(name: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise TaskError(f"{name}: expected an existing file, got {str(file)!r}") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise TaskError(f"{name}: {file}: expected text in UTF-8 ({one_of(SUFFIXES)}), got {error}") from error
-    yield from _csv(name, file, text) if file.suffix == ".csv" else _json_lines(name, file, text)
+    for place, row in _csv(name, file, text) if file.suffix == ".csv" else _json_lines(name, file, text):
+        if LONE_SURROGATE.search(json.dumps(row, ensure_ascii=False)):
+            raise TaskError(f"{name}: {place}: expected text, got half of a surrogate pair, which is no character")
+        yield place, row
 
 
 def _json_lines(name: str, file: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
