@@ -9,23 +9,17 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from evaluation import table, units
+from evaluation import table
 from evaluation.charts import CHARTS
+from evaluation.escaping import visible
 from evaluation.evaluation_view import evaluations, lost_most
 from evaluation.formats import FORMATS
 from evaluation.gate import GateResult, describe_limit
+from evaluation.pages import filled
 from evaluation.report import Report, gate_counts, headline
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-TEMPLATES = Path(__file__).parent / "templates"
-LONGEST_METADATA = 160
-"""Characters of a fact that is shown whole."""
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
@@ -56,14 +50,14 @@ def render_schema() -> str:
 
 def render_markdown(report: Report) -> str:
     """The report for a pull request or a terminal."""
-    return _environment().get_template("report.md.j2").render(_values(report))
+    return filled("report.md.j2", **_values(report))
 
 
 def render_html(report: Report) -> str:
     """The report as one page: styles and charts stand in it, nothing is loaded from elsewhere."""
     drawn = {heading: chart(report) for heading, chart in CHARTS.items()}
     charts = {heading: svg for heading, svg in drawn.items() if svg}
-    page = _environment().get_template("report.html.j2").render(_values(report), charts=charts)
+    page = visible(filled("report.html.j2", **_values(report), charts=charts))
     return page.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
@@ -130,60 +124,3 @@ def _values(report: Report) -> dict[str, Any]:
             for result in report.gates
         ],
     }
-
-
-@cache
-def _environment() -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=lambda name: name is not None and ".html" in name,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "cell": table.cell_of,
-        "duration": units.format_duration,
-        "metric_name": table.name_of,
-        "plain": _plain,
-        "pipe_safe": lambda text: str(text).replace("|", "\\|").replace("\n", " "),
-    }
-    return environment
-
-
-def _plain(value: Any) -> str:
-    """A fact or a knob as short text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: units.DASH}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= LONGEST_METADATA else _in_short(value)
-
-
-def _in_short(value: Any) -> str:
-    """What a long fact comes to; the whole of it stands in report.json."""
-    if isinstance(value, dict) and all(isinstance(number, int | float) for number in value.values()):
-        return f"{len(value)} values from {_plain(min(value.values()))} to {_plain(max(value.values()))}"
-    if isinstance(value, dict):
-        return "; ".join(f"{name}: {_plain(inner)}" for name, inner in value.items())
-    if all(isinstance(entry, dict) for entry in value):
-        return _course(value)
-    return f"{len(value)}, from {_plain(value[0])} to {_plain(value[-1])}"
-
-
-def _course(entries: list[dict[str, Any]]) -> str:
-    """First and last of every figure that a series of entries holds."""
-    courses = []
-    for name in dict.fromkeys(name for entry in entries for name in entry):
-        found = [entry[name] for entry in entries if name in entry]
-        if not isinstance(found[0], list | dict):
-            courses.append(f"{name.replace('_', ' ')} {_plain(found[0])} to {_plain(found[-1])}")
-    return f"{len(entries)} entries: {', '.join(courses)}"

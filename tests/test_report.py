@@ -12,7 +12,8 @@ from reports import BROKEN, REPORTS, counted, make_report, sampled
 
 from evaluation.gate import EXIT_CODES, Limit, Verdict
 from evaluation.measurement import METRICS, Interval
-from evaluation.render import FILES, TEMPLATES, render_html, render_markdown, render_schema, ruler, write_report
+from evaluation.pages import TEMPLATES
+from evaluation.render import FILES, render_html, render_markdown, render_schema, ruler, write_report
 from evaluation.report import HEADLINES, SCHEMA_VERSION, Row, headline
 from evaluation.table import COLUMNS, name_of, table_columns, table_rows, what_it_bought
 from evaluation.units import format_duration, format_interval, format_ratio, format_value

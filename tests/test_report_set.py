@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.render import FILES, TEMPLATES
+from evaluation.pages import TEMPLATES
+from evaluation.render import FILES
 from evaluation.report import Report
 from export import verify_bundle
 from export.readme import usage

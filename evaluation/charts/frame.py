@@ -6,6 +6,7 @@ Matplotlib draws with stand-in colors (`INKS`), which are then replaced by the p
 import io
 from typing import TYPE_CHECKING, Any
 
+from evaluation.escaping import visible
 from evaluation.measurement import Measurement
 from evaluation.report import Row
 
@@ -58,7 +59,11 @@ def key(axes: "Axes", **placed: Any) -> None:
 def to_svg(figure: "Figure", title: str) -> str:
     """The figure as an <svg> element that scales with its column and names itself to screen readers."""
     import matplotlib
+    from matplotlib.text import Text
 
+    for label in figure.findobj(Text):
+        label.set_text(visible(label.get_text()))
+        label.set_parse_math(False)  # a dollar in a name is no formula
     buffer = io.StringIO()
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
     with matplotlib.rc_context(style):

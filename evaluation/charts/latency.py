@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.charts.frame import ACCENT, INK, SECOND, SOFT, key, new_figure, to_svg, valid
+from evaluation.escaping import visible
 from evaluation.latency import Session
 from evaluation.latency.figures import kept_blocks
 from evaluation.measurement import Measurement
@@ -126,7 +127,7 @@ def _bars(axes: "Axes", metric: str, rows: list[tuple[str, Measurement]], title:
             format_value(metric, measurement.value), (end, place), xytext=(6, 0), textcoords="offset points",
             va="center", fontsize=9.5, color=INK,
         )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_yticks(range(len(rows)), [visible(name) for name, _ in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, longest / factor * 1.28)
     axes.set_title(f"{title} ({unit})", loc="left", fontsize=10, color=INK)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from evaluation.charts.frame import ACCENT, INK, LIMIT, LINE, MUTED, SECOND, SOFT, key, new_figure, to_svg, valid
+from evaluation.escaping import visible
 from evaluation.report import Report, Row
 from evaluation.units import format_change, format_value, scale_of
 
@@ -65,7 +66,7 @@ def _chart(report: Report, split: Callable[[Row], dict[str, int]], colors: dict[
     for kind in (*colors, REST):
         if any(split(row).get(kind, size - sum(split(row).values())) > VISIBLE * size for row, size in rows):
             axes.barh([0], [0], color=colors.get(kind, LINE), label=kind)
-    axes.set_yticks(range(len(rows)), [row.name for row, _ in rows])
+    axes.set_yticks(range(len(rows)), [visible(row.name) for row, _ in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, max(size for _, size in rows) / factor * 1.55)
     axes.set_xlabel(f"weights ({unit})")

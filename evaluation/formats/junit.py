@@ -10,6 +10,7 @@ Structure and attributes are those of Jenkins' junit-10.xsd, which Surefire's an
 
 from xml.etree import ElementTree
 
+from evaluation.escaping import visible
 from evaluation.gate import GateResult, describe_limit
 from evaluation.measurement import is_metric, metric_of
 from evaluation.report import Report, headline
@@ -48,7 +49,7 @@ def junit(report: Report) -> str:
     said = ElementTree.SubElement(suite, "system-out")
     said.text = headline(report.verdict, len(report.sanity_warnings))
     ElementTree.indent(suites)
-    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+    return visible(ElementTree.tostring(suites, encoding="unicode", xml_declaration=True)) + "\n"
 
 
 def _case(suite: ElementTree.Element, report: Report, result: GateResult) -> None:

@@ -8,8 +8,10 @@ told of, never guessed.
 import io
 from typing import Any
 
+from evaluation.escaping import visible
 from evaluation.gate import describe_limit
 from evaluation.measurement import METRICS, SEPARATOR, metric_of
+from evaluation.pages import filled
 from evaluation.report import Report, Row, Source, headline
 from evaluation.table import describe_gate, what_it_bought
 from evaluation.units import format_interval, format_ratio, format_value
@@ -20,8 +22,7 @@ QUALITY = ("documents", "items")
 
 def model_card(report: Report) -> str:
     """The card as Markdown."""
-    parts = [f"---\n{_yaml(_metadata(report))}---", f"# {report.name}", *_text(report)]
-    return "\n\n".join(parts) + "\n"
+    return visible(f"---\n{_yaml(_metadata(report))}---\n\n") + filled("model_card.md.j2", **_values(report))
 
 
 def _source(report: Report, role: str) -> Source | None:
@@ -78,33 +79,31 @@ def _yaml(content: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
-def _text(report: Report) -> list[str]:
-    final, model = report.final, _source(report, "model")
-    stages = ", ".join(row.name for row in report.rows[1:]) or "nothing"
-    made = f"Made from {model.name if model else 'the baseline'} by demitasse ({report.recipe}: {stages})."
-    held = [] if model is None or model.license else ["The license of the model it was made of is not stated."]
-    bought = [f"- **{item.figure}** {item.meaning} ({item.detail})" for item in what_it_bought(report)]
+def _values(report: Report) -> dict[str, Any]:
     figures = [
-        f"| {metric_of(found.metric).name} | {format_value(found.metric, found.value)} | "
-        f"{format_interval(found.metric, found.interval, found.value) if found.interval else 'counted'} | "
-        f"{'' if found.ratio is None else format_ratio(found.ratio.value)} |"
-        for found in final.measurements
+        {
+            "name": metric_of(found.metric).name,
+            "value": format_value(found.metric, found.value),
+            "between": format_interval(found.metric, found.interval, found.value) if found.interval else "counted",
+            "ratio": "" if found.ratio is None else format_ratio(found.ratio.value),
+        }
+        for found in report.final.measurements
         if not found.invalid
     ]
-    verdict = f"**{report.verdict or 'NOT GATED'}**: {headline(report.verdict, len(report.sanity_warnings))}"
     gates = [
-        f"- {result.verdict}: {result.metric} {describe_limit(result.metric, result.limit)}; "
-        f"measured {describe_gate(result).value}"
+        {
+            "result": result,
+            "limit": describe_limit(result.metric, result.limit),
+            "measured": describe_gate(result).value,
+        }
         for result in report.gates
     ]
-    return [
-        " ".join([made, *held]),
-        verdict,
-        *(["\n".join(gates)] if gates else []),
-        *(["Against the model it was made of:\n\n" + "\n".join(bought)] if bought else []),
-        "## Figures\n\n| | measured | 95 % interval | ratio to the original |\n|---|---|---|---|\n"
-        + "\n".join(figures),
-        "## Limits\n\nAbsolute latencies hold for the machine that they were taken on ("
-        f"{report.environment.get('processor', 'not stated')}). Whatever the original model got wrong, "
-        "this one gets wrong too; what was measured is the text above and no more.",
-    ]
+    return {
+        "report": report,
+        "model": _source(report, "model"),
+        "stages": ", ".join(row.name for row in report.rows[1:]) or "nothing",
+        "headline": headline(report.verdict, len(report.sanity_warnings)),
+        "gates": gates,
+        "bought": what_it_bought(report),
+        "figures": figures,
+    }

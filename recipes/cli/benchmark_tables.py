@@ -4,7 +4,6 @@ for."""
 from itertools import groupby
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from evaluation.latency.figures import kept_blocks
@@ -13,6 +12,7 @@ from evaluation.latency.record import Workload
 from evaluation.measurement import Measurement
 from evaluation.units import format_interval, format_ratio, format_ratio_interval, format_value
 from recipes.cli.console import COLORS, show_gates
+from recipes.cli.terminal import inline
 from recipes.engine.benchmark import Result, Steps
 
 WORKLOAD_COLUMNS = {
@@ -36,16 +36,16 @@ def show_benchmark(console: Console, result: Result) -> None:
     """All tables, what was left out, and the verdict."""
     session = result.session
     for workload, measured, steps in zip(session.protocol.workloads, result.workloads, result.steps, strict=True):
-        console.print(f"\n[bold]{escape(str(workload))}[/]", soft_wrap=True)
+        console.print(f"\n[bold]{inline(str(workload))}[/]", soft_wrap=True)
         console.print(_workload_table(workload, measured, steps))
     console.print("\n[bold]cold start, memory, counts[/]", soft_wrap=True)
     console.print(_table(PROCESS_COLUMNS, result.processes))
     _show_protocol(console, result)
     for variant, reason in result.invalid.items():
-        console.print(f"[{COLORS['INVALID']}]INVALID[/]  {escape(variant)}: {escape(reason)}", soft_wrap=True)
+        console.print(f"[{COLORS['INVALID']}]INVALID[/]  {inline(variant)}: {inline(reason)}", soft_wrap=True)
     for workload, of_workload in groupby(result.gates, key=lambda judged: judged.workload):
         several = len(session.protocol.workloads) > 1
-        console.print(f"\n[bold]{escape(str(workload))}[/]" if several else "", soft_wrap=True)
+        console.print(f"\n[bold]{inline(str(workload))}[/]" if several else "", soft_wrap=True)
         gates = [(f"{judged.variant}: {gate.metric}", gate) for judged in of_workload for gate in judged.gates]
         show_gates(console, gates, told=result.invalid.values())
 
@@ -72,7 +72,7 @@ def _table(
         table.add_column(heading)
     for variant, of in by_variant.items():
         table.add_row(
-            escape(variant),
+            inline(variant),
             *(_figure(of.get(metric)) for metric in shown),
             *(text[variant] for text in further.values()),
         )
@@ -84,10 +84,10 @@ def _figure(measurement: Measurement | None) -> str:
         return ""
     if measurement.invalid:
         return "[magenta]invalid[/]"
-    text = escape(format_value(measurement.metric, measurement.value))
+    text = inline(format_value(measurement.metric, measurement.value))
     if measurement.interval is not None:
         between = format_interval(measurement.metric, measurement.interval, measurement.value)
-        text += f" [dim]({escape(between)})[/]"
+        text += f" [dim]({inline(between)})[/]"
     ratio = measurement.ratio
     if ratio is None:
         return text
@@ -101,6 +101,6 @@ def _show_protocol(console: Console, result: Result) -> None:
         trial = next(iter(session.of(variant).values()), None)
         if trial is not None:
             kept = kept_blocks(session, variant).describe()
-            console.print(f"{escape(variant)}: {escape(trial.runtime)}; {escape(kept)}", soft_wrap=True)
+            console.print(f"{inline(variant)}: {inline(trial.runtime)}; {inline(kept)}", soft_wrap=True)
     about = f"{session.protocol.describe()}; seed {session.protocol.seed}; 95 % intervals"
-    console.print(f"[dim]{escape(about)}[/]", soft_wrap=True)
+    console.print(f"[dim]{inline(about)}[/]", soft_wrap=True)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from evaluation.escaping import visible
 from export import verify_bundle
 from export.self_test import run_self_test
 from recipes.cli.console import show_bundle, show_self_test
@@ -24,8 +25,9 @@ def generate(
     request = GenerationRequest(
         bundle=bundle_of(bundle), prompt=prompt, tokens=tokens, sampling=sampling, provider=provider, threads=threads
     )
+    shown = visible if terminal.console.is_terminal else str  # what the model wrote, but a terminal obeys none of it
     for piece in generate_text(request):
-        terminal.library_output.out.write(piece)
+        terminal.library_output.out.write(shown(piece))
         terminal.library_output.out.flush()
 
 

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from evaluation.measurement import metric_of
 from evaluation.units import DASH, format_ratio, format_ratio_interval, format_value
-from recipes.cli.terminal import Terminal
+from recipes.cli.terminal import Terminal, inline
 from recipes.engine.compare import Pair, SideBySide, compare_runs
 
 
@@ -28,14 +27,14 @@ def show_side_by_side(console: Console, found: SideBySide) -> None:
         name = metric_of(pair.metric).name
         ways.setdefault(pair.how, []).append(name if name[:2].isupper() else name[0].lower() + name[1:])
     for how, names in ways.items():
-        console.print(escape(f"{how}: {', '.join(names)}"), soft_wrap=True)
+        console.print(inline(f"{how}: {', '.join(names)}"), soft_wrap=True)
 
 
 def _table(found: SideBySide) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("Metric", no_wrap=True)
     for heading in (f"A {Path(found.first).name}", f"B {Path(found.second).name}", "B / A", "95 % interval"):
-        table.add_column(escape(heading), justify="right", no_wrap=True)
+        table.add_column(inline(heading), justify="right", no_wrap=True)
     for pair in found.pairs:
         table.add_row(*_cells(pair))
     return table

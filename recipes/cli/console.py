@@ -8,7 +8,6 @@ from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from evaluation.evaluation_view import Evaluation, evaluations
@@ -16,6 +15,7 @@ from evaluation.gate import LIMITS, GateResult, Verdict, format_compared
 from evaluation.report import Report, Row, headline
 from evaluation.table import Cell, cell_of, describe_gate, table_columns, table_rows
 from evaluation.units import format_duration, format_value
+from recipes.cli.terminal import inline
 from recipes.config.errors import shown_path
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def show_row(console: Console, row: Row) -> None:
     figures = [_short(cell_of(row.measurement(metric)), metric) for metric in SHORT]
     spent = "reused" if row.reused else "" if row.seconds is None else format_duration(row.seconds)
     parts = [
-        f"[green]done[/] {escape(row.name):<12}",
-        *(escape(figure) for figure in figures if figure),
+        f"[green]done[/] {inline(row.name):<12}",
+        *(inline(figure) for figure in figures if figure),
         f"[dim]{spent}[/]",
     ]
     console.print("  ".join(parts), soft_wrap=True)
@@ -63,9 +63,9 @@ def show_report(console: Console, report: Report) -> None:
     name = report.verdict or "NOT GATED"
     console.print()
     told = headline(report.verdict, len(report.sanity_warnings))
-    console.print(f"[{COLORS[report.verdict]}]{name}[/]  {escape(told)}", soft_wrap=True)
+    console.print(f"[{COLORS[report.verdict]}]{name}[/]  {inline(told)}", soft_wrap=True)
     for metric, reason in report.sanity_warnings.items():
-        console.print(f"[bold yellow]too good[/]  {metric}: {escape(reason)}", soft_wrap=True)
+        console.print(f"[bold yellow]too good[/]  {inline(metric)}: {inline(reason)}", soft_wrap=True)
     show_place(console, report)
 
 
@@ -91,15 +91,15 @@ def _named_table(found: Sequence[Evaluation]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for evaluation in found:
         for index, line in enumerate(evaluation.lines):
-            cells = (line.name, _figure(line.baseline), _figure(line.final), escape(line.against), escape(line.between))
-            table.add_row(escape("" if index else evaluation.name), *cells)
+            cells = (line.name, _figure(line.baseline), _figure(line.final), inline(line.against), inline(line.between))
+            table.add_row(inline("" if index else evaluation.name), *cells)
     return table
 
 
 def show_place(console: Console, report: Report) -> None:
     """Where a report is to be read in full."""
     if report.folder is not None:
-        console.print(f"report: {escape(shown_path(report.folder / 'report.html'))}", soft_wrap=True)
+        console.print(f"report: {inline(shown_path(report.folder / 'report.html'))}", soft_wrap=True)
 
 
 def report_table(report: Report) -> Table:
@@ -108,14 +108,14 @@ def report_table(report: Report) -> Table:
     for heading in table_columns(report).values():
         table.add_column(heading, justify="right", no_wrap=True)
     for row in table_rows(report):
-        table.add_row(escape(row.name), *(_figure(cell) for cell in row.cells))
+        table.add_row(inline(row.name), *(_figure(cell) for cell in row.cells))
     return table
 
 
 def _figure(cell: Cell) -> str:
     if cell.invalid:
         return "[magenta]invalid[/]"
-    return f"{escape(cell.value)}  [dim]{escape(cell.ratio)}[/]" if cell.ratio else escape(cell.value)
+    return f"{inline(cell.value)}  [dim]{inline(cell.ratio)}[/]" if cell.ratio else inline(cell.value)
 
 
 def show_gates(console: Console, gates: Sequence[tuple[str, GateResult]], *, told: Container[str] = ()) -> None:
@@ -132,12 +132,12 @@ def show_gates(console: Console, gates: Sequence[tuple[str, GateResult]], *, tol
     for name, gate in gates:
         cell = describe_gate(gate)
         verdict = f"[{COLORS[gate.verdict]}]{gate.verdict}[/]"
-        table.add_row(escape(name), escape(_limit(gate)), escape(cell.value), escape(cell.interval), verdict)
+        table.add_row(inline(name), inline(_limit(gate)), inline(cell.value), inline(cell.interval), verdict)
         if gate.verdict in {"INCONCLUSIVE", "INVALID"} and gate.detail not in told:
             reasons.setdefault(gate.detail, []).append(name)
     console.print(table)
     for reason, names in reasons.items():
-        console.print(escape(f"{', '.join(names)}: {reason}"), soft_wrap=True)
+        console.print(inline(f"{', '.join(names)}: {reason}"), soft_wrap=True)
 
 
 def _limit(gate: GateResult) -> str:
@@ -148,14 +148,14 @@ def _limit(gate: GateResult) -> str:
 def show_plan(console: Console, plan: "Plan") -> None:
     """A row per stage, and what all of it takes."""
     head = f"{plan.recipe}: from {plan.model} into {shown_path(plan.out)}"
-    console.print(escape(head), soft_wrap=True)
+    console.print(inline(head), soft_wrap=True)
     table = _table("Stage")
     for heading in ("Leaves", "State", "Memory", "Disk", "Time", "Knobs"):
         table.add_column(heading, no_wrap=heading != "Knobs", justify="right" if heading in ESTIMATES else "left")
     for step in plan.steps:
         state = "[green]cached[/]" if step.cached else "to do"
         knobs = ", ".join(f"{name}: {_flow(value)}" for name, value in step.knobs.items()) or "defaults"
-        table.add_row(escape(f"{step.number} {step.name}"), step.format, state, *_estimate(step), escape(knobs))
+        table.add_row(inline(f"{step.number} {step.name}"), inline(step.format), state, *_estimate(step), inline(knobs))
     console.print(table)
     left = sum(not step.cached for step in plan.steps)
     memory, disk = format_value("peak_memory", plan.memory), format_value("disk_bytes", plan.disk)
@@ -182,7 +182,7 @@ def metadata_table(metadata: Mapping[str, Any]) -> Table:
     """What a stage says about its work; long lists and nested values are only counted."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in metadata.items():
-        table.add_row(name.replace("_", " "), escape(_metadata_line(value)))
+        table.add_row(inline(name.replace("_", " ")), inline(_metadata_line(value)))
     return table
 
 
@@ -200,7 +200,7 @@ def show_bundle(console: Console, summary: "BundleSummary") -> None:
     """What a verified bundle is."""
     versions = ", ".join(f"{name} {version}" for name, version in summary.libraries.items())
     size = format_value("disk_bytes", summary.size)
-    console.print(f"[bold green]whole[/]  {escape(shown_path(summary.folder))}", soft_wrap=True)
+    console.print(f"[bold green]whole[/]  {inline(shown_path(summary.folder))}", soft_wrap=True)
     lines = {"files": f"{summary.files}, {size}", "provider": summary.provider, "made with": versions}
     if summary.foreign:
         lines["beside it"] = f"{', '.join(summary.foreign)}: of others, and nothing that runs the bundle reads it"
@@ -241,19 +241,19 @@ def show_self_test(console: Console, figures: Mapping[str, float]) -> None:
 
 def show_list(console: Console, heading: str, entries: Sequence[tuple[str, str]]) -> None:
     """A heading and its names, with one line each."""
-    console.print(f"[bold]{escape(heading)}[/]")
+    console.print(f"[bold]{inline(heading)}[/]")
     width = max((len(name) for name, _ in entries), default=0)
     for name, line in entries:
-        console.print(f"  {escape(name):<{width}}  {escape(line)}", soft_wrap=True)
+        console.print(f"  {inline(name):<{width}}  {inline(line)}", soft_wrap=True)
 
 
 def show_finding(console: Console, finding: "Finding") -> None:
     """One line of the doctor's, and what to do below it."""
     color = {"ok": "green", "note": "yellow", "missing": "red"}[finding.status]
-    head = f"[{color}]{finding.status:<7}[/]  {escape(finding.subject):<22}"
-    console.print(f"{head}  {escape(finding.found)}", soft_wrap=True)
+    head = f"[{color}]{finding.status:<7}[/]  {inline(finding.subject):<22}"
+    console.print(f"{head}  {inline(finding.found)}", soft_wrap=True)
     if finding.advice:
-        console.print(f"{'':33}[dim]->[/] {escape(finding.advice)}", soft_wrap=True)
+        console.print(f"{'':33}[dim]->[/] {inline(finding.advice)}", soft_wrap=True)
 
 
 def _table(first: str) -> Table:

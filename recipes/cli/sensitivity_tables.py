@@ -3,11 +3,11 @@
 import math
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from compress.pruning.sensitivity import Curve, Point, Sensitivity
 from evaluation.units import MINUS, format_value
+from recipes.cli.terminal import inline
 from recipes.engine.sensitivity_picture import by_increase, level_text
 
 ENDS = 5
@@ -19,7 +19,8 @@ def show_sensitivity(console: Console, found: Sensitivity) -> None:
     perplexity = format_value("perplexity", math.exp(found.dense))
     held_out = f"{found.held_out_tokens:,} held-out tokens"
     console.print(f"dense: loss {found.dense:.4f} nats, perplexity {perplexity}, on {held_out}", soft_wrap=True)
-    console.print(f"below: what that rises by when one part alone is pruned by {found.criterion}", soft_wrap=True)
+    below = f"below: what that rises by when one part alone is pruned by {found.criterion}"
+    console.print(inline(below), soft_wrap=True)
     for heading, curves in (("Kind", found.kinds), ("Block", found.blocks)):
         if curves:
             console.print()
@@ -38,7 +39,7 @@ def _table(heading: str, curves: list[Curve]) -> Table:
             table.add_row(f"[dim]... {hidden} between[/]")
         if not hidden or not ENDS <= place < len(curves) - ENDS:
             figures = (figure_text(point) for point in curve.points)
-            table.add_row(escape(curve.name), format_value("parameters", curve.parameters), *figures)
+            table.add_row(inline(curve.name), format_value("parameters", curve.parameters), *figures)
     return table
 
 

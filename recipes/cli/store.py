@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
 from evaluation.units import format_duration, format_value
-from recipes.cli.terminal import Terminal
+from recipes.cli.terminal import Terminal, inline
 from recipes.config.errors import shown_path
 from recipes.runs.records import IntegrityError
 from recipes.runs.upkeep import Held, broken, free, held, open_store
@@ -52,7 +51,7 @@ def _table(results: list[Held]) -> Table:
         table.add_column(heading, no_wrap=True, justify="left" if heading == "Result" else "right")
     table.add_column("Runs")
     for result in results:
-        runs = ", ".join(escape(shown_path(folder)) for folder in result.runs)
+        runs = ", ".join(inline(shown_path(folder)) for folder in result.runs)
         size = format_value("disk_bytes", result.bytes)
-        table.add_row(result.name, size, format_duration(result.seconds), runs or "[dim]none[/]")
+        table.add_row(inline(result.name), size, format_duration(result.seconds), runs or "[dim]none[/]")
     return table

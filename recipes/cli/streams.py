@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from compress.errors import DemitasseError
+from evaluation.escaping import visible
 from recipes.runs.failures import exit_code, message
 
 IN, OUT, ERR = 0, 1, 2
@@ -81,7 +82,7 @@ def ended(command: Callable[[], object]) -> int:
         except BaseException as error:
             # Also what no session saw: an interrupt before it opened, no folder for temporary files.
             with contextlib.suppress(OSError, ValueError):
-                print(f"error: {message(error)}", file=sys.stderr, flush=True)
+                print(f"error: {visible(message(error))}", file=sys.stderr, flush=True)
             return exit_code(error)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +21,7 @@ from rich.progress import Task as BarRow
 from rich.text import Text
 
 from compress.stage import Progress, Task
+from evaluation.escaping import visible
 from recipes.cli.library_output import LibraryOutput
 
 PLAIN_WIDTH = 140
@@ -70,10 +71,26 @@ def open_terminal() -> Iterator[Terminal]:
         yield Terminal(console, errors, progress, library_output)
 
 
+class PlainConsole(Console):
+    """A console on which no text that is shown is obeyed: only rich itself writes control characters.
+
+    Square brackets are markup, which `inline` takes from a text that is not ours.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+def inline(text: str) -> str:
+    """A text that is not ours inside a line of rich's markup: without markup, and no line of its own."""
+    return escape(text.replace("\n", "\\n"))
+
+
 def console_on(stream: TextIO) -> Console:
-    """A console that keeps its width where there is no terminal to fold lines for."""
-    console = Console(file=stream, highlight=False)
-    return console if console.is_terminal else Console(file=stream, highlight=False, width=PLAIN_WIDTH)
+    """A console that keeps its width where there is no terminal to fold lines for; ":x:" is no picture in it."""
+    quiet: Any = {"file": stream, "highlight": False, "emoji": False}
+    console = PlainConsole(**quiet)
+    return console if console.is_terminal else PlainConsole(**quiet, width=PLAIN_WIDTH)
 
 
 @dataclass
@@ -132,7 +149,7 @@ class Bars:
     @contextmanager
     def task(self, label: str, total: float, done: float = 0.0, *, steady: float = 0.0) -> Iterator[Task]:
         pace = Pace(self._clock, total, done, steady)
-        number = self._bar.add_task(escape(label), total=total, note="", pace=pace)
+        number = self._bar.add_task(_on_a_bar(label), total=total, note="", pace=pace)
         self._bar.update(number, completed=done)
         self._open += 1
         self._bar.start()
@@ -147,8 +164,13 @@ class Bars:
     def _advance(self, number: TaskID, pace: Pace, amount: float, note: str) -> None:
         pace.advance(amount)
         if note:
-            self._bar.update(number, note=escape(note))
+            self._bar.update(number, note=_on_a_bar(note))
         self._bar.advance(number, amount)
+
+
+def _on_a_bar(text: str) -> str:
+    """Bars show what they are told past the console."""
+    return escape(visible(text))
 
 
 class _Left(ProgressColumn):

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from evaluation.escaping import visible
 from export.manifest import is_bundle
 from export.readme import usage
 from recipes.runs.failures import Terminated, exit_code, is_ours, message, of_the_system
@@ -34,8 +35,8 @@ class Log:
         if text in self.said:
             return
         self.said.add(text)
-        LOGGER.log(level, "%s", text)
-        lines = text.replace("\n", "\n  ")  # lines that belong together are kept together
+        lines = visible(text).replace("\n", "\n  ")  # lines that belong together are kept together
+        LOGGER.log(level, "%s", lines)
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} [{os.getpid()}] {lines}\n")
 
