@@ -11,6 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoints.json_file import parse_json, read_plain
+
+SEALED_LIMIT = 2**27
+"""Bytes of a sealed text; none that was ever written comes near."""
+
 
 def digest_file(file: Path) -> str:
     """sha256 of a file's bytes, which are read piece by piece."""
@@ -43,13 +48,22 @@ def sealed(content: Mapping[str, Any]) -> str:
     return _indented(plain | {SEAL: seal})
 
 
+def read_sealed(file: Path) -> dict[str, Any]:
+    """The object that was sealed, from a plain file.
+
+    Raises:
+        ValueError: there is none that can be read, or it is not the text that was sealed.
+    """
+    return unsealed(read_plain(file, SEALED_LIMIT))
+
+
 def unsealed(text: bytes) -> dict[str, Any]:
     """The object that was sealed.
 
     Raises:
         ValueError: this is not the text that was sealed.
     """
-    content = json.loads(text)
+    content = parse_json(text, "its text")
     if not isinstance(content, dict):
         raise ValueError("expected an object of JSON")
     seal = content.pop(SEAL, None)

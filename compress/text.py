@@ -11,6 +11,7 @@ Not covered: chat templates, and streaming of text that does not fit into memory
 """
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
+from compress.checkpoints.json_file import PlainFileError, read_plain
 from compress.digests import digest_file, digest_of
 from compress.errors import DemitasseError
 from compress.knobs import Knobs
@@ -34,6 +36,8 @@ READING = 2
 """Raised when the same file is read as another text."""
 PROBE = "a"
 """A text of some token, in every tokenizer."""
+MOST_TEXT = 2**30
+"""Bytes of a text, unpacked: it is read as a whole."""
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -102,6 +106,8 @@ def read_documents(source: TextSource) -> list[str]:
         documents = [text for text in map(str.strip, _documents(source)) if text]
     except UnicodeDecodeError as error:
         raise TextError(f"{source}: expected UTF-8 text, got {_other_encoding(error)}") from error
+    except PlainFileError as error:
+        raise TextError(f"{source}: {error}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise TextError(f"{source}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not documents:
@@ -144,11 +150,17 @@ def decoded(file: Path) -> str:
     """The text of a file in UTF-8, unpacked if its name ends in .gz, without its byte-order mark.
 
     Raises:
-        OSError, EOFError, zlib.error: it cannot be read or unpacked.
+        PlainFileError: it is missing, no plain file, or larger than a text may be.
+        OSError, EOFError, zlib.error: it cannot be unpacked.
         UnicodeDecodeError: it is not in UTF-8.
     """
-    content = file.read_bytes()
-    return (gzip.decompress(content) if file.name.lower().endswith(".gz") else content).decode("utf-8-sig")
+    content = read_plain(file, MOST_TEXT)
+    if file.name.lower().endswith(".gz"):
+        with gzip.open(io.BytesIO(content)) as stream:
+            content = stream.read(MOST_TEXT + 1)
+        if len(content) > MOST_TEXT:
+            raise PlainFileError(f"expected at most {MOST_TEXT:,} bytes of text in it, got more")
+    return content.decode("utf-8-sig")
 
 
 def lines_of(text: str) -> list[str]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
 GRAPH = "model.onnx"
+MOST_GRAPH = 2**31
+"""Bytes from which on protobuf reads no message."""
 
 
 class BundleError(DemitasseError):
@@ -52,7 +54,8 @@ def read_graph(folder: Path) -> "ModelProto":
     file = folder / GRAPH
     if not os.path.lexists(file):
         raise BundleError(f"{folder}: expected a bundle with {GRAPH}; give a folder that `demitasse export` wrote")
-    real_file(file)
+    if real_file(file).stat().st_size >= MOST_GRAPH:
+        raise BundleIntegrityError(f"{file}: expected an ONNX graph, which is under 2 GiB; export it again")
     try:
         model = onnx.load_model_from_string(file.read_bytes())
     except DecodeError as error:

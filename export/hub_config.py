@@ -5,12 +5,11 @@ for a graph's weights under the graph's name and `_data`, and is told so where t
 them itself, which in Node it does.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.config import read_config
+from compress.checkpoints.config import read_config, read_generation
 from export.external_data import GRAPH
 from export.genai import write_json
 from export.runtime.prompts import TOKENIZER
@@ -33,9 +32,8 @@ def write_configs(source: Path, out: Path, data: str) -> None:
 
 def _generation(source: Path, config: dict[str, Any]) -> dict[str, Any]:
     """How the checkpoint wants text to be generated; where it does not say, its config's special tokens."""
-    file = source / GENERATION
-    if file.is_file():
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+    if (source / GENERATION).is_file():
+        return read_generation(source)
     return {key: config[key] for key in SPECIAL if config.get(key) is not None}
 
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.digests import digest_file, sealed, unsealed
+from compress.digests import digest_file, read_sealed, sealed
 from export.external_data import GRAPH, BundleError, BundleIntegrityError, external_files, real_file
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not os.path.lexists(file):
         raise BundleError(f"{folder}: expected a bundle with {MANIFEST}; give a folder that `demitasse export` wrote")
     try:
-        manifest = unsealed(real_file(file).read_bytes())
+        manifest = read_sealed(real_file(file))
         entries = all({"bytes", "sha256"} <= set(entry) for entry in manifest["files"].values())
         missing = STATED - set(manifest) | {"self_test"} - set(manifest.get("parity", ()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleIntegrityError(
             f"{file}: expected a bundle's manifest as it was written ({error}); export it again"
         ) from error

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.folder import load_tokenizer
+from compress.checkpoints.json_file import read_object
 from compress.text import before_text
 from export.runtime.prompts import TOKENIZER
 
@@ -85,7 +86,7 @@ def _template(added: dict[str, int]) -> dict[str, Any] | None:
 
 def _settings(file: Path, tokenizer: "PreTrainedTokenizerBase", content: dict[str, Any]) -> dict[str, Any]:
     """What tokenizer_config.json says, with a class that onnxruntime-genai knows."""
-    settings = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
+    settings = read_object(file) if file.is_file() else {}
     settings = {key: value for key, value in settings.items() if key not in OF_BATCHES}
     if settings.get("tokenizer_class") in BACKENDS:
         byte_level = "ByteLevel" in json.dumps([content["pre_tokenizer"], content["decoder"]])

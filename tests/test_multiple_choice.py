@@ -152,7 +152,7 @@ def test_a_file_that_is_none_is_named(name: str, content: bytes, message: str, t
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"tea: expected an existing file, got '.*none\.jsonl'"):
+    with pytest.raises(TaskError, match=r"tea: .*none\.jsonl: expected a plain file"):
         read_questions(TaskConfig(name="tea", file=tmp_path / "none.jsonl"))
 
 

@@ -170,6 +170,17 @@ def test_evaluate_measures_a_model_against_a_baseline(
     assert [item.name for item in tmp_path.iterdir()] == ["figures"]
 
 
+def test_evaluate_refuses_more_than_the_model_reads_before_anything_runs(
+    gpt2: Path, text_file: Path, tmp_path: Path, demitasse: Demitasse
+) -> None:
+    given = ["evaluate", gpt2, "--test-text", text_file, "--out", tmp_path / "out"]
+    code, _, wrong = demitasse(*given, "--window", 10_000, "--benchmark", "--prompt", 9_990)
+    assert code == 2
+    assert "--window: expected at most " in wrong
+    assert "got 9990 of the prompt and " in wrong
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_verb_leaves_its_curves_beside_the_model(
     demitasse: Demitasse, gpt2: Path, text_file: Path, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a folder with config.json and *.safetensors")
+    check_plain(folder)
     _check_adapter(folder)
     file = folder / CONFIG
     if not os.path.lexists(file):
@@ -86,6 +87,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     _check_code(folder, config)
     _check_quantization(folder, config)
     return config
+
+
+def check_plain(folder: Path) -> None:
+    """Raise a CheckpointError where a name is that of a pipe or a device, which a library would read without end."""
+    for file in folder.iterdir():
+        if not (file.name.startswith(".") or file.is_file() or file.is_dir()) and file.exists():
+            raise CheckpointError(f"{file}: expected a plain file, got a pipe or a device; take it out")
 
 
 def read_generation(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from compress.checkpoints.config import (
     CONFIG,
     CheckpointError,
+    check_plain,
     in_one_line,
     open_config,
     read_config,
@@ -39,6 +40,8 @@ DType = Literal["float32", "float16", "bfloat16"]
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 """Names of files that hold a tokenizer's vocabulary."""
 DESCRIPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+MOST_VOCABULARY = 2**28
+"""Bytes of a file that holds a vocabulary."""
 LARGEST = 64 * 2**20
 """Bytes of a file that may list every token."""
 
@@ -130,6 +133,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
+    check_plain(folder)
     _check_vocabulary_file(folder)
     _check_descriptions(folder)
     try:
@@ -165,10 +169,14 @@ def _check_descriptions(folder: Path) -> None:
 
 
 def _check_vocabulary_file(folder: Path) -> None:
-    if not any(path for pattern in VOCABULARIES for path in folder.glob(pattern)):
+    files = [file for pattern in VOCABULARIES for file in folder.glob(pattern) if file.is_file()]
+    if not files:
         raise CheckpointError(
             f"{folder}: the tokenizer is missing (tokenizer.json); copy the files the model was trained with"
         )
+    for file in files:
+        if file.stat().st_size > MOST_VOCABULARY:
+            raise CheckpointError(f"{file}: expected a vocabulary of at most {MOST_VOCABULARY:,} bytes, got more")
 
 
 def _check_vocabulary(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:

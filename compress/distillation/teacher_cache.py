@@ -27,7 +27,8 @@ from safetensors.numpy import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compress.digests import digest_file
+from compress.checkpoints.json_file import read_object
+from compress.digests import SEALED_LIMIT, digest_file
 from compress.distillation.logit_sampling import SampledLogits
 from compress.distillation.teacher_shards import TEMPORARY, Plan, Shard, broken, shard_tensors, write_once
 from compress.stage import Progress, StageError, StageMetadata, Task
@@ -220,7 +221,7 @@ def _said(
 
 def _read_index(folder: Path, wanted: Plan) -> dict[str, Any]:
     try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index: dict[str, Any] = read_object(folder / INDEX, limit=SEALED_LIMIT)
         fits = index["plan"] == dataclasses.asdict(wanted) and list(index["shards"]) == list(wanted.shards)
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise broken(folder / INDEX, f"cannot be read ({error})") from error

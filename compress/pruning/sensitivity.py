@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from compress.checkpoints.json_file import LIMIT, PlainFileError, read_plain
 from compress.pruning.config import SparsityLevel
 from compress.stage import StageError
 
@@ -76,6 +77,6 @@ class Sensitivity(Value):
     def read(cls, file: Path) -> "Sensitivity":
         """Raises StageError where the file holds something else."""
         try:
-            return cls.model_validate_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+            return cls.model_validate_json(read_plain(file, LIMIT))
+        except (PlainFileError, ValidationError) as error:
             raise StageError(f"{file}: expected what `demitasse sensitivity` writes ({error})") from error

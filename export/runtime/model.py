@@ -6,7 +6,6 @@ last position on for `generate`. `export.runtime.batch` holds the cache and what
     B rows    T tokens    V vocabulary    C capacity of the cache in tokens
 """
 
-import json
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.checkpoints.json_file import JsonError, read_object
 from export.external_data import BundleError, read_graph
 from export.genai import CONFIG
 from export.manifest import MANIFEST, bundle_folder, check_listed, read_manifest
@@ -45,12 +45,18 @@ class BundleConfig:
         """Raises BundleError where genai_config.json is missing or says nothing of use."""
         file = folder / CONFIG
         try:
-            model = json.loads(file.read_text(encoding="utf-8"))["model"]
-            stop = model.get("eos_token_id")
-            stops = tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,)
-            return cls(context=int(model["context_length"]), vocabulary=int(model["vocab_size"]), stop_ids=stops)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{file}: expected the configuration of a bundle ({error!r}); export it again") from error
+            model = read_object(file).get("model")
+        except JsonError as error:
+            raise BundleError(f"{error}; export the bundle again") from error
+        told: dict[str, Any] = model if isinstance(model, dict) else {}
+        context, vocabulary, stop = told.get("context_length", 0), told.get("vocab_size", 0), told.get("eos_token_id")
+        stops = stop if isinstance(stop, list) else [] if stop is None else [stop]
+        if any(type(number) is not int for number in (context, vocabulary, *stops)) or min(context, vocabulary) < 1:
+            raise BundleError(
+                f"{file}: expected whole numbers as `context_length`, `vocab_size` and `eos_token_id` of `model`, got "
+                f"{context!r:.40}, {vocabulary!r:.40} and {stop!r:.40}; export the bundle again"
+            )
+        return cls(context=context, vocabulary=vocabulary, stop_ids=tuple(stops))
 
 
 class OnnxCausalLM:

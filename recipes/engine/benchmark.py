@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from compress.checkpoints.json_file import read_plain
+from compress.digests import SEALED_LIMIT
 from compress.errors import DemitasseError
 from compress.stage import Progress
 from evaluation.gate import GateResult, Limit, Verdict, judge, overall
@@ -372,7 +374,8 @@ def _exact(metric: str, value: int, against: int | None) -> Measurement:
 
 
 def _read(file: Path) -> Result:
-    return Result.model_validate_json(file.read_text(encoding="utf-8"))
+    """Raises ValueError where the file holds something else."""
+    return Result.model_validate_json(read_plain(file, SEALED_LIMIT))
 
 
 def _write(file: Path, result: Result) -> None:

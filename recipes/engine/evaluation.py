@@ -5,7 +5,7 @@ and the raw samples of quality when it appears.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +20,9 @@ from recipes.engine.measuring import Measuring, Subject
 from recipes.engine.model_source import digest_folder
 from recipes.engine.output import RequestError, check_out, engine_for, publish
 from recipes.engine.sequential import Patience
-from recipes.formats import LIBRARIES, format_of
+from recipes.formats import FORMATS, LIBRARIES, format_of
 from recipes.measure.labeled_files import evaluation_problems
+from recipes.measure.peak_memory import DECODED
 from recipes.runs.environment import environment
 
 MODEL = "model"
@@ -91,8 +92,22 @@ def _check(request: EvaluationRequest) -> None:
     names = name_problems([named.name for named in quality.named], list(NoiseConfig.model_fields))
     problems += [problem for problem in names if problem]
     problems += evaluation_problems(quality.tasks, quality.labeled, quality.generation)
+    problems += [problem for folder in _named(request).values() for problem in _too_long(request, folder)]
     if problems:
         raise RequestError("\n".join(dict.fromkeys(problems)))
+
+
+def _too_long(request: EvaluationRequest, folder: Path) -> Iterator[str]:
+    """What is asked that a model cannot read at once."""
+    longest = FORMATS[format_of(folder)].sizes(folder).context
+    if longest is None:
+        return
+    reads = f"expected at most {longest} tokens, all that {folder} can read at once"
+    if request.quality.window > longest:
+        yield f"--window: {reads}, got {request.quality.window}"
+    benchmark = request.benchmark
+    if benchmark is not None and benchmark.prompt + (decoded := max(benchmark.tokens, DECODED)) > longest:
+        yield f"--prompt: {reads}, got {benchmark.prompt} of the prompt and {decoded} decoded"
 
 
 def _named(request: EvaluationRequest) -> dict[str, Path]:

@@ -17,7 +17,6 @@ once only.
 """
 
 import csv
-import gzip
 import io
 import json
 import re
@@ -30,7 +29,9 @@ from typing import Any
 
 import numpy as np
 
+from compress.checkpoints.json_file import PlainFileError
 from compress.errors import DemitasseError
+from compress.text import decoded
 from recipes.config.errors import did_you_mean, got, one_of
 from recipes.config.evaluations import SUFFIXES, TaskConfig, TaskKind
 
@@ -198,7 +199,7 @@ def _endings(config: TaskConfig, row: dict[str, Any]) -> Any:
         return endings
     try:
         return json.loads(endings)
-    except ValueError:
+    except (ValueError, RecursionError):
         return endings
 
 
@@ -209,10 +210,9 @@ def rows_of(name: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         TaskError: the file is missing, no text, or a row cannot be read.
     """
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        text = content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise TaskError(f"{name}: expected an existing file, got {str(file)!r}") from None
+        text = decoded(file)
+    except PlainFileError as error:
+        raise TaskError(f"{name}: {file}: {error}") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise TaskError(f"{name}: {file}: expected text in UTF-8 ({one_of(SUFFIXES)}), got {error}") from error
     for place, row in _csv(name, file, text) if file.suffix == ".csv" else _json_lines(name, file, text):
@@ -227,7 +227,7 @@ def _json_lines(name: str, file: Path, text: str) -> Iterator[tuple[str, dict[st
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TaskError(f"{name}: {file}:{number}: expected one JSON object per line, got {error}") from error
         if not isinstance(row, dict):
             raise TaskError(f"{name}: {file}:{number}: expected one JSON object per line, got {got(row)}")

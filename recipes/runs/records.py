@@ -9,7 +9,6 @@ folder, every file has its hash, none was added, and nothing is a link, since th
 sealed. The one file that may be added to a result, and changed, is `CARD`.
 """
 
-import json
 import os
 import stat
 from collections.abc import Mapping
@@ -17,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.digests import SEAL, digest_file, digest_of, sealed, unsealed
+from compress.checkpoints.json_file import JsonError, parse_json, read_plain
+from compress.digests import SEAL, SEALED_LIMIT, digest_file, digest_of, read_sealed, sealed, unsealed
 from compress.errors import DemitasseError
 
 FORMAT = 2
@@ -109,12 +109,12 @@ def name_of(kind: str, key: str) -> str:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    file = folder / RECORD
+    file, content = folder / RECORD, b""
     try:
-        content = file.read_bytes()
+        content = read_plain(file, SEALED_LIMIT)
         record = unsealed(content)
-    except (ValueError, OSError) as error:
-        _refuse_other_version(file, content if isinstance(error, ValueError) else b"")
+    except ValueError as error:
+        _refuse_other_version(file, content)
         raise _broken(folder, file, f"was changed ({error})") from error
     if record.get("format") != FORMAT:
         raise _other_version(file, record.get("format"))
@@ -126,8 +126,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
 def _refuse_other_version(file: Path, content: bytes) -> None:
     """Records were not always sealed."""
     try:
-        record = json.loads(content)
-    except ValueError:
+        record = parse_json(content, str(file))
+    except JsonError:
         return
     if isinstance(record, dict) and SEAL not in record and record.get("format", FORMAT) != FORMAT:
         raise _other_version(file, record["format"])
@@ -271,12 +271,12 @@ def read_note(file: Path) -> Note:
     try:
         if file.is_symlink():
             raise ValueError("it became a link")
-        content = unsealed(file.read_bytes())
+        content = read_sealed(file)
         note = Note(folder=content["folder"], host=content["host"], results=tuple(content["results"]))
         if note.name != file.name:
             raise ValueError("it belongs to another run")
         return note
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{file}: expected what a run is about, but it was changed or cannot be read ({error}); remove it, and run "
             "the recipe again to have it noted anew"

@@ -1,10 +1,11 @@
 """A report.json that lies on the disk, read and checked."""
 
-import json
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from compress.checkpoints.json_file import PlainFileError, parse_json, read_plain
+from compress.digests import SEALED_LIMIT
 from compress.errors import DemitasseError
 from evaluation.report import REPORT, SCHEMA_VERSION, UNSEALED, Report, seal_of
 from recipes.config.metrics import register_metrics
@@ -30,9 +31,9 @@ def read_report(path: str | Path) -> Report:
     register_metrics()
     file = Path(path) / REPORT if Path(path).is_dir() else Path(path)
     try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise ReportError(f"{file}: cannot be read ({error.strerror or error})") from error
+        text = read_plain(file, SEALED_LIMIT)
+    except PlainFileError as error:
+        raise ReportError(f"{file}: {error}") from error
     _check_seal(file, text)
     try:
         report = Report.model_validate_json(text)
@@ -49,7 +50,7 @@ ANEW = "run the recipe again in the same folder: what is stored is reused, and t
 def _check_seal(file: Path, text: bytes) -> None:
     """Its seal holds, and this version wrote it."""
     try:
-        told, content = text.decode(), json.loads(text)
+        told, content = text.decode(), parse_json(text, str(file))
     except ValueError as error:
         raise ReportIntegrityError(f"{file}: expected a report, but it is no JSON ({error}); {ANEW}") from error
     seal = content.get("seal") if isinstance(content, dict) else None
