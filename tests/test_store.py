@@ -106,7 +106,7 @@ def test_a_card_may_be_added_and_changed_and_nothing_else_may(store: Store) -> N
         (lambda files: (files / "model.bin").write_bytes(b"weighty"), "model.bin: was changed: expected sha256 "),
         (lambda files: (files / "deep" / "config.json").unlink(), "deep/config.json: is missing since"),
         (lambda files: (files / "extra.bin").touch(), "extra.bin: was added since"),
-        (lambda files: record(files).write_text("{"), "artifact.json: was changed (Expecting"),
+        (lambda files: record(files).write_text("{"), "artifact.json: was changed (its text: expected JSON"),
         (lambda files: record(files).write_text("{}"), "artifact.json: was changed (it has no seal)"),
         (lambda files: edit(record(files), '"words": 1', '"words": 2'), "artifact.json: was changed (its seal"),
         (lambda files: edit(record(files), '"words": 1', '"words":  1'), "artifact.json: was changed (its seal"),
