@@ -11,15 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.json_file import parse_json, read_plain
+from compress.checkpoints.json_file import open_plain, parse_json, read_plain
 
 SEALED_LIMIT = 2**27
 """Bytes of a sealed text; none that was ever written comes near."""
 
 
 def digest_file(file: Path) -> str:
-    """sha256 of a file's bytes, which are read piece by piece."""
-    with file.open("rb") as stream:
+    """sha256 of a plain file's bytes, which are read piece by piece.
+
+    Raises:
+        OSError: it is missing or something else.
+    """
+    with open(file, "rb", opener=open_plain) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

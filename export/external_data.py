@@ -95,7 +95,12 @@ def _place(tensor: "TensorProto", folder: Path) -> tuple[str, int, int]:
             "expected a file in the bundle's own folder"
         )
     size = real_file(folder / location).stat().st_size
-    expected = tensor_bytes(tensor)
+    try:
+        expected = tensor_bytes(tensor)
+    except KeyError as error:
+        raise BundleIntegrityError(
+            f"{folder / GRAPH}: the weight {tensor.name!r} is of type {error}, unknown to ONNX; export it again"
+        ) from error
     try:
         offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(expected)))
     except ValueError:

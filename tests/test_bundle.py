@@ -254,6 +254,14 @@ def test_weights_outside_of_the_bundle_are_refused(changes: dict[str, str], mess
         OnnxCausalLM.open(bundle)
 
 
+def test_a_type_that_onnx_does_not_have_is_refused(bundle: Path) -> None:
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    next(tensor for tensor in model.graph.initializer if tensor.external_data).data_type = 99
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleIntegrityError, match="is of type 99"):
+        read_graph(bundle)
+
+
 def test_overlapping_weights_are_refused(bundle: Path) -> None:
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     first, second = [tensor for tensor in model.graph.initializer if tensor.external_data][:2]

@@ -7,6 +7,7 @@ import pytest
 
 from compress import CheckpointError, StageError, TextError
 from compress.errors import DemitasseError
+from compress.training.launch import launch
 from export import BundleError, BundleIntegrityError, PromptError, ProviderError
 from export.parity import ParityError
 from export.stage import UnprovenError
@@ -66,3 +67,9 @@ def test_an_error_of_somebody_else_proves_nothing() -> None:
 def test_memory_that_is_not_there_is_the_systems_affair(error: Exception) -> None:
     assert exit_code(error) == 2
     assert message(error).startswith("out of memory; ")
+
+
+def test_a_launchers_variable_that_is_no_number_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    with pytest.raises(DemitasseError, match=r"WORLD_SIZE: expected a whole number, .*got 'x'"):
+        launch()

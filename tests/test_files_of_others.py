@@ -20,7 +20,9 @@ from export.manifest import MANIFEST, read_manifest
 from export.runtime.model import BundleConfig
 from recipes.config.evaluations import TaskConfig
 from recipes.engine.benchmark import _begin
+from recipes.engine.model_source import digest_folder
 from recipes.measure.multiple_choice import read_questions
+from recipes.runs.failures import exit_code, message
 from recipes.runs.records import read_artifact, read_note
 from recipes.runs.report_file import read_report
 
@@ -74,6 +76,15 @@ def test_a_file_of_others_is_read_or_refused_in_one_line(name: str, left: str, g
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 700
     assert name in str(refused.value) or "tokenizer" in str(refused.value)
+
+
+def test_a_pipe_among_files_that_are_hashed_does_not_hang(int8_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(int8_bundle, tmp_path / "bundle"))
+    os.mkfifo(bundle / "more.bin")
+    with pytest.raises(OSError, match="a folder, a pipe or a device") as refused:
+        digest_folder(bundle)
+    assert exit_code(refused.value) == 2
+    assert message(refused.value) == f"{bundle / 'more.bin'}: it is a folder, a pipe or a device"
 
 
 def test_every_reader_reads_what_is_whole(rich_run: Report, gpt2: Path) -> None:

@@ -7,6 +7,7 @@ trips over: a nesting that no recursion gets to the end of, half of a surrogate 
 Not covered: what the values mean; who asks for a file knows that.
 """
 
+import errno
 import json
 import os
 import re
@@ -97,7 +98,7 @@ def read_plain(file: Path, limit: int) -> bytes:
         PlainFileError: it is missing, no plain file, or larger.
     """
     try:
-        with open(file, "rb", opener=_open_plain) as stream:
+        with open(file, "rb", opener=open_plain) as stream:
             raw = stream.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or error
@@ -107,12 +108,17 @@ def read_plain(file: Path, limit: int) -> bytes:
     return raw
 
 
-def _open_plain(name: str, flags: int) -> int:
+def open_plain(name: str, flags: int) -> int:
+    """An opener for `open`: of plain files alone, without waiting for anything else.
+
+    Raises:
+        OSError: it is something else.
+    """
     descriptor = os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    raise OSError(0, "it is a folder, a pipe or a device")
+    raise OSError(errno.EINVAL, "it is a folder, a pipe or a device", name)
 
 
 def _check_depth(value: Any, name: str) -> None:

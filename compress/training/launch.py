@@ -13,6 +13,8 @@ Nothing is imported here that takes time: a process on its own is the common cas
 import os
 from dataclasses import dataclass
 
+from compress.errors import DemitasseError
+
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 NAMES_ELSEWHERE = (
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
@@ -37,19 +39,34 @@ class Launch:
         return self.rank == 0
 
 
+class LaunchError(DemitasseError):
+    """A launcher told what cannot be."""
+
+
 def launch() -> Launch:
-    """This process; one that no launcher started is alone."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    """This process; one that no launcher started is alone.
+
+    Raises:
+        LaunchError: a variable holds no number.
+    """
+    world = _told("WORLD_SIZE", 1)
     if world == 1 or "RANK" not in os.environ:
         return Launch()
-    rank = int(os.environ["RANK"])
+    rank = _told("RANK", 0)
     return Launch(
         rank=rank,
         world=world,
-        local_rank=int(os.environ.get("LOCAL_RANK", rank)),
-        local_world=int(os.environ.get("LOCAL_WORLD_SIZE", world)),
-        attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        local_rank=_told("LOCAL_RANK", rank),
+        local_world=_told("LOCAL_WORLD_SIZE", world),
+        attempt=_told("TORCHELASTIC_RESTART_COUNT", 0),
     )
+
+
+def _told(name: str, default: int) -> int:
+    text = os.environ.get(name)
+    if text is not None and not text.strip().isdecimal():
+        raise LaunchError(f"{name}: expected a whole number, as a launcher sets it, got {text!r}; unset it")
+    return default if text is None else int(text)
 
 
 def adopt() -> None:
