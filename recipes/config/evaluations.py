@@ -183,6 +183,7 @@ class GenerationConfig(FileConfig):
     """New tokens of each text, at most."""
 
 
+Named = TaskConfig | LabeledConfig | GenerationConfig
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

@@ -113,6 +113,10 @@ class EvaluateConfig(Section):
     """What stands before every window, prompt and question: auto, what the tokenizer itself puts before a text; true,
     its beginning-of-text token; false, nothing.
     """
+    stages: Literal["all", "last"] = "all"
+    """What quality is measured of, beside the baseline: what every stage made, or the last artifact alone, which is the
+    one that gates are about; the others then have sizes and latencies only.
+    """
     noise: NoiseConfig | None = None
     """Measure the test text under noise too: {typos: 0.05, case: 0.1, truncation: 0.25}, each a share."""
     tasks: tuple[TaskConfig, ...] = ()
@@ -141,7 +145,15 @@ class EvaluateConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """How the test text is cut and treated; where files lie says nothing about that."""
-        return self.model_dump(mode="json", exclude={"tasks", "labeled", "generation"})
+        return self.model_dump(mode="json", exclude={"tasks", "labeled", "generation", "stages"})
+
+    def identity_of(self, name: str) -> dict[str, Any]:
+        """What one evaluation depends on: of the test text under the noise of a name ("": as it is), how it is cut and
+        treated; of one that is named, what is common to all of those.
+        """
+        if name in {named.name for named in self.named}:
+            return self.model_dump(mode="json", include={"batch", "bos"})
+        return {**self.identity(), "noise": {name: self.noises[name]} if name else None}
 
 
 class BenchmarkConfig(Section):

@@ -1,14 +1,15 @@
 """What there is to measure, measured: a row of the report for each artifact, the baseline first.
 
-    [subject -> quality, footprint] ... -> all of them timed side by side
+    [subject -> quality: each evaluation; footprint] ... -> all of them timed side by side
 
-Each is a step of the engine, so the same measurement of the same artifact is taken once, whatever command asks for it.
+Each is a step of the engine, so the same measurement of the same artifact is taken once, whatever command asks for it;
+each evaluation of a quality is one, too, and is there once it is finished.
 A latency is only valid on the machine it was taken on: its identity holds the processor and the threads.
 """
 
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from compress.stage import FormatName
 from evaluation.latency import Session
 from evaluation.measurement import Measurement
 from evaluation.report import Row
+from recipes.config.evaluations import Named
 from recipes.config.metrics import register_metrics
 from recipes.config.recipe import BenchmarkConfig, Recipe, short_benchmark
 from recipes.engine.sequential import Patience
@@ -73,48 +75,56 @@ class Measuring:
         """The raw latencies; None where nothing was timed."""
         return None if self._latencies is None else latency.kept_session(self._latencies)
 
-    def measure(self, subject: Subject, **made: Any) -> Row:
-        """Quality and footprint of a subject; reused where both were known. `made` says how it came to be."""
+    def measure(self, subject: Subject, *, last: bool = True, **made: Any) -> Row:
+        """Quality and footprint of a subject; reused where both were known. `made` says how it came to be.
+
+        Args:
+            last: nothing comes after it; else its quality is left out where the recipe asks for the last one's only.
+        """
         self.subjects.append(subject)
-        scored, sized = self._quality(subject), self._footprint(subject)
+        scored = self._quality(subject) if last or not self.rows or self.recipe.evaluate.stages == "all" else None
+        sized = self._footprint(subject)
         counted = _measurements(sized.metadata["measurements"])
         if self.rows:
             counted = [footprint.compared(measurement, self.rows[0]) for measurement in counted]
-        self.samples[subject.name] = scored.files
+        measured = [] if scored is None else _measurements(scored.metadata["measurements"])
+        samples = {"footprint": sized.folder.name}
+        if scored is not None:
+            self.samples[subject.name] = scored.files
+            samples = {"quality": scored.folder.name, **samples}
         row = Row(
             name=subject.name,
             kind=subject.kind,
             format=subject.format,
             key=subject.key,
-            reused=scored.reused and sized.reused,
-            samples={"quality": scored.folder.name, "footprint": sized.folder.name},
-            measurements=[*_measurements(scored.metadata["measurements"]), *counted],
+            reused=sized.reused and (scored is None or scored.reused),
+            samples=samples,
+            measurements=[*measured, *counted],
             weights=sized.metadata["weights"],
-            **findings(scored.files),
+            **({} if scored is None else findings(scored.files)),
         ).model_copy(update=made)
         self.rows.append(row)
         return row
 
     def _quality(self, subject: Subject) -> Artifact:
         recipe, first = self.recipe, self.subjects[0]
-        asked = {library for named in recipe.evaluate.named for library in named.libraries}
-        libraries = {*FORMATS[subject.format].libraries, *FORMATS[first.format].libraries, *asked}
-        identity = {
-            "version": footprint.MEASURE_VERSION,
-            "artifact": subject.key,
-            "format": subject.format,
-            "baseline": None if subject is first else first.key,
+        identity = self._identity(subject, recipe.evaluate.named) | {
             "evaluate": recipe.evaluate.identity(),
             "evaluations": self._read,
             "test": recipe.data.test.digest(),
-            "seed": recipe.seed,
-            "libraries": versions(tuple(libraries)),
         }
-        brought = register_metrics()
-        if brought:
-            identity["metrics"] = brought
 
         def make(files: Path, scratch: Path) -> dict[str, Any]:
+            seconds = 0.0  # of the text: more of it takes as much more
+
+            def keep(name: str, take: quality.Take, out: Path) -> str:
+                nonlocal seconds
+                one = self._evaluation(subject, name, take)
+                seconds += 0.0 if name in self._read else one.seconds
+                for file in one.files.iterdir():
+                    shutil.copyfile(file, out / file.name)
+                return str(one.metadata["method"])
+
             taken = quality.measure_quality(
                 subject.folder,
                 subject.format,
@@ -126,17 +136,47 @@ class Measuring:
                 label=f"measure {subject.name}",
                 seed=recipe.seed,
                 hidden=self._hidden,
+                keep=keep,
             )
-            return {"measurements": _plain(taken)}
+            return {"measurements": _plain(taken), "seconds": seconds}
 
         found = self.engine.obtain(Step(kind="quality", identity=identity, make=make, of=subject.name))
         for protocol in dict.fromkeys(taken["method"] for taken in found.metadata["measurements"]):
             self.engine.log(f"{subject.name}: measured by {protocol}")
-        self.seconds["documents"] += found.seconds
+        self.seconds["documents"] += found.metadata["seconds"]
         if subject is first:
             scores = found.files / quality.TOKENS_FILE
             self._baseline = quality.Baseline(folder=first.folder, format=first.format, scores=scores)
         return found
+
+    def _identity(self, subject: Subject, asked: Sequence[Named]) -> dict[str, Any]:
+        """What every measurement of quality depends on."""
+        first = self.subjects[0]
+        formats = {*FORMATS[subject.format].libraries, *FORMATS[first.format].libraries}
+        libraries = formats | {library for named in asked for library in named.libraries}
+        brought = register_metrics()
+        return {
+            "version": footprint.MEASURE_VERSION,
+            "artifact": subject.key,
+            "format": subject.format,
+            "baseline": None if subject is first else first.key,
+            "seed": self.recipe.seed,
+            "libraries": versions(tuple(libraries)),
+            **({"metrics": brought} if brought else {}),
+        }
+
+    def _evaluation(self, subject: Subject, name: str, take: quality.Take) -> Artifact:
+        """One evaluation of a subject."""
+        evaluate = self.recipe.evaluate
+        asked = [named for named in evaluate.named if named.name == name]
+        read = {"evaluation": self._read[name]} if asked else {"test": self.recipe.data.test.digest()}
+        identity = self._identity(subject, asked) | {"evaluate": evaluate.identity_of(name), **read}
+
+        def make(files: Path, scratch: Path) -> dict[str, Any]:
+            return {"method": take(files)}
+
+        what = f"{name or 'the test text'} on {subject.name}"
+        return self.engine.obtain(Step(kind="evaluation", identity=identity, make=make, of=what))
 
     def _footprint(self, subject: Subject) -> Artifact:
         benchmark, timed = self.recipe.benchmark or short_benchmark(self.recipe.evaluate), self.recipe.benchmark

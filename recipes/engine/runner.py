@@ -173,4 +173,5 @@ class _Run:
             folder=artifact.files,
         )
         made = {name: getattr(artifact, name) for name in ("reused", "metadata", "seconds", "hashes")}
-        return self.measuring.measure(subject, knobs=step.config.model_dump(mode="json"), **made)
+        last = step is self.steps[-1]
+        return self.measuring.measure(subject, last=last, knobs=step.config.model_dump(mode="json"), **made)

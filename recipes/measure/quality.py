@@ -6,6 +6,9 @@
     items-NAME.npz      a named evaluation, item by item      hellaswag/accuracy ...
     errors.json         what lost most against the baseline
 
+Each evaluation (the text, the text under one noise, one that is named) is taken by itself, and kept as soon as it is
+finished (`Keep`): a run that is killed goes on with the next, and one that names another evaluation takes only that.
+
 `figures_of` makes the measurements of those files alone, so that `demitasse gate` and `demitasse compare` find the same
 figures without any model.
 
@@ -14,8 +17,9 @@ Not covered: other measures of quality than those of `evaluation.quality`.
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +59,15 @@ if TYPE_CHECKING:
 TOKENS_FILE = "tokens.npz"
 CLEAN = ""
 """The name of the test text as it is, among those under noise."""
+Take = Callable[[Path], str]
+"""Takes one evaluation: (empty folder for its files) -> how it was taken, in words."""
+Keep = Callable[[str, Take, Path], str]
+"""Has one evaluation of a name taken, or finds it, and leaves its files in a folder; how it was taken."""
+
+
+def taken_now(name: str, take: Take, out: Path) -> str:
+    """Keep nothing: take it."""
+    return take(out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +92,12 @@ def measure_quality(
     label: str = "measure",
     seed: int = 0,
     hidden: HiddenStates | None = None,
+    keep: Keep = taken_now,
 ) -> list[Measurement]:
     """Measure everything that is asked for; raw samples go into the folder `out`.
 
     Args:
+        keep: called with each evaluation, which is taken only where it calls for that.
         hidden: what is known of the baseline's layers; None: they are run for every artifact.
         baseline: None where the artifact is the baseline itself; else its own samples lie beside `baseline.scores`.
 
@@ -90,30 +105,21 @@ def measure_quality(
         MeasureError: the text or the context is too short for what is asked.
         TaskError: an evaluation's data cannot be used.
     """
-    from compress.training.malloc import kept_memory
-
-    adapter = FORMATS[format]
-    tokenizer = load_tokenizer(artifact if baseline is None else baseline.folder)
     exam = _Exam(
-        model=adapter.open(artifact, hidden=hidden if baseline is None else None),
-        against=None if baseline is None else FORMATS[baseline.format].open(baseline.folder, hidden=hidden),
-        cut=out if baseline is None else baseline.scores.parent,
-        tokenizer=tokenizer,
-        vocabulary=adapter.sizes(artifact).vocabulary,
+        artifact=artifact,
+        format=format,
+        baseline=baseline,
+        test=test,
         config=config,
-        out=out,
         progress=progress,
         label=label,
         seed=seed,
+        hidden=hidden,
     )
-    with kept_memory():  # scores of one batch take hundreds of megabytes, which would be faulted in for each anew
-        methods = exam.score_texts(test, adapter.runtime(artifact))
-    methods |= {named.name: adapter.runtime(artifact) for named in config.named}
-    for named in config.named:
-        exam.ask(named).save(out / f"{ITEMS}{named.name}.npz")
+    methods = {name: keep(name, take, out) for name, take in exam.evaluations().items()}
     folder = None if baseline is None else baseline.scores.parent
     if folder is not None:
-        exam.tell_worst_tokens(folder)
+        exam.tell_worst_tokens(out, folder)
     return figures_of(out, folder, seed=seed, methods=methods)
 
 
@@ -158,36 +164,58 @@ def _file(kind: str, what: str = "tokens") -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Exam:
-    """A model that is being measured."""
+    """A model that is being measured; it is opened for the first evaluation that is not there yet."""
 
-    model: LoadedModel
-    against: LoadedModel | None
-    cut: Path
-    """Where the windows are: written there by the baseline, which is measured first, and read by all others."""
-    tokenizer: "PreTrainedTokenizerBase"
-    vocabulary: int
-    """Rows of the model's embedding."""
+    artifact: Path
+    format: FormatName
+    baseline: Baseline | None
+    test: TextSource
     config: EvaluateConfig
-    out: Path
     progress: Progress
     label: str
     seed: int
+    hidden: HiddenStates | None
 
-    def score_texts(self, test: TextSource, runtime: str) -> dict[str, str]:
-        """Score the test text as it is and under every noise; the method of each."""
-        if self.against is None:
-            texts = read_documents(test)
-            self._cut(texts).save(self.cut / _file(CLEAN, "windows"))
-            for kind, share in self.config.noises.items():
-                self._cut(noised(texts, kind, share, self.seed)).save(self.cut / _file(kind, "windows"))
-        methods = {CLEAN: self._score(CLEAN, runtime)}
-        for kind, share in self.config.noises.items():
-            methods[kind] = self._score(kind, f"{runtime}; {describe_noise(kind, share, self.seed)}")
-        return methods
+    @cached_property
+    def model(self) -> LoadedModel:
+        return FORMATS[self.format].open(self.artifact, hidden=self.hidden if self.baseline is None else None)
 
-    def _score(self, kind: str, runtime: str) -> str:
-        windows = self._windows(kind)
-        with self.progress.task(f"{self.label}: {kind}" if kind else self.label, total=len(windows)) as task:
+    @cached_property
+    def against(self) -> LoadedModel | None:
+        baseline = self.baseline
+        return None if baseline is None else FORMATS[baseline.format].open(baseline.folder, hidden=self.hidden)
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return load_tokenizer(self.artifact if self.baseline is None else self.baseline.folder)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Rows of the model's embedding."""
+        return FORMATS[self.format].sizes(self.artifact).vocabulary
+
+    @cached_property
+    def runtime(self) -> str:
+        return FORMATS[self.format].runtime(self.artifact)
+
+    def evaluations(self) -> dict[str, Take]:
+        """Everything that is asked for, by name."""
+        texts = {kind: partial(self._score, kind) for kind in (CLEAN, *self.config.noises)}
+        return {**texts, **{named.name: partial(self._asked, named) for named in self.config.named}}
+
+    def _score(self, kind: str, out: Path) -> str:
+        """Score the test text, as it is or under a noise; the baseline, which is measured first, cuts it for all."""
+        from compress.training.malloc import kept_memory
+
+        if self.baseline is None:
+            texts = read_documents(self.test)
+            noisy = noised(texts, kind, self.config.noises[kind], self.seed) if kind else texts
+            self._cut(noisy).save(out / _file(kind, "windows"))
+        windows = Windows.load((out if self.baseline is None else self.baseline.scores.parent) / _file(kind, "windows"))
+        with (
+            kept_memory(),  # scores of one batch take hundreds of megabytes, which would be faulted in for each anew
+            self.progress.task(f"{self.label}: {kind}" if kind else self.label, total=len(windows)) as task,
+        ):
             scores = score(
                 self.model.text_logits,
                 windows,
@@ -195,11 +223,9 @@ class _Exam:
                 batch=self.config.batch,
                 on_batch=task.advance,
             )
-        scores.save(self.out / _file(kind))
-        return f"{runtime}; {windows.protocol}"
-
-    def _windows(self, kind: str) -> Windows:
-        return Windows.load(self.cut / _file(kind, "windows"))
+        scores.save(out / _file(kind))
+        noise = f"; {describe_noise(kind, self.config.noises[kind], self.seed)}" if kind else ""
+        return f"{self.runtime}{noise}; {windows.protocol}"
 
     def _cut(self, texts: Sequence[str]) -> Windows:
         config = self.config
@@ -216,17 +242,17 @@ class _Exam:
         check_ids(windows.ids_WT, self.tokenizer, self.vocabulary)
         return windows
 
-    def tell_worst_tokens(self, baseline: Path) -> None:
+    def tell_worst_tokens(self, out: Path, baseline: Path) -> None:
         """Write down what lost most."""
-        found = worst_tokens(
-            _scores(self.out, CLEAN),
-            _scores(baseline, CLEAN),
-            self._windows(CLEAN),
-            self._decode,
-        )
-        (self.out / ERRORS).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+        windows = Windows.load(baseline / _file(CLEAN, "windows"))
+        found = worst_tokens(_scores(out, CLEAN), _scores(baseline, CLEAN), windows, self._decode)
+        (out / ERRORS).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
 
-    def ask(self, named: TaskConfig | LabeledConfig | GenerationConfig) -> PerExample:
+    def _asked(self, named: TaskConfig | LabeledConfig | GenerationConfig, out: Path) -> str:
+        self._ask(named).save(out / f"{ITEMS}{named.name}.npz")
+        return self.runtime
+
+    def _ask(self, named: TaskConfig | LabeledConfig | GenerationConfig) -> PerExample:
         """Ask a named evaluation."""
         try:
             if isinstance(named, TaskConfig):
