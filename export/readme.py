@@ -5,13 +5,17 @@ its model card above this (`recipes.runs.folder`), in the same file.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.folder import load_tokenizer
+from export.coverage import WIDTHS
 from export.external_data import read_graph
+from export.initializers import attributes_of
 from export.manifest import bundle_folder, read_manifest
 from export.readme_programs import PROGRAMS, WITH_POSITIONS
+from export.readme_rules import rules
 from export.runtime.model import BundleConfig, OnnxCausalLM
 from export.runtime.session import Provider
 
@@ -23,6 +27,20 @@ PROMPT = "The old house stood"
 TOKENS = 16
 LEAST = {24: "1.24"}
 """Opset -> the first ONNX Runtime that has it."""
+POSITIONS = "position_ids"
+ROUNDED = 4
+"""The accuracy level at which MatMulNBits rounds activations."""
+HUB = "onnx"
+"""The bundle's folder in the layout of transformers.js, which looks for a graph there by itself."""
+PACKAGES = {
+    "cpu": {"onnxruntime": "onnxruntime", "genai": "onnxruntime-genai", "optimum": "onnxruntime", "node": ""},
+    "cuda": {
+        "onnxruntime": "onnxruntime-gpu",
+        "genai": "onnxruntime-genai-cuda",
+        "optimum": "onnxruntime-gpu",
+        "node": ", in Node 24 or newer, which has float16",
+    },
+}
 
 
 def take_sample(bundle: Path, source: Path, provider: Provider) -> dict[str, Any]:
@@ -34,75 +52,125 @@ def take_sample(bundle: Path, source: Path, provider: Provider) -> dict[str, Any
     return {"prompt": PROMPT, "ids": ids, "tokens": tokens, "text": text}
 
 
-def usage(folder: Path) -> str:
-    """The section that says how to run the bundle that `folder` is or holds, in Markdown."""
+def write_readme(folder: Path, *, license: str | None = None) -> None:
+    """Write README.md into a folder that is or holds a bundle; `license` as `usage` has it."""
+    (folder / README).write_text(usage(folder, license=license), encoding="utf-8")
+
+
+def usage(folder: Path, *, license: str | None = None) -> str:
+    """The section that says how to run the bundle that `folder` is or holds, in Markdown.
+
+    Args:
+        license: of the model that the bundle was made of, as its owner states it; empty: nobody did; None: this is not
+            the place that tells it.
+    """
     bundle = bundle_folder(folder)
-    graph, sample = read_graph(bundle), read_manifest(bundle)["sample"]
-    words = _words(bundle, graph) | {"prompt": _quoted(sample["prompt"]), "tokens": str(TOKENS)}
-    place = bundle.relative_to(folder).as_posix()
+    graph, manifest = read_graph(bundle), read_manifest(bundle)
+    names = {value.name for value in graph.graph.input}
+    words = _words(bundle, graph, manifest) | _places(bundle.relative_to(folder).as_posix())
+    least = LEAST.get(_opset(graph))
+    facts = [
+        f"Opset {_opset(graph)}{f': ONNX Runtime {least} or newer' if least else ''}.",
+        _weights(graph, manifest),
+        _lineage(bundle, manifest, license),
+    ]
     parts = [
         "## How to run it",
-        _introduction(graph, "" if place == "." else f" The files lie in `{place}/`: run these there."),
-        f"Each of these programs continues a prompt greedily and prints\n\n```json\n{_quoted(sample['text'])}\n```",
-        f"Inputs and outputs:\n\n{_tensors(graph)}",
-        RULES,
+        f"An ONNX decoder with a key-value cache, and what other programs read beside it.{words['where']}",
+        "\n".join(f"- {fact}" for fact in facts),
+        f"Each of the programs below continues {words['prompt']} greedily by {TOKENS} tokens at most, and prints",
+        f"```json\n{_quoted(manifest['sample']['text'])}\n```",
         *(f"### {title}\n\n{_filled(text, words)}" for title, text in PROGRAMS.items()),
+        f"### Inputs and outputs\n\n{_tensors(graph)}",
+        rules(positions=POSITIONS in names),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def write_readme(folder: Path) -> None:
-    """Write README.md into a folder that is or holds a bundle."""
-    (folder / README).write_text(usage(folder), encoding="utf-8")
+def _opset(graph: "ModelProto") -> int:
+    return int(next(entry.version for entry in graph.opset_import if entry.domain == ""))
 
 
-RULES = """- **Cache**: the first run gets caches of length 0; each `present.N.key` and `.value` is the next run's
-  `past_key_values.N.key` and `.value`. The two may also be one buffer that holds the whole context, bound as
-  input and output: then the mask is as long as the buffer.
-- **Padding**: rows of unequal length are padded on the right or on the left, each on one side, with 0 in the
-  mask; `position_ids`, where the graph has them, count each row's own tokens from 0. Padding on both sides of
-  a row, or inside it, gives other text.
-- **`logits_from`** is a constant of the graph, 0: a run gives every position's logits. A prompt needs its
-  last one's only, and the head is a large part of a small model's work:
-  `graph.input.append(helper.make_tensor_value_info("logits_from", TensorProto.INT64, [1]))` with the `onnx`
-  package makes it an input, the first position whose logits are wanted, which may be left out. (ONNX Runtime
-  warns of an input that has a default; demitasse's own runtime adds it in memory.)"""
+def _weights(graph: "ModelProto", manifest: dict[str, Any]) -> str:
+    """How the graph stores its matrices and multiplies by them."""
+    kinds: Counter[tuple[int, int, int]] = Counter()
+    for node in graph.graph.node:
+        if node.op_type == "MatMulNBits":
+            settings = attributes_of(node)
+            kinds[settings["bits"], settings["block_size"], settings.get("accuracy_level", 0)] += 1
+    held = manifest["coverage"]
+    floats, size = _float(graph), f"{held['float_bytes'] / 1e6:,.1f} MB"
+    if not kinds:
+        return f"Weights: {floats}, not quantized ({size})."
+    parts = [
+        f"{count} products by weights of {bits} bits in blocks of {block} columns "
+        f"(activations {'rounded to 8 bits a block' if level == ROUNDED else 'as they are'})"
+        for (bits, block, level), count in sorted(kinds.items(), reverse=True)
+    ]
+    codes = sum(held[f"int{width}_bytes"] for width in WIDTHS) + held["scale_bytes"]
+    return f"Weights: {'; '.join(parts)}, {codes / 1e6:,.1f} MB with their scales; the rest in {floats}, {size}."
 
 
-def _introduction(graph: "ModelProto", place: str) -> str:
-    opset = next(entry.version for entry in graph.opset_import if entry.domain == "")
-    least = f", which ONNX Runtime has since {LEAST[opset]}" if opset in LEAST else ""
-    decoder = f"An ONNX decoder with a key-value cache, of opset {opset}{least}"
-    return f"{decoder}, and what other programs read beside it.{place}"
+def _lineage(bundle: Path, manifest: dict[str, Any], license: str | None) -> str:
+    config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
+    stages = ", ".join(stage["kind"] for stage in manifest["recipe"] if "kind" in stage)
+    told = {None: "", "": " Its license is not stated."}.get(
+        license, f" Its license, as its owner states it: {license}."
+    )
+    return (
+        f"Made of a {config['model_type']} with {manifest['parameters']:,} parameters ({stages}); every knob, version "
+        f"and proof stands in manifest.json.{told}"
+    )
 
 
 def _tensors(graph: "ModelProto") -> str:
-    from onnx import TensorProto
+    from onnx import helper
 
-    lines = ["| name | type | shape |", "|---|---|---|"]
+    layers = sum(value.name.endswith(".key") for value in graph.graph.input)
+    lines = [f"N is a layer's number, 0 to {layers - 1}.", "", "| name | type | shape |", "|---|---|---|"]
     for value in (*graph.graph.input, *graph.graph.output):
         if ".0." in value.name or "." not in value.name:
             tensor = value.type.tensor_type
             shape = ", ".join(str(size.dim_value or size.dim_param) for size in tensor.shape.dim)
-            kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-            lines.append(f"| `{value.name.replace('.0.', '.N.')}` | {kind} | {shape} |")
+            kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            lines.append(f"| `{value.name.replace('.0.', '.N.')}` | {kind} | {shape.replace(' + 0', '')} |")
     return "\n".join(lines)
 
 
-def _words(bundle: Path, graph: "ModelProto") -> dict[str, str]:
-    """What the programs need to know of this bundle."""
-    from onnx import TensorProto
+def _float(graph: "ModelProto") -> str:
+    """The type of the cache, as numpy names it."""
+    from onnx import helper
 
-    names = {value.name: value.type.tensor_type for value in graph.graph.input}
-    half = names["past_key_values.0.key"].elem_type == TensorProto.FLOAT16
-    positions = WITH_POSITIONS if "position_ids" in names else dict.fromkeys(WITH_POSITIONS, "")
-    provider = "CUDA" if read_manifest(bundle)["provider"] == "cuda" else "CPU"
-    return positions | {
+    cache = next(value for value in graph.graph.input if value.name == "past_key_values.0.key")
+    return str(helper.tensor_dtype_to_np_dtype(cache.type.tensor_type.elem_type))
+
+
+def _words(bundle: Path, graph: "ModelProto", manifest: dict[str, Any]) -> dict[str, str]:
+    """What the programs need to know of this bundle."""
+    positions = POSITIONS in {value.name for value in graph.graph.input}
+    return (WITH_POSITIONS if positions else dict.fromkeys(WITH_POSITIONS, "")) | {
+        **PACKAGES[manifest["provider"]],
+        "release": f">={LEAST[_opset(graph)]}" if _opset(graph) in LEAST else "",
+        "prompt": _quoted(manifest["sample"]["prompt"]),
+        "tokens": str(TOKENS),
         "stop": json.dumps(list(BundleConfig.read(bundle).stop_ids)),
-        "float": "float16" if half else "float32",
-        "float_js": "Uint16Array" if half else "Float32Array",
-        "provider": provider,
-        "device": provider.lower(),
+        "float": _float(graph),
+        "float_js": f"{_float(graph).capitalize()}Array",
+        "provider": manifest["provider"].upper(),
+        "device": manifest["provider"],
+    }
+
+
+def _places(place: str) -> dict[str, str]:
+    """Where the bundle lies, seen from the README, and how transformers.js is told so."""
+    hub = place == HUB
+    return {
+        "folder": place,
+        "in": "" if place == "." else f"{place}/",
+        "where": "" if place == "." else f" It lies in `{place}/`; the programs run where this file lies.",
+        "web": "." if hub else place,
+        "subfolder": "" if hub else 'subfolder: "", ',
+        "hub": "" if hub else ". A folder of `demitasse export --layout transformers.js` needs no `subfolder`.",
     }
 
 

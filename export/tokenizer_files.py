@@ -9,6 +9,9 @@ it, since a prompt goes on; tokenizer_config.json says the same as `add_bos_toke
                                                                 tokenizer.update_options(add_special_tokens="true")
 
 onnxruntime-genai takes any template as one with a BOS, so a tokenizer that adds nothing gets no post-processor at all.
+The class is PreTrainedTokenizerFast: transformers 5 builds LlamaTokenizer and others anew, with another pre-tokenizer
+than the file's, and so other ids; transformers 4 does not know TokenizersBackend. Of a Unigram the class stays, since
+onnxruntime-genai tells one by it.
 
 Not covered: tokenizers that transformers has no fast version of; their files are copied as they are.
 """
@@ -37,9 +40,7 @@ OTHERS = (
     "chat_template.jinja",
 )
 BACKENDS = {None, "TokenizersBackend", "PreTrainedTokenizerFast"}
-"""Names by which transformers calls a tokenizer that is nothing but its tokenizer.json; onnxruntime-genai knows none
-of them.
-"""
+"""Names by which transformers calls a tokenizer that is nothing but its tokenizer.json."""
 OF_BATCHES = ("max_length", "padding", "pad_to_multiple_of", "stride", "truncation", "truncation_strategy")
 """Settings of truncation and padding."""
 
@@ -85,12 +86,11 @@ def _template(added: dict[str, int]) -> dict[str, Any] | None:
 
 
 def _settings(file: Path, tokenizer: "PreTrainedTokenizerBase", content: dict[str, Any]) -> dict[str, Any]:
-    """What tokenizer_config.json says, with a class that onnxruntime-genai knows."""
+    """What tokenizer_config.json says, with a class that is nothing but tokenizer.json."""
     settings = read_object(file) if file.is_file() else {}
     settings = {key: value for key, value in settings.items() if key not in OF_BATCHES}
-    if settings.get("tokenizer_class") in BACKENDS:
-        byte_level = "ByteLevel" in json.dumps([content["pre_tokenizer"], content["decoder"]])
-        settings["tokenizer_class"] = "GPT2Tokenizer" if byte_level else "LlamaTokenizer"
+    if content["model"]["type"] != "Unigram" or settings.get("tokenizer_class") in BACKENDS:
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     return settings | {"add_bos_token": tokenizer.bos_token_id in _added(tokenizer).values(), "add_eos_token": False}
 
 

@@ -76,20 +76,21 @@ def engine_for(
         lock.release()
 
 
-def publish(made: Path, out: Path, work: Path, beside: Sequence[Path] = ()) -> None:
+def publish(made: Path, out: Path, work: Path, beside: Sequence[Path] = (), *, license: str = "") -> None:
     """Give what was made its name; it is written through to the disk. What lies in a store of others is copied.
 
     Args:
         beside: folders, if they are there, that go into it.
+        license: of the model that it was made of, as far as its owner states one; a bundle's README.md tells it.
     """
     if not made.is_relative_to(work):
         copy = work / "copy"
         shutil.rmtree(copy, ignore_errors=True)  # of a command that was killed
         shutil.copytree(made, copy)
         (copy / CARD).unlink(missing_ok=True)  # it tells the verdict of somebody's run
-        if is_bundle(copy):
-            write_readme(copy)
         made = copy
+    if is_bundle(made):
+        write_readme(made, license=license)
     for file in (path for folder in (made, *beside) for path in folder.rglob("*") if path.is_file()):
         flush(file)
     flush(made)

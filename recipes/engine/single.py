@@ -14,6 +14,7 @@ from recipes.engine.launcher import Launcher
 from recipes.engine.model_source import digest_folder
 from recipes.engine.output import CURVES, RequestError, check_out, engine_for, publish
 from recipes.engine.plan import unfit_batch
+from recipes.engine.provenance import license_of
 from recipes.engine.stages import TEACHES, obtain_stage, stage_step
 from recipes.formats import format_of
 
@@ -74,7 +75,8 @@ def run_stage(
             logs=work / CURVES,
             launcher=request.launcher,
         )
-        publish(artifact.files, request.out, work, beside=[work / CURVES])
+        license = "" if request.source is None else license_of(request.source)
+        publish(artifact.files, request.out, work, beside=[work / CURVES], license=license)
     return artifact.metadata
 
 
