@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from compress.checkpoints.folder import load_tokenizer, save_checkpoint
 from compress.checkpoints.loading import load_float_model, load_model
 from compress.checkpoints.quantized_matrix import QuantizedMatrix, quantize_rows, read_quantized_matrices
 from compress.models.block_linears import block_linears
-from compress.quantization.fake_quantize import effective_weight, round_int8, rounded, unround
+from compress.quantization.fake_quantize import BITSANDBYTES, ROWS, effective_weight, round_weights, rounded, unround
 from compress.quantization.stage import run
 
 FAMILIES: dict[str, dict[str, object]] = {
@@ -48,12 +49,12 @@ def trained(model: PreTrainedModel, steps: int = 3) -> None:
         optimizer.zero_grad()
 
 
-def quantized(model: PreTrainedModel, source: Path, tmp_path: Path, *, embeddings: bool) -> Path:
+def quantized(model: PreTrainedModel, source: Path, tmp_path: Path, *, config: QuantizeConfig) -> Path:
     dense, out = tmp_path / "dense", tmp_path / "int8"
     dense.mkdir()
     out.mkdir()
     save_checkpoint(model, load_tokenizer(source), dense)
-    run(QuantizeConfig(embeddings=embeddings), StageInput(source=dense, out=out, scratch=tmp_path))
+    run(config, StageInput(source=dense, out=out, scratch=tmp_path))
     return out
 
 
@@ -65,7 +66,7 @@ def test_quantize_finds_the_codes_that_training_computed_with(
     source = checkpoint(make_checkpoint, family)
     model = load_model(source)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    names = round_int8(model, embeddings=embeddings)
+    names = round_weights(model, QuantizeConfig(embeddings=embeddings))
     trained(model)
     assert any(not torch.equal(before[f"{name}.weight"], model.state_dict()[f"{name}.weight"]) for name in names)
     computed = {name: effective_weight(model.get_submodule(name)).detach().numpy() for name in names}
@@ -73,7 +74,7 @@ def test_quantize_finds_the_codes_that_training_computed_with(
     with torch.inference_mode():
         logits_BTV = model(input_ids=ids_BT).logits
     unround(model)
-    folder = quantized(model, source, tmp_path, embeddings=embeddings)
+    folder = quantized(model, source, tmp_path, config=QuantizeConfig(embeddings=embeddings))
     matrices = {name: matrix.dequantize() for name, matrix in read_quantized_matrices(folder).items()}
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
@@ -87,11 +88,40 @@ def test_quantize_finds_the_codes_that_training_computed_with(
     torch.testing.assert_close(logits_BTV, expected_BTV, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("knobs", [{"scheme": "int4", "bits": {"*.down_proj": 8}}, {"scheme": "int8_group"}])
+@pytest.mark.parametrize("family", ["llama", "llama_untied", "gemma"])
+def test_groups_are_left_on_the_grid_that_quantize_finds(
+    family: str, knobs: dict[str, Any], make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = checkpoint(make_checkpoint, family)
+    config = QuantizeConfig(embeddings=True, **knobs)
+    model = load_model(source)
+    names = round_weights(model, config)
+    trained(model)
+    ids_BT = torch.arange(24).reshape(2, 12)
+    with torch.inference_mode():
+        logits_BTV = model(input_ids=ids_BT).logits
+    computed = {name: effective_weight(model.get_submodule(name)).detach().numpy() for name in names}
+    unround(model)
+    folder = quantized(model, source, tmp_path, config=config)
+    matrices = read_quantized_matrices(folder)
+    assert len(matrices) % 7 == 1, "seven linears a layer, and the embedding"
+    for name, matrix in matrices.items():
+        np.testing.assert_allclose(matrix.dequantize(), computed[name], rtol=1e-5, atol=1e-7, err_msg=name)
+    with torch.inference_mode():
+        torch.testing.assert_close(logits_BTV, load_float_model(folder)(input_ids=ids_BT).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_what_groups_cannot_hold_is_refused_as_quantize_does(gpt2: Path) -> None:
+    with pytest.raises(StageError, match=r"int4: gpt2 holds .* as Conv1D"):
+        round_weights(load_model(gpt2), QuantizeConfig(scheme="int4"))
+
+
 def test_codes_differ_from_those_before_training(gpt2: Path) -> None:
     model = load_model(gpt2)
     linear = next(block_linears(model))
     before_OI = quantize_rows(linear.weight_OI().numpy())[0].copy()
-    round_int8(model, embeddings=False)
+    round_weights(model, QuantizeConfig())
     trained(model)
     assert (quantize_rows(linear.weight_OI().numpy())[0] != before_OI).any()
 
@@ -105,22 +135,22 @@ def test_table_rule_is_quantize_rows_and_linear_rule_is_bitsandbytes(transposed:
     weight_OI[:, 7] = 0
     weight_OI = weight_OI.T.contiguous().T if transposed else weight_OI
     table = QuantizedMatrix.from_rows(*quantize_rows(weight_OI.numpy())).dequantize()
-    assert rounded(weight_OI, through_half=False).numpy().tobytes() == table.tobytes()
+    assert rounded(weight_OI, ROWS).numpy().tobytes() == table.tobytes()
     codes_OI, scale_O, _ = bitsandbytes.functional.int8_vectorwise_quant(weight_OI.half())
     linear = QuantizedMatrix.from_rows(codes_OI.numpy(), scale_O.numpy()).dequantize()
-    found_OI = rounded(weight_OI, through_half=True)
+    found_OI = rounded(weight_OI, BITSANDBYTES)
     assert found_OI.numpy().tobytes() == np.ascontiguousarray(linear).tobytes()
     assert found_OI.stride() == weight_OI.stride()
     assert not found_OI[3].any()
     assert not found_OI[:, 7].any()
-    assert not torch.equal(found_OI, rounded(weight_OI, through_half=False)), "the two rules are two"
+    assert not torch.equal(found_OI, rounded(weight_OI, ROWS)), "the two rules are two"
 
 
 def test_parts_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     weight_OI = torch.randn(33, 20)
-    whole_OI = rounded(weight_OI, through_half=True)
+    whole_OI = rounded(weight_OI, BITSANDBYTES)
     monkeypatch.setattr("compress.quantization.fake_quantize.PART", 64)
-    assert torch.equal(rounded(weight_OI, through_half=True), whole_OI)
+    assert torch.equal(rounded(weight_OI, BITSANDBYTES), whole_OI)
 
 
 def gradients(model: PreTrainedModel, ids_BT: Tensor) -> dict[str, Tensor]:
@@ -134,7 +164,7 @@ def test_gradients_are_those_of_the_rounded_model(family: str, make_checkpoint: 
     """Straight through: dL/dW is dL/dR(W), which a plain model that holds R(W) gives."""
     source = make_checkpoint(family)
     model, plain = load_model(source), load_model(source)
-    names = round_int8(model, embeddings=True)
+    names = round_weights(model, QuantizeConfig(embeddings=True))
     with torch.no_grad():
         for name in names:
             plain.get_submodule(name).weight.copy_(effective_weight(model.get_submodule(name)))
@@ -148,7 +178,7 @@ def test_gradients_are_those_of_the_rounded_model(family: str, make_checkpoint: 
 def test_effective_weight_passes_its_gradient_on(gpt2: Path) -> None:
     model = load_model(gpt2)
     assert effective_weight(model.get_output_embeddings()) is model.get_output_embeddings().weight
-    round_int8(model, embeddings=True)
+    round_weights(model, QuantizeConfig(embeddings=True))
     factor_VD = torch.randn(320, 64)
     weight_VD = effective_weight(model.get_output_embeddings())
     assert not torch.equal(weight_VD, model.get_output_embeddings().weight)
@@ -160,7 +190,7 @@ def test_effective_weight_passes_its_gradient_on(gpt2: Path) -> None:
 def test_bf16_autocast_computes_as_the_plain_modules_do(family: str, request: pytest.FixtureRequest) -> None:
     source = request.getfixturevalue(family)
     model, plain = load_model(source), load_model(source)
-    names = round_int8(model, embeddings=False)
+    names = round_weights(model, QuantizeConfig())
     with torch.no_grad():
         for name in names:
             plain.get_submodule(name).weight.copy_(effective_weight(model.get_submodule(name)))
@@ -176,7 +206,7 @@ def test_bf16_autocast_computes_as_the_plain_modules_do(family: str, request: py
 
 def test_rounded_linears_are_not_held_for_the_backward_pass(gpt2: Path) -> None:
     model = load_model(gpt2)
-    names = round_int8(model, embeddings=False)
+    names = round_weights(model, QuantizeConfig())
     shapes = {model.get_submodule(name).weight.shape for name in names}
     own = {parameter.data_ptr() for parameter in model.parameters()}
     held: list[Tensor] = []
@@ -201,7 +231,7 @@ def test_only_classes_change_and_come_back(family: str, make_checkpoint: Callabl
     ids_BT = torch.arange(20)[None]
     with torch.inference_mode():
         own_BTV = model(input_ids=ids_BT).logits
-        changed = round_int8(model, embeddings=True)
+        changed = round_weights(model, QuantizeConfig(embeddings=True))
         rounded_BTV = model(input_ids=ids_BT).logits
     assert {name for name, module in model.named_modules() if type(module) is not classes[name]} == set(changed)
     assert [linear.name for linear in block_linears(model)] == linears
@@ -217,7 +247,7 @@ def test_only_classes_change_and_come_back(family: str, make_checkpoint: Callabl
 
 def test_zeros_are_rounded_to_zero(gpt2: Path) -> None:
     model = load_model(gpt2)
-    round_int8(model, embeddings=False)
+    round_weights(model, QuantizeConfig())
     module = model.get_submodule("transformer.h.0.mlp.c_fc")
     with torch.no_grad():
         module.weight[::2] = 0
@@ -229,11 +259,11 @@ def test_zeros_are_rounded_to_zero(gpt2: Path) -> None:
 
 def test_what_cannot_be_rounded_is_refused(gpt2: Path) -> None:
     model = load_model(gpt2)
-    round_int8(model, embeddings=True)
+    round_weights(model, QuantizeConfig(embeddings=True))
     with pytest.raises(StageError, match="rounds them already"):
-        round_int8(model, embeddings=True)
+        round_weights(model, QuantizeConfig(embeddings=True))
     unround(model)
     for block in model.transformer.h:
         block.attn.c_attn = block.attn.c_proj = block.mlp.c_fc = block.mlp.c_proj = nn.Identity()
     with pytest.raises(StageError, match="found no linear to round in gpt2"):
-        round_int8(model, embeddings=True)
+        round_weights(model, QuantizeConfig(embeddings=True))

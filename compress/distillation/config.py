@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from compress.knobs import Knobs
 from compress.models.families import Part
+from compress.quantization.config import QuantizeConfig
 from compress.registry import OneOf, lazy
 from compress.stage import Stage, StageConfig
 from compress.training.config import LOSSES, Architecture, TrainingKnobs, inputs_read
@@ -101,8 +102,10 @@ class DistillConfig(TrainingKnobs):
     """[student's layer, teacher's layer] of the losses between layers; absent: each kept layer to where it was."""
     stored: StoredConfig | None = None
     """Run the teacher once and write it down: {draws: 64} or {top_k: 64}; absent: it runs beside the student."""
-    quantization_aware: bool = False
-    """Train against the rounding to int8 that `quantize` will do, embeddings too; losses: divergences alone."""
+    quantization_aware: bool | QuantizeConfig = False
+    """Train against the rounding that `quantize` will do with these knobs, such as {scheme: int4, group: 32}; true: to
+    int8, embeddings too. Losses: divergences alone.
+    """
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DistillConfig":
@@ -123,6 +126,11 @@ class DistillConfig(TrainingKnobs):
         if self.quantization_aware and self.save_dtype != "float32":
             raise ValueError("save_dtype: expected float32 with quantization_aware: rounded weights round differently")
         return self
+
+    def rounding(self) -> QuantizeConfig:
+        """What the weights are trained against."""
+        aware = self.quantization_aware
+        return aware if isinstance(aware, QuantizeConfig) else QuantizeConfig(embeddings=True)
 
 
 DISTILL = Stage(

@@ -8,7 +8,7 @@ it ran once before and was written down (`stored`).
     loss = sum of weight * loss over LOSSES (`compress/training/losses.py`: between distributions over the vocabulary)
            and LAYER_LOSSES (`layer_losses.py`: between hidden states and attention relations)
 
-With `quantization_aware` the student computes with its weights rounded to int8, as `quantize` will round them, so that
+With `quantization_aware` the student computes with its weights rounded, as `quantize` will round them, so that
 it makes up for that rounding too; its losses are divergences from the teacher alone, because the text would pull it
 away from what is to be preserved (LLM-QAT, arXiv 2305.17888).
 Sources: Hinton et al. (arXiv 1503.02531); DistilBERT for the spread of the kept layers (arXiv 1910.01108); Minitron for
@@ -31,7 +31,7 @@ from compress.distillation.config import DistillConfig
 from compress.distillation.objective import Distillation, Live, cached
 from compress.distillation.students import by_influence, evenly_spaced, fresh, listed, same_tokenizer, with_layers
 from compress.models.block_linears import sparsity
-from compress.quantization.fake_quantize import round_int8, unround
+from compress.quantization.fake_quantize import round_weights, unround
 from compress.stage import StageError, StageInput, StageMetadata
 from compress.text import before_text, check_ids, pack, read_documents, tokenize
 from compress.training.loop import Schedule, fit
@@ -58,7 +58,7 @@ def run(config: DistillConfig, given: StageInput) -> StageMetadata:
     student, made = _student(config, given, rows_NT)
     objective, teacher = _objective(config, given, student, rows_NT, made)
     if config.quantization_aware:
-        round_int8(student, embeddings=True)
+        round_weights(student, config.rounding())
     schedule = Schedule.of(config)
     history = fit(
         objective,

@@ -2,16 +2,18 @@
 becomes a code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from compress.registry import OneOf, lazy
-from compress.stage import Stage, StageConfig, StageInputName
+from compress.stage import Stage, StageConfig, StageError, StageInputName
 
 if TYPE_CHECKING:
+    from compress.models.block_linears import BlockLinear
     from compress.models.calibration import Reads
 
 
@@ -98,6 +100,35 @@ class QuantizeConfig(StageConfig):
         if self.bits and SCHEMES[self.scheme].bits != 4:
             raise ValueError(f"bits: expected scheme int4 beside it, got {self.scheme}")
         return self
+
+    def bits_of(self, names: list[str]) -> dict[str, int]:
+        """Bits of the codes of each of the linears of these names.
+
+        Raises:
+            StageError: a glob of `bits` names none.
+        """
+        for pattern in self.bits:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise StageError(f"quantize: bits: expected a glob over names such as {names[0]}, got {pattern!r}")
+        chosen = {name: [width for glob, width in self.bits.items() if fnmatchcase(name, glob)] for name in names}
+        return {name: widths[-1] if widths else SCHEMES[self.scheme].bits for name, widths in chosen.items()}
+
+    def check_columns(self, family: str, linears: "Iterable[BlockLinear]", width: int | None = None) -> None:
+        """Raise a StageError where a linear, or an embedding of this width, cannot be held in groups."""
+        columns = {} if width is None else {"the embedding": width}
+        for linear in linears:
+            if linear.transposed:
+                raise StageError(
+                    f"quantize: {self.scheme}: {family} holds {linear.name} as Conv1D, which compressed-tensors does "
+                    "not know; choose scheme int8"
+                )
+            columns[linear.name] = linear.parameter.shape[1]
+        unfit = [name for name, held in columns.items() if held % self.group]
+        if unfit:
+            raise StageError(
+                f"quantize: {self.scheme}: the columns of {unfit[-1]} ({columns[unfit[-1]]}) are no multiple of "
+                f"{self.group}; choose another group"
+            )
 
 
 def inputs_read(config: QuantizeConfig) -> frozenset[StageInputName]:

@@ -11,7 +11,6 @@ Not covered: matrices that are no nn.Linear, which that format does not know (GP
 """
 
 import shutil
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -26,9 +25,9 @@ from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from compress.models.block_linears import BlockLinear, block_linears
 from compress.models.calibration import Inputs, rows_of_stage
 from compress.models.layerwise import BlockWalk, layerwise_pass
-from compress.quantization.config import ROUNDING, SCHEMES, QuantizeConfig
+from compress.quantization.config import ROUNDING, QuantizeConfig
 from compress.quantization.stage import round_table
-from compress.stage import StageError, StageInput, StageMetadata
+from compress.stage import StageInput, StageMetadata
 
 
 def run(config: QuantizeConfig, given: StageInput) -> StageMetadata:
@@ -44,8 +43,9 @@ def run(config: QuantizeConfig, given: StageInput) -> StageMetadata:
         ids_NT = rows_of_stage("quantize", given, config.rows, config.length)
     walk = BlockWalk(given.source, ids_NT)
     linears = list(block_linears(walk.model))
-    _check(walk, config, linears)
-    bits = _bits(config, [linear.name for linear in linears])
+    width = walk.model.get_input_embeddings().weight.shape[1] if config.embeddings else config.group
+    config.check_columns(walk.model.config.model_type, linears, width)
+    bits = config.bits_of([linear.name for linear in linears])
     found = dict[str, Tensor]()
 
     def round_linear(linear: BlockLinear, inputs: Inputs) -> None:
@@ -68,34 +68,6 @@ def run(config: QuantizeConfig, given: StageInput) -> StageMetadata:
         "int8_embeddings": embeddings,
         **({} if ids_NT is None else {"calibration_tokens": ids_NT.size}),
     }
-
-
-def _check(walk: BlockWalk, config: QuantizeConfig, linears: list[BlockLinear]) -> None:
-    transposed = [linear.name for linear in linears if linear.transposed]
-    if transposed:
-        raise StageError(
-            f"quantize: {config.scheme}: {walk.model.config.model_type} holds {transposed[0]} as Conv1D, which "
-            "compressed-tensors does not know; choose scheme int8"
-        )
-    columns = {linear.name: linear.parameter.shape[1] for linear in linears}
-    if config.embeddings:
-        columns["the embedding"] = walk.model.get_input_embeddings().weight.shape[1]
-    unfit = [name for name, width in columns.items() if width % config.group]
-    if unfit:
-        raise StageError(
-            f"quantize: {config.scheme}: the columns of {unfit[0]} ({columns[unfit[0]]}) are no multiple of "
-            f"{config.group}; choose another group"
-        )
-
-
-def _bits(config: QuantizeConfig, names: list[str]) -> dict[str, int]:
-    """Bits of each linear's codes."""
-    for pattern in config.bits:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise StageError(f"quantize: bits: expected a glob over names such as {names[0]}, got {pattern!r}")
-    plain = SCHEMES[config.scheme].bits
-    chosen = {name: [width for glob, width in config.bits.items() if fnmatchcase(name, glob)] for name in names}
-    return {name: widths[-1] if widths else plain for name, widths in chosen.items()}
 
 
 def _write(

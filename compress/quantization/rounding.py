@@ -29,8 +29,10 @@ BLOCK = 128
 """Columns after which those to come are brought up to date."""
 RANGES = {4: (-8, 7), 8: (-127, 127)}
 """Bits -> smallest and largest code."""
-SHARES = {4: np.linspace(1.0, 0.55, 16), 8: np.ones(1)}
-"""Bits -> what is tried of the scale that the largest weight of a group asks for."""
+SHARES = {4: np.array([1.0, 0.97, 0.94, 0.91, 0.875, *np.linspace(0.85, 0.55, 11)]), 8: np.ones(1)}
+"""Bits -> what is tried of the scale that the largest weight of a group asks for. With 7/8 of it a negative one is
+code -8.
+"""
 
 
 def rtn(weight_OI: Tensor, inputs: Inputs | None, group: int, bits: int) -> QuantizedMatrix:
@@ -40,7 +42,7 @@ def rtn(weight_OI: Tensor, inputs: Inputs | None, group: int, bits: int) -> Quan
         ValueError: the columns are no multiple of `group`.
     """
     scale_OG = scales(weight_OI.float(), inputs, group, bits)
-    code_OI = _codes(weight_OI.float(), _spread(scale_OG, group), bits)
+    code_OI = codes_of(weight_OI.float(), _spread(scale_OG, group), bits)
     return _matrix(code_OI, scale_OG, bits)
 
 
@@ -70,7 +72,7 @@ def _round_block(left_BO: Tensor, factor_BB: Tensor, step_BO: Tensor, code_BO: T
     """Round some columns into `code_BO`; returns the errors [columns, out] that those to come have to make up for."""
     errors_BO = torch.empty_like(left_BO)
     for column, left_O in enumerate(left_BO):
-        code_BO[column] = _codes(left_O, step_BO[column], bits)
+        code_BO[column] = codes_of(left_O, step_BO[column], bits)
         errors_BO[column] = (left_O - code_BO[column] * step_BO[column]) / factor_BB[column, column]
         left_BO[column + 1 :].addr_(factor_BB[column, column + 1 :], errors_BO[column], alpha=-1)
     return errors_BO
@@ -88,19 +90,25 @@ def scales(weight_OI: Tensor, inputs: Inputs | None, group: int, bits: int) -> T
     weight_OGI = weight_OI.reshape(rows, -1, group)
     energy_I = torch.ones(columns) if inputs is None or inputs.square_I is None else inputs.square_I
     energy_GI = energy_I.reshape(-1, group)
-    whole_OG = weight_OGI.abs().amax(dim=2) / RANGES[bits][1]
-    whole_OG = whole_OG.masked_fill(whole_OG == 0, 1.0)
+    whole_OG = largest(weight_OI, group, bits)
     best_OG, least_OG = whole_OG, torch.full_like(whole_OG, torch.inf)
     for share in SHARES[bits].tolist():
         scale_OG = whole_OG * share
         step_OG1 = scale_OG.unsqueeze(2)
-        error_OG = ((_codes(weight_OGI, step_OG1, bits) * step_OG1 - weight_OGI).square() * energy_GI).sum(dim=2)
+        error_OG = ((codes_of(weight_OGI, step_OG1, bits) * step_OG1 - weight_OGI).square() * energy_GI).sum(dim=2)
         better_OG = error_OG < least_OG
         best_OG, least_OG = torch.where(better_OG, scale_OG, best_OG), torch.where(better_OG, error_OG, least_OG)
     return best_OG
 
 
-def _codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+def largest(weight_OI: Tensor, group: int, bits: int) -> Tensor:
+    """The scale [out, groups] that the largest weight of each group asks for; 1 where all are zero."""
+    whole_OG = weight_OI.reshape(len(weight_OI), -1, group).abs().amax(dim=2) / RANGES[bits][1]
+    return whole_OG.masked_fill(whole_OG == 0, 1.0)
+
+
+def codes_of(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The nearest codes, as floats."""
     return (weight / scale).round_().clamp_(*RANGES[bits])
 
 
