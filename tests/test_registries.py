@@ -48,11 +48,12 @@ def added(
     registries, entry, knobs = request.param
     for registry in registries:
         monkeypatch.setitem(registry, NAME, entry)
-    for config, _ in knobs:
+    configs = [*(config for config, _ in knobs), DistillConfig]  # which holds quantize's
+    for config in configs:
         config.model_rebuild(force=True)
     yield knobs
     monkeypatch.undo()
-    for config, _ in knobs:
+    for config in configs:
         config.model_rebuild(force=True)
 
 
