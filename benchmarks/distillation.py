@@ -29,7 +29,8 @@ from benchmarks.distillation_loss import loss
 from benchmarks.distillation_order import NOVELS, Json, Part, Request, Texts
 from benchmarks.distillation_quality import half, smollm2
 from benchmarks.distillation_speed import speed
-from benchmarks.peers import RESULTS, finish, store, teller
+from benchmarks.page import finish
+from benchmarks.results import RESULTS, store, teller
 
 SEPARATOR = "\n<|endoftext|>\n"
 PARTS: dict[str, Callable[[Request, Part], None]] = {"loss": loss, "speed": speed, "half": half, "smollm2": smollm2}

@@ -18,7 +18,9 @@ if __name__ == "__main__" and not __package__:  # started by its path: imports b
 import typer
 
 from benchmarks.grid import Settings, workloads_of
-from benchmarks.peers import DEFAULT_MODELS, RESULTS, check_names, compare, finish
+from benchmarks.page import finish
+from benchmarks.peers import DEFAULT_MODELS, check_names, compare
+from benchmarks.results import RESULTS
 from benchmarks.variants import VARIANTS
 
 NO_GPU = 3

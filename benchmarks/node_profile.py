@@ -21,12 +21,10 @@ if __name__ == "__main__" and not __package__:  # started by its path: imports b
 import numpy as np
 import typer
 
-from benchmarks.peers import RESULTS, finish
-from benchmarks.tables import Table
+from benchmarks.page import finish
+from benchmarks.results import RESULTS
 
 CONTEXTS, STEPS, WARMUP = (128, 900), 32, 4
-SHOWN = 6
-PRODUCT = "MatMulNBits"
 Json = dict[str, Any]
 
 
@@ -57,7 +55,7 @@ def profile(bundle: Path, threads: int) -> Json:
 
     held = coverage(read_graph(bundle))
     steps = {str(context): _operators(bundle, context, threads) for context in CONTEXTS}
-    return {"product_bytes": held["int8_bytes"] + held["scale_bytes"], "contexts": steps}
+    return {"product_bytes": held["int8_bytes"] + held["int4_bytes"] + held["scale_bytes"], "contexts": steps}
 
 
 def _operators(bundle: Path, context: int, threads: int) -> Json:
@@ -83,35 +81,6 @@ def operators_of(events: list[Json], steps: int) -> Json:
             count[event["args"]["op_name"]] += 1
             micros[event["args"]["op_name"]] += event["dur"]
     return {name: {"count": count[name] / steps, "seconds": total / steps * 1e-6} for name, total in micros.items()}
-
-
-def profile_tables(run: Json) -> dict[str, list[Table]]:
-    """One table for each bundle and context."""
-    return {
-        name: [_table(context, found, bundle["product_bytes"], run) for context, found in bundle["contexts"].items()]
-        for name, bundle in run["bundles"].items()
-    }
-
-
-def _table(context: str, found: Json, product_bytes: int, run: Json) -> Table:
-    whole = sum(entry["seconds"] for entry in found.values())
-    ordered = sorted(found, key=lambda name: -found[name]["seconds"])
-    rows = [_row(name, found[name], whole) for name in ordered[:SHOWN]]
-    rest = [found[name] for name in ordered[SHOWN:]]
-    if rest:
-        together = {key: sum(entry[key] for entry in rest) for key in ("count", "seconds")}
-        rows.append(_row("the rest", together, whole))
-    speed = product_bytes / found[PRODUCT]["seconds"] / 1e9
-    title = (
-        f"One step at a context of {context} tokens: the products read {speed:.1f} GB/s of weights, "
-        f"the memory gives {run['bandwidth'] / 1e9:.1f}"
-    )
-    return Table(title=title, columns=("operator", "nodes", "share of the time in nodes", "each"), rows=tuple(rows))
-
-
-def _row(name: str, entry: Json, whole: float) -> tuple[str, ...]:
-    each = f"{entry['seconds'] / entry['count'] * 1e6:.0f} us"
-    return name, f"{entry['count']:.0f}", f"{entry['seconds'] / whole:.1%}", each
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.prepare import ROOT
+from benchmarks.results import store
 from benchmarks.tables import Table, model_tables
 
 HERE = Path(__file__).resolve().parent
@@ -54,13 +55,13 @@ def _comparison(run: Json) -> dict[str, list[Table]]:
 
 
 def _scaling(run: Json) -> dict[str, list[Table]]:
-    from benchmarks.scaling import scaling_tables
+    from benchmarks.scaling_tables import scaling_tables
 
     return {"scaling": scaling_tables(run)}
 
 
 def _profile(run: Json) -> dict[str, list[Table]]:
-    from benchmarks.node_profile import profile_tables
+    from benchmarks.profile_tables import profile_tables
 
     return profile_tables(run)
 
@@ -104,6 +105,14 @@ def print_results(run: Json) -> None:
             for row in table.rows:
                 shown.add_row(*(workload.replace("**", "") for workload in row))
             console.print(shown)
+
+
+def finish(results: Json, out: Path | None) -> None:
+    """Store the results, if they are to be kept, and print their tables."""
+    if out is not None:
+        store(results, out)
+    print_results(results)
+    print("not stored: give --out" if out is None else f"stored in {out}")
 
 
 if __name__ == "__main__":

@@ -22,11 +22,12 @@ if __name__ == "__main__" and not __package__:  # started by its path: imports b
 import typer
 
 from benchmarks.grid import FLOOR, Prompts, Settings, Tell, run_grid, workloads_of
+from benchmarks.page import finish
 from benchmarks.prepare import Files, PrepareError, prepared
+from benchmarks.results import RESULTS, sizes_of, store, teller
 from benchmarks.shapes import SHAPES, write_checkpoint
 from benchmarks.variants import REFERENCE, VARIANTS
 
-RESULTS = Path(__file__).resolve().parent / "results"
 Json = dict[str, Any]
 DEFAULT_MODELS = ("gpt2-124m", "smollm2-135m")
 
@@ -118,12 +119,6 @@ def joined(results: Json, out: Path) -> Json:
     return results | {"models": earlier["models"] | results["models"]}
 
 
-def store(results: Json, out: Path) -> None:
-    """Write the results down."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-
 def compare_model(model: str, variants: tuple[str, ...], settings: Settings, work: Path, tell: Tell) -> Json:
     """One model on every variant."""
     from benchmarks.bandwidth import BYTES
@@ -186,39 +181,11 @@ def _prepare(
     return files, results
 
 
-def sizes_of(folder: Path) -> dict[str, int]:
-    """Bytes of the weights (the largest file) and of everything."""
-    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
-    return {"weight_bytes": max(sizes), "bytes": sum(sizes)}
-
-
 def proofs_of(folder: Path) -> Json:
     """What a bundle's manifest says of its proofs; {} for what is no bundle."""
     file = folder / "manifest.json"
     manifest: Json = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {key: manifest[key] for key in ("proof_of_provider", "parity") if key in manifest}
-
-
-def teller(name: str) -> Tell:
-    """Says on stderr what goes on, one line that is overwritten where that is a terminal."""
-    from rich.console import Console
-
-    console, started = Console(stderr=True), time.perf_counter()
-
-    def tell(what: str) -> None:
-        console.print(f"[dim]{time.perf_counter() - started:6.0f} s[/]  {name}  {what}", highlight=False)
-
-    return tell
-
-
-def finish(results: Json, out: Path | None) -> None:
-    """Store the results, if they are to be kept, and print their tables."""
-    from benchmarks.page import print_results
-
-    if out is not None:
-        store(results, out)
-    print_results(results)
-    print("not stored: give --out" if out is None else f"stored in {out}")
 
 
 if __name__ == "__main__":

@@ -32,10 +32,11 @@ import typer
 
 from benchmarks.grid import Prompts, Settings, Tell, Workload, time_workload
 from benchmarks.marks import peak_until, seconds_until
-from benchmarks.peers import RESULTS, finish, sizes_of, teller
+from benchmarks.page import finish
 from benchmarks.prepare import CALIBRATION, ROOT, prepared
 from benchmarks.process import VariantProcess, run_json
 from benchmarks.pruning_tables import PEER, WHOLE, ZEROED
+from benchmarks.results import RESULTS, sizes_of, teller
 from benchmarks.shapes import write_checkpoint
 from benchmarks.variants import OURS, VARIANTS
 

@@ -27,7 +27,8 @@ from benchmarks.page import PAGE, print_results, write_page
 from benchmarks.peers import compare, joined
 from benchmarks.prepare import KINDS, installed
 from benchmarks.process import VariantError, VariantProcess
-from benchmarks.scaling import WRITTEN, scale, scaling_outcomes
+from benchmarks.scaling import scale
+from benchmarks.scaling_tables import WRITTEN, scaling_outcomes
 from benchmarks.shapes import SHAPES, write_checkpoint
 from benchmarks.targets import Outcome, floor_seconds, paired_ratio, seconds_of
 from benchmarks.variants import OURS, REFERENCE, VARIANTS
