@@ -213,7 +213,7 @@ def test_run_ends_in_a_table_and_a_verdict(
     assert all(word in said for word in ("baseline", "prune", "Perplexity", "Weights", "PASS", "report.html"))
     assert (out / "log.txt").is_file()
     code, said, _ = demitasse("plan", recipe, "--out", out)
-    assert "everything is cached" in said
+    assert "every stage is cached" in said
     code, said, _ = demitasse("run", recipe, "--out", out, "--set", "gate.perplexity.max_ratio=0.5")
     assert code == 1
     assert "reused" in said

@@ -157,10 +157,12 @@ def show_plan(console: Console, plan: "Plan") -> None:
         knobs = ", ".join(f"{name}: {_flow(value)}" for name, value in step.knobs.items()) or "defaults"
         table.add_row(inline(f"{step.number} {step.name}"), inline(step.format), state, *_estimate(step), inline(knobs))
     console.print(table)
+    each = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in plan.measuring.items())
+    console.print(f"measuring, where it is not cached: {escape(each)}", soft_wrap=True)
     left = sum(not step.cached for step in plan.steps)
     memory, disk = format_value("peak_memory", plan.memory), format_value("disk_bytes", plan.disk)
-    todo = f"to do: about {format_duration(plan.seconds)}, {disk} of disk, {memory} of memory; measurements come on top"
-    console.print(todo if left else "everything is cached", soft_wrap=True)
+    todo = f"to do: about {format_duration(plan.seconds)} with all measurements, {disk} of disk, {memory} of memory"
+    console.print(todo if left else "every stage is cached", soft_wrap=True)
 
 
 def _flow(value: Any) -> str:

@@ -2,23 +2,26 @@
 
 The key of a stage is known before anything runs, because it holds what goes in and not what comes out (see `store.py`).
 Memory, disk and time are rough, from the number of weights and tokens: they are there to refuse a plan that cannot
-work and to tell minutes from days. Time does not cover the measurements. Where several processes train together, memory
-is what those on this machine take, and time assumes that every machine has as many cores as this one.
+work and to tell minutes from days. `plan` times a few operations first (`costs.py`), and tells time within about twice,
+measurements too; a stage that makes the model smaller is taken to leave it as large. Where several processes train
+together, memory is what those on this machine take, and time assumes that every machine has as many cores as this one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from compress.checkpoints.config import context_length
 from compress.models.families import size_in
 from compress.stage import FormatName, Stage, StageConfig, StageInputName, StageMetadata
 from compress.text import TextSource
 from compress.training.launch import unfit
-from evaluation.machine import available_cores
+from evaluation.report import BASELINE
 from recipes.config.errors import Problem
 from recipes.config.loader import TEXTS
 from recipes.config.recipe import Recipe, Stages
+from recipes.engine import costs
 from recipes.engine.launcher import Launcher, Size
 from recipes.engine.model_source import Source, resolve
 from recipes.engine.stages import StageStep, stage_step
@@ -29,9 +32,6 @@ FLOAT = 4
 ALONE = Size(world=1, local_world=1)
 LIBRARIES_MEMORY = 600 * 2**20
 """What PyTorch and transformers hold before there is a model."""
-FLOPS_PER_CORE = 40e9
-"""Of a training step in float32, on a current x86-64 core."""
-START_SECONDS = 5.0
 WEIGHTS_PER_SECOND = 20e6
 """Through a stage that looks at every weight, reading and writing included."""
 COPIES = {"train": 4, "other": 3}
@@ -75,6 +75,10 @@ class Plan:
     model: str
     out: Path
     steps: tuple[PlannedStep, ...]
+    measuring: Mapping[str, float]
+    """Seconds that the quality of each artifact takes, by the name of its row, and "timing", all of them side by side;
+    also where they are there already.
+    """
 
     def __repr__(self) -> str:
         steps = (f"{step.name}{' (cached)' if step.cached else ''}" for step in self.steps)
@@ -92,7 +96,8 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        return sum(step.estimate.seconds for step in self.steps)
+        """Of what is left to do, measuring included."""
+        return sum(step.estimate.seconds for step in self.steps) + sum(self.measuring.values())
 
 
 def plan(
@@ -115,14 +120,31 @@ def plan(
     steps = tuple(chain(recipe, source, stages))
     command = launcher or recipe.launcher
     size = ALONE if command is None else Launcher(command=command).size()
+    config, weights = _model(steps, source)
+    measured = costs.Size.of(weights, config)
+    speed = costs.timed(max(measured.hidden, 1))
     return Plan(
         recipe=recipe.name,
         model="nothing" if recipe.model is None else str(recipe.model),
         out=folder,
         steps=tuple(
-            _planned(step, held, estimate) for step, estimate in zip(steps, estimates(steps, source, size), strict=True)
+            _planned(step, held, estimate)
+            for step, estimate in zip(steps, estimates(steps, source, size, speed), strict=True)
         ),
+        measuring=_measuring(recipe, source, steps, measured, speed),
     )
+
+
+def _measuring(
+    recipe: Recipe, source: Source, steps: tuple[StageStep, ...], size: costs.Size, speed: costs.Speed
+) -> dict[str, float]:
+    """Seconds of each artifact's quality, and of the timing."""
+    formats = {step.name: step.stage.leaves for step in steps}
+    rows: dict[str, FormatName] = {BASELINE: source.format, **formats} if source.folder is not None else formats
+    wanted = [name for place, name in enumerate(rows) if recipe.evaluate.stages == "all" or place in {0, len(rows) - 1}]
+    found = {name: costs.quality_seconds(recipe, size, speed, baseline=name == next(iter(rows))) for name in wanted}
+    timing = costs.timing_seconds(recipe, [(size, format) for format in rows.values()], speed)
+    return found | ({"timing": timing} if timing else {})
 
 
 def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
@@ -200,26 +222,35 @@ def unfit_batch(stage: Stage[Any], config: StageConfig, size: Size) -> str | Non
     return unfit(batch, getattr(config, "accumulate", 1), size.world)
 
 
-def estimates(steps: tuple[StageStep, ...], source: Source, size: Size = ALONE) -> list[Estimate]:
+def estimates(
+    steps: tuple[StageStep, ...], source: Source, size: Size = ALONE, speed: costs.Speed = costs.UNTIMED
+) -> list[Estimate]:
     """What each stage will take; one that makes the model smaller is taken to leave it as large as it was."""
-    config = source.checkpoint.config if source.checkpoint else _architecture(steps)
-    weights = source.checkpoint.elements if source.checkpoint else _weights(config)
+    config, weights = _model(steps, source)
     format: FormatName = source.format
     found = []
     for step in steps:
-        found.append(_estimate(step, weights, config, format, size))
+        found.append(_estimate(step, weights, config, format, size, speed))
         format = step.stage.leaves
     return found
 
 
-def _estimate(step: StageStep, weights: int, config: dict[str, Any], format: FormatName, size: Size) -> Estimate:
+def _model(steps: tuple[StageStep, ...], source: Source) -> tuple[dict[str, Any], int]:
+    """The config of the model that the recipe is about, and how many weights it has."""
+    config = source.checkpoint.config if source.checkpoint else _architecture(steps)
+    return config, source.checkpoint.elements if source.checkpoint else _weights(config)
+
+
+def _estimate(
+    step: StageStep, weights: int, config: dict[str, Any], format: FormatName, size: Size, speed: costs.Speed
+) -> Estimate:
     inputs_read = step.stage.inputs_read(step.config)
     result = weights * (FORMATS[step.stage.leaves].bytes_per_weight or FORMATS[format].bytes_per_weight or FLOAT)
     if "train_text" not in inputs_read:
         return Estimate(
             memory=LIBRARIES_MEMORY + COPIES["other"] * FLOAT * weights,
             disk=result,
-            seconds=START_SECONDS + weights / WEIGHTS_PER_SECOND,
+            seconds=costs.STAGE * speed.start + weights / WEIGHTS_PER_SECOND + _proving(step, weights, config, speed),
         )
     tokens, batch, length = (int(getattr(step.config, name, default)) for name, default in _TRAINING)
     teachers = 1 if "teacher" in inputs_read else 0
@@ -231,8 +262,15 @@ def _estimate(step: StageStep, weights: int, config: dict[str, Any], format: For
     return Estimate(
         memory=int(workers.local_world * LIBRARIES_MEMORY + held + share * _activations(config, batch * length)),
         disk=result + 2 * (COPIES["train"] - 1) * FLOAT * weights,  # two checkpoints with their moments, for a moment
-        seconds=START_SECONDS + share * flops / (FLOPS_PER_CORE * available_cores()),
+        seconds=costs.STAGE * speed.start + share * flops / (costs.EFFICIENCY * speed.products),
     )
+
+
+def _proving(step: StageStep, weights: int, config: dict[str, Any], speed: costs.Speed) -> float:
+    """Seconds of an export's parity."""
+    if step.stage.kind != "export":
+        return 0.0
+    return costs.export_seconds(step.config, costs.Size.of(weights, config), context_length(config), speed)
 
 
 _TRAINING = (("tokens", 1_000_000), ("batch", 16), ("length", 256))
