@@ -122,7 +122,8 @@ def export_seconds(config: Any, size: Size, context: int | None, speed: Speed) -
     longest = context or config.parity_context
     rows, whole = PARITY_ROWS * min(config.parity_tokens, longest), min(config.parity_context, longest)
     read = READINGS * rows + CONTEXT_READINGS * whole
-    return float(read * (2 * size.weights / (EFFICIENCY * speed.products) + 2 * SCORED * size.vocabulary))
+    token = 2 * size.weights / (EFFICIENCY * speed.products) + 2 * SCORED * size.vocabulary
+    return float(speed.start + read * token)  # what builds and runs graphs is imported
 
 
 def opened(format: FormatName, speed: Speed) -> float:
