@@ -250,11 +250,11 @@ def leave_out(source: Path, out: Path, share: float) -> list[int]:
     """Write the source with a share of its layers, evenly spread, weights as they are; returns which."""
     from compress.checkpoints.folder import load_tokenizer, save_checkpoint
     from compress.checkpoints.loading import load_model
-    from compress.distillation.students import spread, with_layers
+    from compress.distillation.students import evenly_spaced, with_layers
 
     model = load_model(source)
     depth = model.config.num_hidden_layers
-    kept = spread(depth, max(1, round(depth * share)))
+    kept = evenly_spaced(depth, max(1, round(depth * share)))
     out.mkdir(parents=True, exist_ok=True)
     save_checkpoint(with_layers(model, kept), load_tokenizer(source), out)
     return kept

@@ -78,6 +78,7 @@ def test_an_unknown_name_is_told_what_was_meant() -> None:
     assert set(recipes.__all__) <= set(dir(recipes))
 
 
+@pytest.mark.thorough
 def test_a_model_is_pruned_and_measured_with_paths_as_text(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
     metadata = recipes.run_stage("prune", str(gpt2), out=str(tmp_path / "pruned"), knobs={"sparsity": 0.5})
     assert metadata["sparsity"] == pytest.approx(0.5, abs=0.01)
@@ -135,6 +136,7 @@ def test_results_and_recipes_show_themselves_in_a_line(tmp_path: Path) -> None:
     assert "prune -> quantize -> export" in repr(from_dict())
 
 
+@pytest.mark.thorough
 def test_a_run_takes_its_folders_as_text(gpt2: Path, text_file: Path, tmp_path: Path) -> None:
     few = {"window": 32, "windows": 8}
     content = {"model": gpt2, "data": {"test": text_file}, "stages": [{"prune": {"sparsity": 0.5}}], "evaluate": few}

@@ -180,6 +180,7 @@ def test_multiply_accumulates_are_counted_alike_in_every_form(gpt2: Path, llama:
 # ---- a recipe's benchmark
 
 
+@pytest.mark.thorough
 def test_a_recipes_latency_keeps_its_raw_times_and_goes_on_from_them(
     gpt2: Path, bundle: Path, text_file: Path, tmp_path: Path
 ) -> None:
@@ -263,6 +264,7 @@ def test_every_form_is_timed_and_written(gpt2: Path, bundle: Path, tmp_path: Pat
     assert "holds a benchmark with other seed" in err
 
 
+@pytest.mark.thorough
 def test_the_same_bundle_twice_has_two_names_and_is_judged(bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "same.json"
     result = benchmark(order(bundle, bundle, out=out, margin=50.0), Silent())

@@ -91,6 +91,7 @@ def demitasse(*arguments: object, site: Path | None) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_a_stage_and_a_metric_of_another_package_run_and_judge(
     site: Path, gpt2: Path, text_file: Path, tmp_path: Path
 ) -> None:

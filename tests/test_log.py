@@ -19,6 +19,7 @@ def small(gpt2: Path, text_file: Path) -> Recipe:
     return Recipe.from_dict(content, name="small")
 
 
+@pytest.mark.thorough
 def test_every_hash_is_told_with_what_it_is_of(small: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "demitasse"):
         report = run(small, out=tmp_path / "out")

@@ -108,6 +108,7 @@ def test_a_stage_between_takes_part_in_the_first_blocks_and_is_held_against_the_
 
 
 @pytest.mark.usefixtures("quiet")
+@pytest.mark.thorough
 def test_a_session_with_a_stage_between_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     given = targets(tmp_path)
     whole = take(given, blocks=3)
@@ -121,6 +122,7 @@ def test_a_session_with_a_stage_between_goes_on_where_it_was_cut_off(tmp_path: P
 
 
 @pytest.mark.usefixtures("quiet")
+@pytest.mark.thorough
 def test_a_stage_between_that_died_does_not_cost_the_others_their_blocks(tmp_path: Path) -> None:
     given = targets(tmp_path, between={"fails": "killed"})
     session = take(given, blocks=3)

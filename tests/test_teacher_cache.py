@@ -347,6 +347,7 @@ produce(teacher, rows_NT, plan, root / plan.key, batch=2, progress=Silent(), ran
 
 
 @pytest.mark.usefixtures("several_shards")
+@pytest.mark.thorough
 def test_two_processes_write_the_bytes_of_one(
     make_checkpoint: Callable[..., Path], tmp_path: Path, folder_digest: Callable[[Path], dict[str, str]]
 ) -> None:

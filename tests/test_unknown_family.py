@@ -184,6 +184,7 @@ def test_removed_layers_equal_layers_passed_by(name: str, models: Callable[[str]
     torch.testing.assert_close(logits(small), logits(passing), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_plain_transformers_loads_them_and_gives_the_same_logits(
     models: Callable[[str], Path], text_file: Path, tmp_path: Path
 ) -> None:
