@@ -320,6 +320,10 @@ def test_what_cannot_be_is_an_error(
         ({"stored": {"draws": 4, "top_k": 4}}, "expected either `draws`"),
         ({"quantization_aware": True}, "expected divergences alone"),
         ({"quantization_aware": True, "losses": {"forward_kl": 1}, "save_dtype": "bfloat16"}, "expected float32"),
+        (
+            {"quantization_aware": {"scheme": "int4", "method": "gptq"}, "losses": {"forward_kl": 1}},
+            "method: expected rtn",
+        ),
     ],
 )
 def test_knobs_that_contradict_each_other_are_refused(knobs: dict[str, Any], message: str) -> None:

@@ -141,19 +141,23 @@ def kept_rows(small: torch.Tensor, large: torch.Tensor) -> list[int]:
     return [int((large == row).all(dim=1).nonzero()) for row in small]
 
 
+@torch.no_grad()
+def mask_half(masked: Any, small: Any, output: str) -> None:
+    """Zero in `masked` the inputs of each block's `output` that `small` is without: half of them."""
+    for (_, narrow), (_, wide) in zip(blocks(small), blocks(masked), strict=True):
+        kept = kept_rows(narrow.get_submodule(output).weight.T, wide.get_submodule(output).weight.T)
+        gone = torch.ones(wide.get_submodule(output).in_features, dtype=torch.bool)
+        gone[kept] = False
+        assert gone.sum() == len(kept)
+        wide.get_submodule(output).weight[:, gone] = 0
+
+
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.thorough) for n in MODELS])
 def test_removed_neurons_equal_masked_neurons(name: str, models: Callable[[str], Path], slim: Any) -> None:
     """The masked model is made of the source and of what the files hold, with no table of axes."""
     masked = load_model(models(name))
     small, _ = slim(models(name), ffn=0.5, importance="weights", repair=False)
-    output = anatomy(masked)[0].ffn_output
-    with torch.no_grad():
-        for (_, narrow), (_, wide) in zip(blocks(small), blocks(masked), strict=True):
-            kept = kept_rows(narrow.get_submodule(output).weight.T, wide.get_submodule(output).weight.T)
-            gone = torch.ones(wide.get_submodule(output).in_features, dtype=torch.bool)
-            gone[kept] = False
-            assert gone.sum() == len(kept)
-            wide.get_submodule(output).weight[:, gone] = 0
+    mask_half(masked, small, anatomy(masked)[0].ffn_output)
     torch.testing.assert_close(logits(small), logits(masked), rtol=1e-4, atol=1e-4)
     assert (logits(small) - logits(load_model(models(name)))).abs().max() > 0.01
 
@@ -162,14 +166,7 @@ def test_removed_neurons_equal_masked_neurons(name: str, models: Callable[[str],
 def test_removed_heads_equal_masked_heads(name: str, models: Callable[[str], Path], slim: Any) -> None:
     masked = load_model(models(name))
     small, _ = slim(models(name), heads=2, importance="weights", repair=False)
-    output = anatomy(masked)[0].attention_output
-    with torch.no_grad():
-        for (_, narrow), (_, wide) in zip(blocks(small), blocks(masked), strict=True):
-            kept = kept_rows(narrow.get_submodule(output).weight.T, wide.get_submodule(output).weight.T)
-            gone = torch.ones(wide.get_submodule(output).in_features, dtype=torch.bool)
-            gone[kept] = False
-            assert gone.sum() == len(kept)
-            wide.get_submodule(output).weight[:, gone] = 0
+    mask_half(masked, small, anatomy(masked)[0].attention_output)
     torch.testing.assert_close(logits(small), logits(masked), rtol=1e-4, atol=1e-4)
 
 

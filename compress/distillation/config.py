@@ -125,6 +125,8 @@ class DistillConfig(TrainingKnobs):
             raise ValueError("losses: expected divergences alone with quantization_aware, such as {forward_kl: 1}")
         if self.quantization_aware and self.save_dtype != "float32":
             raise ValueError("save_dtype: expected float32 with quantization_aware: rounded weights round differently")
+        if self.quantization_aware and self.rounding().method != "rtn":
+            raise ValueError("quantization_aware: method: expected rtn, by which training rounds, got another")
         return self
 
     def rounding(self) -> QuantizeConfig:

@@ -43,14 +43,13 @@ def run(config: QuantizeConfig, given: StageInput) -> StageMetadata:
         ids_NT = rows_of_stage("quantize", given, config.rows, config.length)
     walk = BlockWalk(given.source, ids_NT)
     linears = list(block_linears(walk.model))
-    width = walk.model.get_input_embeddings().weight.shape[1] if config.embeddings else config.group
+    width = walk.model.get_input_embeddings().weight.shape[1] if config.embeddings else None
     config.check_columns(walk.model.config.model_type, linears, width)
     bits = config.bits_of([linear.name for linear in linears])
     found = dict[str, Tensor]()
 
     def round_linear(linear: BlockLinear, inputs: Inputs) -> None:
-        given_inputs = None if method.reads == "nothing" else inputs
-        matrix: QuantizedMatrix = method.run(linear.weight_OI(), given_inputs, config.group, bits[linear.name])
+        matrix: QuantizedMatrix = method.run(linear.weight_OI(), inputs, config.group, bits[linear.name])
         linear.weight_OI().copy_(torch.from_numpy(matrix.dequantize()))
         found[linear.name + CODES] = torch.from_numpy(pack(matrix.codes_OI, matrix.bits))
         found[linear.name + SCALES] = torch.from_numpy(matrix.scale_OG)
