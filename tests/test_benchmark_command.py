@@ -220,6 +220,7 @@ def order(*folders: Path, out: Path | None = None, blocks: int = 3, margin: floa
     return BenchmarkRequest(folders=folders, workloads=workloads, blocks=blocks, threads=1, out=out, margin=margin)
 
 
+@pytest.mark.thorough
 def test_every_form_is_timed_and_written(gpt2: Path, bundle: Path, tmp_path: Path, demitasse: Demitasse) -> None:
     out = tmp_path / "latency.json"
     common = ("--prompt", "8,4", "--tokens", "5", "--threads", "1", "--out", out)

@@ -321,6 +321,7 @@ def _hashes(out: Path) -> dict[str, str]:
     return {record["key"]: digest_of(record["files"]) for record in records if record["kind"] in {"prune", "distill"}}
 
 
+@pytest.mark.thorough
 def test_real_stages_killed_in_the_middle_and_run_again(tmp_path: Path, gpt2: Path, text_file: Path) -> None:
     (tmp_path / "test.txt").write_text(" ".join(f"never seen word {number}" for number in range(200)), encoding="utf-8")
     (tmp_path / "real.yaml").write_text(REAL.format(model=gpt2, text=text_file), encoding="utf-8")

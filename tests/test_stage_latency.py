@@ -247,6 +247,7 @@ def test_a_run_of_a_model_whose_logits_are_not_numbers_is_invalid(
     assert perplexity.invalid
 
 
+@pytest.mark.thorough
 def test_a_run_whose_variants_were_killed_is_invalid_and_is_timed_again_by_the_next_run(
     gpt2: Path, text_file: Path, tmp_path: Path, demitasse: Demitasse
 ) -> None:

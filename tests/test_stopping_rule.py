@@ -161,6 +161,7 @@ def test_a_variant_that_died_is_not_waited_for_and_a_busy_machine_is() -> None:
     assert rule(1 / 3).reason(four.model_copy(update={"trials": tuple(busy)})) == ""
 
 
+@pytest.mark.thorough
 def test_stopping_early_is_seldom_wrong_on_the_limit() -> None:
     """Two equal variants against a limit of 1, over all looks: a wrong PASS in at most 5 % of the sessions."""
     passed = 0
