@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from clocked_variants import OPENER, make_variant, not_numbers
 from conftest import Demitasse
@@ -398,6 +399,20 @@ def test_a_provider_that_is_not_there_is_invalid_and_no_fallback_is_timed(
     assert result.session.of("cuda") == {}
     assert "gpu_memory" not in [one.metric for one in result.processes["cuda"]]
     assert sorted(result.session.of("bundle")) == [0, 1, 2]
+
+
+def test_a_sealed_bundle_that_onnx_runtime_refuses_is_exit_code_5(
+    bundle: Path, tmp_path: Path, demitasse: Demitasse
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle, broken)
+    model = onnx.load(broken / "model.onnx", load_external_data=False)
+    model.graph.node[3].op_type = "NoSuch"
+    (broken / "model.onnx").write_bytes(model.SerializeToString())
+    code, said, _ = demitasse("benchmark", broken, *BRIEFLY, "--out", tmp_path / "out.json")
+    assert code == 5
+    assert "INVALID  broken: the variant 'broken' did not run: BundleIntegrityError: " in said
+    assert Result.model_validate_json((tmp_path / "out.json").read_text(encoding="utf-8")).exit_code == 5
 
 
 def test_something_else_in_the_file_is_not_overwritten(gpt2: Path, tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ class Trial(Value):
     sliced: bool = False
     """Whether its slices alternated with those of the block's other variants; False where each was done at once."""
     error: str = ""
-    """The process's last words where it did not finish; everything below is then empty."""
+    """The process's last words where it did not finish; everything below but the exit code is then empty."""
+    exit_code: int = 0
+    """What the process ended with then, as commands do: 5 where its files are not what was exported."""
     runtime: str = ""
     """What ran it, such as "ONNX Runtime 1.31.1 on the CPU; cache, inputs and logits bound once (IO binding)"."""
     open_seconds: float | None = None

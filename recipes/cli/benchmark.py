@@ -3,7 +3,6 @@
 from itertools import product
 from pathlib import Path
 
-from evaluation.gate import exit_code
 from evaluation.latency import Workload
 from evaluation.machine import available_cores
 from recipes.cli.benchmark_tables import show_benchmark
@@ -44,7 +43,7 @@ def benchmark(
     show_benchmark(terminal.console, result)
     if out is not None:
         terminal.say(f"raw times and figures: {shown_path(out)}")
-    return exit_code(result.verdict)
+    return result.exit_code
 
 
 def _blocks(quick: bool, release: bool, blocks: int | None) -> int:

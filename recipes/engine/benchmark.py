@@ -25,7 +25,7 @@ from compress.checkpoints.json_file import read_plain
 from compress.digests import SEALED_LIMIT
 from compress.errors import DemitasseError
 from compress.stage import Progress
-from evaluation.gate import GateResult, Limit, Verdict, judge, overall
+from evaluation.gate import GateResult, Limit, Verdict, exit_code, judge, overall
 from evaluation.latency import (
     SAMPLES_FOR_PERCENTILE,
     Protocol,
@@ -38,6 +38,7 @@ from evaluation.latency import (
 from evaluation.latency.figures import single_steps
 from evaluation.machine import available_cores
 from evaluation.measurement import Measurement, Ratio, Value
+from export.external_data import BundleIntegrityError
 from export.manifest import is_bundle
 from recipes.engine.output import engine_for
 from recipes.engine.steps import Step
@@ -126,6 +127,12 @@ class Result(Value):
         """The worst of the gates; INVALID without any where a variant has no figures; else None."""
         judged = overall([gate for of_variant in self.gates for gate in of_variant.gates])
         return "INVALID" if self.invalid else judged
+
+    @property
+    def exit_code(self) -> int:
+        """That of the verdict; 5 where a variant is a bundle that ONNX Runtime refuses or cannot run."""
+        broken = BundleIntegrityError.exit_code
+        return broken if any(trial.exit_code == broken for trial in self.session.trials) else exit_code(self.verdict)
 
 
 def benchmark(request: BenchmarkRequest, progress: Progress) -> Result:

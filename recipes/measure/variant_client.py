@@ -39,7 +39,7 @@ class Running:
         """Start it and wait until it is open."""
         self.order, self.started = order, datetime.now(UTC)
         self._trial: Trial | None = None
-        self._problem, self._seconds, self._read = "", 0.0, b""
+        self._problem, self._exit_code, self._seconds, self._read = "", 0, 0.0, b""
         self._log = TemporaryFile()  # noqa: SIM115 (closed by `close`)
         self._process = subprocess.Popen(
             COMMAND,
@@ -62,7 +62,13 @@ class Running:
             return self._trial.model_copy(update={"wall_seconds": self._seconds, "sliced": sliced})
         order, problem = self.order, self._problem or "it ended before all was timed"
         return Trial(
-            variant=order.variant, block=order.block, place=order.place, started=self.started, process=0, error=problem
+            variant=order.variant,
+            block=order.block,
+            place=order.place,
+            started=self.started,
+            process=0,
+            error=problem,
+            exit_code=self._exit_code,
         )
 
     def close(self) -> None:
@@ -114,7 +120,7 @@ class Running:
 
     def _last_words(self) -> str:
         """Why the process ended."""
-        code = self._process.wait()
+        self._exit_code = code = self._process.wait()
         self._log.seek(0)
         said = (self._log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
         if code < 0:

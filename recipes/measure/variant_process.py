@@ -7,7 +7,7 @@
 Before each piece it waits to be asked (`variant_client.py`), so that other variants can have their slices in between.
 
 What libraries print goes to stderr. A variant that cannot be opened or computes no numbers ends with its reason on
-stderr and exit code 1; the parent keeps the last line.
+stderr and the exit code that a command would end with; the parent keeps the last line.
 """
 
 import os
@@ -27,6 +27,7 @@ from evaluation.measurement import Value
 from recipes.formats import OPENER, opener_of
 from recipes.formats.base import Ids, LoadedModel
 from recipes.measure.peak_memory import peak_memory
+from recipes.runs.failures import exit_code
 
 MEBIBYTE = 2**20
 
@@ -64,7 +65,8 @@ def main() -> None:
     try:
         trial = take_trial(order, wait)
     except Exception as error:  # whatever a variant's library raises is that variant's result
-        sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
+        print(f"{type(error).__name__}: {error}".splitlines()[0], file=sys.stderr)
+        sys.exit(exit_code(error))
     answers.write(trial.model_dump_json() + "\n")
     answers.flush()
 
