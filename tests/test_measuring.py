@@ -19,6 +19,7 @@ from recipes.engine.steps import Engine
 from recipes.measure import footprint
 from recipes.runs.records import Artifact
 from recipes.runs.store import Store
+from recipes.runs.upkeep import held
 
 TEXT = "\n<|endoftext|>\n".join(
     f"The old house stood {number} miles from the sea, and nobody came." for number in range(24)
@@ -78,6 +79,16 @@ def test_another_evaluation_leaves_those_that_are_there(gpt2: Path, text: Path, 
     assert {path.name for path in (tmp_path / "store").glob("evaluation-*")} == before
     with pytest.raises(KilledError):  # more of the text is another text
         measured(gpt2, text, tmp_path / "store", KillAt(1), fewer.model_copy(update={"windows": 17}))
+
+
+def test_a_rerun_keeps_the_single_evaluations_of_what_it_reuses(gpt2: Path, text: Path, tmp_path: Path) -> None:
+    content = {"model": gpt2, "data": {"test": text}, "stages": [{"prune": {"sparsity": 0.2}}]}
+    recipe = Recipe.from_dict(content | {"evaluate": {"window": 16, "windows": 8, "noise": {"typos": 0.1}}}, name="r")
+    for _ in range(2):
+        run(recipe, out=tmp_path / "out")
+        kept = list(held(Store(tmp_path / "out" / "artifacts")))
+        assert [result.kind for result in kept].count("evaluation") == 4
+        assert [result.name for result in kept if not result.runs] == []
 
 
 def test_stages_between_have_no_quality_where_the_last_alone_is_asked_for(

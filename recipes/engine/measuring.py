@@ -116,10 +116,12 @@ class Measuring:
 
         def make(files: Path, scratch: Path) -> dict[str, Any]:
             seconds = 0.0  # of the text: more of it takes as much more
+            parts: list[str] = []
 
             def keep(name: str, take: quality.Take, out: Path) -> str:
                 nonlocal seconds
                 one = self._evaluation(subject, name, take)
+                parts.append(one.folder.name)
                 seconds += 0.0 if name in self._read else one.seconds
                 for file in one.files.iterdir():
                     shutil.copyfile(file, out / file.name)
@@ -138,9 +140,11 @@ class Measuring:
                 hidden=self._hidden,
                 keep=keep,
             )
-            return {"measurements": _plain(taken), "seconds": seconds}
+            return {"measurements": _plain(taken), "seconds": seconds, "parts": parts}
 
         found = self.engine.obtain(Step(kind="quality", identity=identity, make=make, of=subject.name))
+        for part in found.metadata["parts"]:  # which nobody asks for again while the whole is there
+            self.engine.use(part)
         for protocol in dict.fromkeys(taken["method"] for taken in found.metadata["measurements"]):
             self.engine.log(f"{subject.name}: measured by {protocol}")
         self.seconds["documents"] += found.metadata["seconds"]

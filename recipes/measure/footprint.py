@@ -21,7 +21,7 @@ from recipes.formats.compressed_bytes import METHOD, compressed_bytes
 from recipes.measure.peak_memory import DECODED
 from recipes.runs.processes import environment, python_module
 
-MEASURE_VERSION = 11
+MEASURE_VERSION = 12
 
 
 def measure_footprint(artifact: Path, format: FormatName, *, prompt: int) -> list[Measurement]:
