@@ -89,10 +89,12 @@ def timed(hidden: int) -> Speed:
     for _ in range(REPEATS):
         one @ other
     seconds = time.perf_counter() - began
-    return Speed(products=REPEATS * 2 * ROWS * 4 * hidden**2 / seconds, start=_start())
+    return Speed(products=REPEATS * 2 * ROWS * 4 * hidden**2 / seconds, start=start_seconds())
 
 
-def _start() -> float:
+@cache
+def start_seconds() -> float:
+    """Of a fresh process until PyTorch and transformers are imported; it is started once."""
     import subprocess
 
     began = time.perf_counter()

@@ -54,6 +54,9 @@ class MutatedRecipes:
     name, count, unit, alone = "recipes", 5000, "recipes", False
 
     def prepare(self, place: Path) -> None:
+        from recipes.engine.costs import start_seconds
+
+        start_seconds()  # of this machine: every attempt is a fork that knows it
         finished(place)
         self.given = place
         for name, text in (("named", NAMED), ("timed", TIMED)):
