@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compress.checkpoints.config import TOKENS, read_config, read_generation
+from compress.checkpoints.config import TOKENS
+from compress.checkpoints.folder import Checkpoint
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -18,10 +19,10 @@ CONFIG = "genai_config.json"
 
 
 def genai_config(
-    source: Path, architecture: Any, model: "ir.Model", provider: Literal["cpu", "cuda"]
+    checkpoint: Checkpoint, architecture: Any, model: "ir.Model", provider: Literal["cpu", "cuda"]
 ) -> dict[str, Any]:
-    """The content of genai_config.json for the graph `model` of the checkpoint in `source`."""
-    special = _special_ids(source, architecture.vocab_size)
+    """The content of genai_config.json for the graph `model` of a checkpoint."""
+    special = _special_ids(checkpoint, architecture.vocab_size)
     inputs = {
         value.name: value.name
         for value in model.graph.inputs
@@ -55,10 +56,10 @@ def genai_config(
     return {"model": special | about, "search": search}
 
 
-def _special_ids(source: Path, vocabulary: int) -> dict[str, Any]:
+def _special_ids(checkpoint: Checkpoint, vocabulary: int) -> dict[str, Any]:
     """bos, eos and pad: generation_config.json's before config.json's; an id outside of the vocabulary is none."""
     found: dict[str, Any] = {}
-    for content in (read_config(source), read_generation(source)):
+    for content in (checkpoint.config, checkpoint.generation):
         for key in TOKENS:
             ids = content.get(key) if isinstance(content.get(key), list) else [content.get(key)]
             if ids and all(isinstance(token, int) and 0 <= token < vocabulary for token in ids):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compress.checkpoints.layout import Layout, read_layout
+from compress.checkpoints.folder import Checkpoint
+from compress.checkpoints.layout import Layout
 from compress.stage import StageError, first_line
 from export.attention_facts import describe
 from export.families import check_settings, corrections, graph_type, refusal
@@ -41,13 +42,13 @@ class Decoder:
     """mobius's own reading of the config: layers, heads, widths, context."""
 
 
-def build_decoder(folder: Path, provider: Provider) -> Decoder:
-    """Build the graph of the checkpoint in `folder` and open its weights.
+def build_decoder(checkpoint: Checkpoint, provider: Provider) -> Decoder:
+    """Build the graph of a checkpoint and open its weights.
 
     Raises:
         StageError: there is no right graph of this model, or the graph cannot take its weights.
     """
-    layout = read_layout(folder)
+    folder, layout = checkpoint.folder, checkpoint.layout
     empty, settings = layout.model, layout.model.config
     check_settings(folder, settings)
     if any(weight.number == "int8" for weight in layout.taken):
@@ -57,7 +58,7 @@ def build_decoder(folder: Path, provider: Provider) -> Decoder:
     _check_architecture(folder, architecture)
     _check_graph(folder, settings.model_type, model.graph)
     model.meta.update(describe(empty))
-    weights = _open_weights(folder, module, layout)
+    weights = _open_weights(module, layout)
     _check_shapes(folder, settings.model_type, model.graph, weights)
     return Decoder(model, weights, architecture)
 
@@ -115,17 +116,17 @@ def _check_graph(folder: Path, kind: str, graph: "ir.Graph") -> None:
             raise refusal(folder, kind, f"expected GroupQueryAttention to read {cache.name}, got {found}")
 
 
-def _open_weights(folder: Path, module: Any, layout: Layout) -> GraphWeights:
+def _open_weights(module: Any, layout: Layout) -> GraphWeights:
     from transformers.pytorch_utils import Conv1D
 
     conv1d = frozenset(name for name, part in layout.model.named_modules() if isinstance(part, Conv1D))
     try:
-        return read_weights(folder, layout, module, conv1d)
+        return read_weights(layout, module, conv1d)
     except WeightError as error:
-        raise StageError(f"{folder}: {error}") from error
+        raise StageError(f"{layout.folder}: {error}") from error
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # from mobius's renaming
         reason = f"mobius-onnx cannot place its weights ({first_line(error)})"
-        raise refusal(folder, layout.model.config.model_type, reason) from error
+        raise refusal(layout.folder, layout.model.config.model_type, reason) from error
 
 
 def _check_shapes(folder: Path, kind: str, graph: "ir.Graph", weights: GraphWeights) -> None:

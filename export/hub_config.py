@@ -7,9 +7,8 @@ them itself, which in Node it does.
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-from compress.checkpoints.config import read_config, read_generation
+from compress.checkpoints.folder import Checkpoint
 from export.external_data import GRAPH
 from export.genai import write_json
 from export.runtime.prompts import TOKENIZER
@@ -22,19 +21,16 @@ HUB_DATA = f"{GRAPH}_data"
 """The weights' name for transformers.js."""
 
 
-def write_configs(source: Path, out: Path, data: str) -> None:
-    """Write both files for the checkpoint in `source`; `data` is the name of the weights' file."""
-    config = {key: value for key, value in read_config(source).items() if key not in LEFT_OUT}
+def write_configs(checkpoint: Checkpoint, out: Path, data: str) -> None:
+    """Write both files for a checkpoint; `data` is the name of the weights' file. What the checkpoint does not say of
+    how text is to be generated, its config's special tokens do.
+    """
+    config = {key: value for key, value in checkpoint.config.items() if key not in LEFT_OUT}
     web = {"dtype": "fp32", "use_external_data_format": data == HUB_DATA}
     write_json(out / CONFIG, config | {"transformers.js_config": web})
-    write_json(out / GENERATION, _generation(source, config))
-
-
-def _generation(source: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """How the checkpoint wants text to be generated; where it does not say, its config's special tokens."""
-    if (source / GENERATION).is_file():
-        return read_generation(source)
-    return {key: config[key] for key in SPECIAL if config.get(key) is not None}
+    told = (checkpoint.folder / GENERATION).is_file()
+    special = {key: config[key] for key in SPECIAL if config.get(key) is not None}
+    write_json(out / GENERATION, checkpoint.generation if told else special)
 
 
 def copy_for_hub(bundle: Path, out: Path) -> None:

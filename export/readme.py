@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.folder import load_tokenizer
 from export.coverage import WIDTHS
 from export.external_data import read_graph
 from export.initializers import attributes_of
@@ -21,6 +20,7 @@ from export.runtime.session import Provider
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from transformers import PreTrainedTokenizerBase
 
 README = "README.md"
 PROMPT = "The old house stood"
@@ -43,9 +43,8 @@ PACKAGES = {
 }
 
 
-def take_sample(bundle: Path, source: Path, provider: Provider) -> dict[str, Any]:
+def take_sample(bundle: Path, tokenizer: "PreTrainedTokenizerBase", provider: Provider) -> dict[str, Any]:
     """What the bundle adds to the prompt: {"prompt", "ids", "tokens", "text"}; the text has the prompt in it."""
-    tokenizer = load_tokenizer(source)
     ids = [int(token) for token in tokenizer(PROMPT)["input_ids"]]
     [tokens] = OnnxCausalLM.open(bundle, provider=provider).generate([ids], max_new_tokens=TOKENS)
     text = tokenizer.decode(ids + tokens, skip_special_tokens=True)

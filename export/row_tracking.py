@@ -11,7 +11,6 @@ Weights on which mobius does arithmetic cannot be followed, and are refused.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,7 +108,7 @@ class GraphWeights:
     quantized: CodeTable
 
 
-def read_weights(folder: Path, layout: Layout, module: Any, conv1d: frozenset[str]) -> GraphWeights:
+def read_weights(layout: Layout, module: Any, conv1d: frozenset[str]) -> GraphWeights:
     """Open the weights that transformers takes of a checkpoint, each once (its tensors stay on disk until they are
     used), and rename them by `module.preprocess_weights`.
 
@@ -118,7 +117,7 @@ def read_weights(folder: Path, layout: Layout, module: Any, conv1d: frozenset[st
     Raises:
         WeightError: a quantized matrix cannot be followed to its place, or is not what the model computes with.
     """
-    matrices = _matrices(folder, layout)
+    matrices = _matrices(layout)
     floats = _floats(layout, matrices)
     table = CodeTable.of(matrices)
     rows = _rename(module, floats, {name: _row_numbers(table, name) for name in table.matrices}, conv1d)
@@ -130,14 +129,14 @@ def read_weights(folder: Path, layout: Layout, module: Any, conv1d: frozenset[st
     return GraphWeights({name: tensor for name, tensor in rows.items() if name not in places}, table)
 
 
-def _matrices(folder: Path, layout: Layout) -> dict[str, QuantizedMatrix]:
+def _matrices(layout: Layout) -> dict[str, QuantizedMatrix]:
     """Every quantized matrix by its module's name, with the base model's prefix where the model has it."""
     written = {
         weight.stored.name.removesuffix(CODES).removesuffix(WEIGHT): weight.written.removesuffix(WEIGHT)
         for weight in layout.taken
         if weight.number in ("int8", "int4")
     }
-    return {written.get(name, name): matrix for name, matrix in read_quantized_matrices(folder).items()}
+    return {written.get(name, name): matrix for name, matrix in read_quantized_matrices(layout.folder).items()}
 
 
 def _floats(layout: Layout, matrices: dict[str, QuantizedMatrix]) -> dict[str, "Tensor"]:

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from compress.checkpoints.config import read_config, vocabulary_size
-from compress.checkpoints.folder import inspect_checkpoint, load_tokenizer
-from compress.checkpoints.layout import count_nonzero
+from compress.checkpoints.config import vocabulary_size
+from compress.checkpoints.folder import Checkpoint
 from compress.checkpoints.loading import load_float_model
 from compress.stage import Silent, StageError, StageInput, StageMetadata, Task
 from compress.text import check_ids, read_documents, tokenize
@@ -77,7 +76,7 @@ def run(config: ExportConfig, given: StageInput) -> StageMetadata:
         raise StageError(f"{given.source}: cannot be exported: {error}") from error
     try:
         with given.progress.task("export", STEPS) as task:
-            return _export(config, given, given.source, task)
+            return _export(config, given, Checkpoint(given.source), task)
     except WeightError as error:
         raise StageError(f"{given.source}: cannot be exported: {error}") from error
     except (CoverageError, ParityError, ProviderError) as error:
@@ -88,17 +87,17 @@ def run(config: ExportConfig, given: StageInput) -> StageMetadata:
         raise UnprovenError(f"{given.source}: the bundle is refused: ONNX Runtime does not run it ({error})") from error
 
 
-def _export(config: ExportConfig, given: StageInput, source: Path, task: Task) -> StageMetadata:
+def _export(config: ExportConfig, given: StageInput, checkpoint: Checkpoint, task: Task) -> StageMetadata:
     bundle = PLACES[config.layout](given.out)
     bundle.mkdir(parents=True, exist_ok=True)
-    built = build_bundle(config, source, bundle, task)
+    built = build_bundle(config, checkpoint, bundle, task)
     proof = prove_provider(bundle, config.provider)
     task.advance(note="provider proven")
-    parity = _check_parity(config, given, bundle, built.context)
+    parity = _check_parity(config, given, checkpoint, bundle, built.context)
     task.advance(note="parity holds")
     about = {
-        "parameters": inspect_checkpoint(source).parameters,
-        "nonzero_parameters": count_nonzero(source),
+        "parameters": checkpoint.parameters,
+        "nonzero_parameters": checkpoint.layout.count_nonzero(),
         "recipe": [*given.lineage, {"kind": "export", "knobs": config.model_dump(mode="json")}],
         "provider": config.provider,
         "knobs": config.model_dump(mode="json"),
@@ -106,7 +105,7 @@ def _export(config: ExportConfig, given: StageInput, source: Path, task: Task) -
         "coverage": built.coverage,
         "parity": parity,
         "proof_of_provider": proof,
-        "sample": take_sample(bundle, source, config.provider),
+        "sample": take_sample(bundle, checkpoint.tokenizer, config.provider),
         "libraries": _versions(),
     }
     write_manifest(bundle, about)
@@ -132,7 +131,7 @@ class Built:
     coverage: dict[str, Any]
 
 
-def build_bundle(config: ExportConfig, source: Path, out: Path, task: Task | None = None) -> Built:
+def build_bundle(config: ExportConfig, checkpoint: Checkpoint, out: Path, task: Task | None = None) -> Built:
     """Write a checkpoint's graph, data, tokenizer and genai_config.json into the folder `out`: everything that runs.
 
     It is no artifact yet: nothing is proven but that the int8 values are the checkpoint's, and there is no manifest.
@@ -144,7 +143,7 @@ def build_bundle(config: ExportConfig, source: Path, out: Path, task: Task | Non
     """
 
     task = task or Silent()
-    decoder = build_decoder(source, config.provider)
+    decoder = build_decoder(checkpoint, config.provider)
     task.advance(note="graph built")
     context = PassContext(
         weights=decoder.weights, provider=config.provider, block_size=config.block_size, accuracy_level=config.level
@@ -153,7 +152,7 @@ def build_bundle(config: ExportConfig, source: Path, out: Path, task: Task | Non
     if config.layout == "triton":
         _offer_logits_from(decoder)
     task.advance(note="weights placed")
-    covered = _write(decoder, context, source, out, HUB_DATA if config.layout == "transformers.js" else DATA)
+    covered = _write(decoder, context, checkpoint, out, HUB_DATA if config.layout == "transformers.js" else DATA)
     task.advance(note="written")
     return Built(context=decoder.architecture.max_position_embeddings, passes=passes, coverage=covered)
 
@@ -165,34 +164,37 @@ def _offer_logits_from(decoder: Decoder) -> None:
         graph.inputs.append(graph.initializers[LOGITS_FROM])
 
 
-def _write(decoder: Decoder, context: PassContext, source: Path, out: Path, data: str) -> dict[str, Any]:
+def _write(decoder: Decoder, context: PassContext, checkpoint: Checkpoint, out: Path, data: str) -> dict[str, Any]:
     """Write the graph, its data, the tokenizer and the configs; the coverage of what was written."""
 
     onnx_ir.save(decoder.model, out / GRAPH, external_data=data)
-    write_configs(source, out, data)
-    write_tokenizer(source, out)
-    write_json(out / CONFIG, genai_config(source, decoder.architecture, decoder.model, context.provider))
+    write_configs(checkpoint, out, data)
+    write_tokenizer(checkpoint.tokenizer, checkpoint.folder, out)
+    write_json(out / CONFIG, genai_config(checkpoint, decoder.architecture, decoder.model, context.provider))
     table = context.weights.quantized
     placed = (("+".join(packed.modules), table.matrix(packed.rows)) for packed in context.packed.values())
     check_carried(out, table.matrices, placed)
     return coverage(read_graph(out))
 
 
-def _check_parity(config: ExportConfig, given: StageInput, bundle: Path, longest: int) -> dict[str, Any]:
-    source = given.source
-    assert source is not None
+def _check_parity(
+    config: ExportConfig, given: StageInput, checkpoint: Checkpoint, bundle: Path, longest: int
+) -> dict[str, Any]:
     tokens, context = min(config.parity_tokens, longest), min(config.parity_context, longest)
-    ids = _parity_ids(given, source, max(tokens * ROWS, context))
+    ids = _parity_ids(given, checkpoint, max(tokens * ROWS, context))
     with TemporaryDirectory(dir=given.scratch) as scratch:
         reference = take_reference(
-            lambda: load_float_model(source), ids[: tokens * ROWS].reshape(ROWS, tokens), ids[-context:], Path(scratch)
+            lambda: load_float_model(checkpoint.folder),
+            ids[: tokens * ROWS].reshape(ROWS, tokens),
+            ids[-context:],
+            Path(scratch),
         )
         figures = check_parity(bundle, reference, config.provider) | {"longest": longest}
         write_golden_outputs(bundle, reference)
     return figures | {"self_test": run_self_test(bundle, config.provider)}
 
 
-def _parity_ids(given: StageInput, source: Path, count: int) -> Ids:
+def _parity_ids(given: StageInput, checkpoint: Checkpoint, count: int) -> Ids:
     """Tokens from the start of the calibration text; a text that is too short is repeated."""
 
     if given.calibration_text is None:
@@ -203,9 +205,8 @@ def _parity_ids(given: StageInput, source: Path, count: int) -> Ids:
         characters += len(texts[-1])
         if characters >= count * CHARACTERS_PER_TOKEN:
             break
-    tokenizer = load_tokenizer(source)
-    ids = np.resize(np.concatenate(tokenize(texts, tokenizer)), count).astype(np.int64)
-    check_ids(ids, tokenizer, vocabulary_size(read_config(source)))
+    ids = np.resize(np.concatenate(tokenize(texts, checkpoint.tokenizer)), count).astype(np.int64)
+    check_ids(ids, checkpoint.tokenizer, vocabulary_size(checkpoint.config))
     return ids
 
 

@@ -21,7 +21,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.folder import load_tokenizer
 from compress.checkpoints.json_file import read_object
 from compress.text import before_text
 from export.runtime.prompts import TOKENIZER
@@ -45,13 +44,8 @@ OF_BATCHES = ("max_length", "padding", "pad_to_multiple_of", "stride", "truncati
 """Settings of truncation and padding."""
 
 
-def write_tokenizer(source: Path, out: Path) -> None:
-    """Write the tokenizer of the checkpoint in `source` into the bundle `out`.
-
-    Raises:
-        CheckpointError: it cannot be opened.
-    """
-    tokenizer = load_tokenizer(source)
+def write_tokenizer(tokenizer: "PreTrainedTokenizerBase", source: Path, out: Path) -> None:
+    """Write the tokenizer of the checkpoint in `source` into the bundle `out`."""
     for name in OTHERS if tokenizer.is_fast else (TOKENIZER, *OTHERS):
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)

@@ -19,6 +19,10 @@ def written(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def opened(folder: Path) -> Any:
+    return open_config(folder, read_config(folder))
+
+
 @pytest.mark.parametrize("key", ["quantization_config", "text_config", "architectures", "auto_map", "vocab_size"])
 def test_null_is_absent(tmp_path: Path, key: str) -> None:
     config = read_config(written(tmp_path, **{key: None}))
@@ -35,7 +39,7 @@ def test_a_null_that_means_something_to_transformers_stays(tmp_path: Path) -> No
 def test_null_and_nothing_in_braces_are_absent(tmp_path: Path, key: str, nothing: object) -> None:
     folder = written(tmp_path, **{key: nothing})
     assert key not in read_config(folder)
-    assert not hasattr(open_config(folder), key)
+    assert not hasattr(opened(folder), key)
 
 
 def test_old_bitsandbytes_is_known_by_its_width(tmp_path: Path) -> None:
@@ -102,18 +106,18 @@ def test_a_kernel_of_a_repository_is_code(tmp_path: Path, changes: dict[str, Any
 
 
 def test_an_implementation_of_another_machine_is_no_matter(tmp_path: Path) -> None:
-    assert open_config(written(tmp_path, _attn_implementation="flash_attention_2"))._attn_implementation is None
+    assert opened(written(tmp_path, _attn_implementation="flash_attention_2"))._attn_implementation is None
 
 
 def test_code_beside_a_class_of_transformers_is_not_asked_for(tmp_path: Path) -> None:
-    config = open_config(written(tmp_path, auto_map={"AutoModelForCausalLM": "modeling.Model"}))
+    config = opened(written(tmp_path, auto_map={"AutoModelForCausalLM": "modeling.Model"}))
     assert config.model_type == "llama"
     assert not hasattr(config, "auto_map")
 
 
 def test_a_value_that_transformers_does_not_take_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: transformers does not take it \(") as refused:
-        open_config(written(tmp_path, hidden_act=[1]))
+        opened(written(tmp_path, hidden_act=[1]))
     assert "\n" not in str(refused.value)
 
 

@@ -13,7 +13,7 @@ import pytest
 from exported import exported, quantized, sharpened
 from onnx import numpy_helper
 
-from compress import CheckpointError
+from compress import Checkpoint, CheckpointError
 from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
 from compress.stage import StageError, StageInput
 from compress.text import TextSource
@@ -187,7 +187,7 @@ def test_cuda_graph_is_float16_with_int8_weights(int8: dict[str, Path], tmp_path
     from export.graph import build_decoder
     from export.passes import PassContext, apply_passes
 
-    decoder = build_decoder(int8["gpt2"], "cuda")
+    decoder = build_decoder(Checkpoint(int8["gpt2"]), "cuda")
     context = PassContext(weights=decoder.weights, provider="cuda", block_size=64, accuracy_level=0)
     apply_passes(decoder.model, context)
     onnx_ir.save(decoder.model, tmp_path / "model.onnx", external_data="model.onnx.data")

@@ -20,7 +20,7 @@ from conftest import ROOT, SHORT, Share
 from exported import Exported, genai_greedy, quantized, sharpened
 from family_variants import ALSO, AS_WELL, FAMILIES, LONG, MIXTURES, OLD, REFUSALS, WINDOW, Changes
 
-from compress import CheckpointError
+from compress import Checkpoint, CheckpointError
 from compress.checkpoints.config import read_config
 from compress.checkpoints.loading import load_model
 from compress.models.block_linears import block_linears
@@ -260,7 +260,7 @@ def test_the_page_lists_what_is_under_test() -> None:
 
 def decoder_layers(folder: Path) -> tuple[list[Layer], list[Any]]:
     """What is known of each layer of a checkpoint, and its attention node before any pass."""
-    model = build_decoder(folder, "cpu").model
+    model = build_decoder(Checkpoint(folder), "cpu").model
     layers = model.meta[LAYERS]
     return layers, [node for node in model.graph if layer_of(node, layers)]
 
@@ -388,7 +388,7 @@ def test_cuda_graph_of_every_kind_is_float16(family: str, variant: str, int8: De
     import onnx
     import onnx_ir
 
-    decoder = build_decoder(int8(family, variant), "cuda")
+    decoder = build_decoder(Checkpoint(int8(family, variant)), "cuda")
     context = PassContext(weights=decoder.weights, provider="cuda", block_size=64, accuracy_level=0)
     apply_passes(decoder.model, context)
     onnx_ir.save(decoder.model, tmp_path / "model.onnx", external_data="model.onnx.data")

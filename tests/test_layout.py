@@ -13,8 +13,7 @@ from exported import exported, quantized, sharpened
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compress import CheckpointError, StageError, inspect_checkpoint
-from compress.checkpoints.layout import count_nonzero, read_layout, weights_in_memory
+from compress import Checkpoint, CheckpointError, StageError, inspect_checkpoint
 from compress.checkpoints.loading import empty_model, load_float_model, load_model
 from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
 from compress.checkpoints.safetensors_files import TensorFiles
@@ -73,7 +72,7 @@ def apart(shared_checkpoint: Make, tmp_path: Path) -> Path:
 
 
 def test_a_tie_that_the_files_contradict_is_none(apart: Path) -> None:
-    layout, head = read_layout(apart), load_file(apart / SINGLE)["lm_head.weight"]
+    layout, head = Checkpoint(apart).layout, load_file(apart / SINGLE)["lm_head.weight"]
     assert layout.apart == {"lm_head.weight"}
     assert not layout.tied
     assert not layout.model.config.tie_word_embeddings
@@ -107,9 +106,10 @@ def test_a_head_that_is_stored_twice_is_one_weight(shared_checkpoint: Make, tmp_
     source = shared_checkpoint("llama")
     folder = Path(shutil.copytree(source, tmp_path / "twice"))
     rewrite(folder, lambda held: held | {"lm_head.weight": held["model.embed_tokens.weight"].clone()})
-    assert read_layout(folder).tied == {"lm_head.weight": "model.embed_tokens.weight"}
-    for counted in (weights_in_memory, count_nonzero):
-        assert counted(folder) == counted(source)
+    assert Checkpoint(folder).layout.tied == {"lm_head.weight": "model.embed_tokens.weight"}
+    one, other = Checkpoint(folder).layout, Checkpoint(source).layout
+    assert one.in_memory() == other.in_memory()
+    assert one.count_nonzero() == other.count_nonzero()
     assert FORMATS["dense"].macs(folder, context=8) == FORMATS["dense"].macs(source, context=8)
 
 
@@ -148,11 +148,11 @@ def test_masks_and_frequencies_in_a_file_are_no_weights(family: str, shared_chec
     folder = with_masks(Path(shutil.copytree(source, tmp_path / family)), prefix)
     before, after = inspect_checkpoint(source), inspect_checkpoint(folder)
     assert (after.parameters, after.weight_bytes) == (before.parameters, before.weight_bytes)
-    assert len(read_layout(folder).ignored) == 8
+    assert len(Checkpoint(folder).layout.ignored) == 8
     adapter = FORMATS["dense"]
     assert adapter.components(folder) == adapter.components(source)
     assert adapter.macs(folder, context=8) == adapter.macs(source, context=8)
-    assert count_nonzero(folder) == count_nonzero(source)
+    assert Checkpoint(folder).layout.count_nonzero() == Checkpoint(source).layout.count_nonzero()
     assert load_model(folder).num_parameters() == before.parameters
     run(PRUNE, folder, tmp_path / "pruned", sparsity=0.5)
 
@@ -254,8 +254,5 @@ def test_gpt2_as_it_is_published_is_opened(shared_checkpoint: Make, tmp_path: Pa
     folder = Path(shutil.copytree(source, tmp_path / "hub"))
     like_gpt2(folder)
     assert divergence(in_transformers(source), in_transformers(folder)) == 0
-    assert {weight.written for weight in read_layout(folder).taken} == set(load_file(source / SINGLE))
-    assert weights_in_memory(folder) != []
-    assert sum(size for _, _, size in weights_in_memory(folder)) == sum(
-        size for _, _, size in weights_in_memory(source)
-    )
+    assert {weight.written for weight in Checkpoint(folder).layout.taken} == set(load_file(source / SINGLE))
+    assert Checkpoint(folder).weight_bytes == Checkpoint(source).weight_bytes > 0

@@ -96,12 +96,11 @@ def test_more_than_the_model_can_read(write: Callable[..., Path], gpt2: Path) ->
     ]
 
 
-def test_an_int8_model_cannot_be_pruned(write: Callable[..., Path], gpt2: Path) -> None:
-    recipe = load_recipe(write(gpt2))
+def test_an_int8_model_cannot_be_pruned(write: Callable[..., Path], int8_bundle: Path) -> None:
+    recipe = load_recipe(write(int8_bundle.parent / "int8"))
     source = resolve(recipe)
-    int8 = type(source)(folder=source.folder, format="quantized", key=source.key, checkpoint=source.checkpoint)
     with pytest.raises(RecipeError) as caught:
-        raise_problems(check_model(recipe, int8, tuple(chain(recipe, int8))))
+        raise_problems(check_model(recipe, source, tuple(chain(recipe, source))))
     assert str(caught.value) == "r.yaml:4: prune: stage 1 'prune' takes dense, but the model is quantized"
 
 

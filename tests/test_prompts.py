@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from exported import Exported
 
+from compress.checkpoints.folder import load_tokenizer
 from export.runtime.batch import PromptError
 from export.runtime.prompts import open_tokenizer, read_prompt, stream_text
 from export.runtime.sampling import Sampling
@@ -50,7 +51,7 @@ def odd(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that a bundle gets of it."""
     out = tmp_path_factory.mktemp("written")
-    write_tokenizer(odd, out)
+    write_tokenizer(load_tokenizer(odd), odd, out)
     return out
 
 
@@ -88,7 +89,7 @@ def test_genai_feeds_the_same_ids(
     genai = pytest.importorskip("onnxruntime_genai")
     plain = tmp_path / "plain"
     plain.mkdir()
-    write_tokenizer(tokenizer_files, plain)
+    write_tokenizer(load_tokenizer(tokenizer_files), tokenizer_files, plain)
     short = "Once upon a time"
     for files, ids in ((written, by_transformers(odd, short)[:-1]), (plain, by_transformers(tokenizer_files, short))):
         bundle = shutil.copytree(int8_exports("llama").bundle, tmp_path / f"bundle-{files.name}")

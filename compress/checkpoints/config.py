@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.compressed_tensors import packed_faults
-from compress.checkpoints.json_file import JsonError, kind_of, read_object
+from compress.checkpoints.json_file import LIMIT, JsonError, kind_of, read_object
 from compress.errors import DemitasseError
 from compress.names import did_you_mean
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+LARGEST = 64 * 2**20
+"""Bytes of a file that may list every token."""
 ADAPTER = "adapter_config.json"
 MERGE = "merge it into its base first: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)"
 KINDS: dict[str, type] = {
@@ -74,10 +77,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: expected a Hugging Face checkpoint, but it has no config.json{_instead(folder)}"
         )
-    try:
-        config = read_object(file)
-    except JsonError as error:
-        raise CheckpointError(f"{error}; download the checkpoint again") from error
+    config = read_description(file, "download the checkpoint again")
     config = {key: value for key, value in config.items() if not (value is None and (key in KINDS or key in SIZES))}
     config = {key: value for key, value in config.items() if value != {} or key not in ABSENT_WHERE_EMPTY}
     faults = [*_shape_faults(config)]
@@ -102,28 +102,46 @@ def read_generation(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is broken.
     """
-    file = folder / GENERATION
-    if not os.path.lexists(file):
-        return {}
-    try:
-        settings = read_object(file)
-    except JsonError as error:
-        raise CheckpointError(f"{error}; download the checkpoint again, or take the file out") from error
+    settings = read_description(folder / GENERATION, "download the checkpoint again, or take the file out")
     faults = [*_token_faults(settings)]
     if faults:
-        raise CheckpointError(f"{file}: {'; '.join(faults)}")
+        raise CheckpointError(f"{folder / GENERATION}: {'; '.join(faults)}")
     return settings
 
 
-def open_config(folder: Path) -> "PreTrainedConfig":
-    """transformers' reading of config.json, free of what would make it look for code.
+def check_tokenizer_settings(folder: Path) -> None:
+    """Raise a CheckpointError where a small file beside a vocabulary is no JSON, or says in something else than a
+    number how long a text may be.
+    """
+    for file in (folder / name for name in TOKENIZER):
+        settings = read_description(file, "copy the file that the model was trained with", LARGEST)
+        longest = settings.get("model_max_length")
+        if not isinstance(longest, int | float | None):
+            raise CheckpointError(f"{file}: `model_max_length`: expected a number, got {longest!r}")
+
+
+def read_description(file: Path, way_out: str, limit: int = LIMIT) -> dict[str, Any]:
+    """The object in a file that describes a part of a checkpoint; an empty one where there is no such file.
 
     Raises:
-        CheckpointError: as `read_config`; or transformers has no such type, or does not take a value.
+        CheckpointError: it is broken; the message ends in the way out.
+    """
+    if not os.path.lexists(file):
+        return {}
+    try:
+        return read_object(file, limit=limit)
+    except JsonError as error:
+        raise CheckpointError(f"{error}; {way_out}") from error
+
+
+def open_config(folder: Path, plain: Mapping[str, Any]) -> "PreTrainedConfig":
+    """transformers' reading of config.json, which `read_config` gave, free of what would make it look for code.
+
+    Raises:
+        CheckpointError: transformers has no such type, or does not take a value.
     """
     from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-    plain = read_config(folder)
     if plain["model_type"] not in CONFIG_MAPPING:
         code = " of its own code (auto_map), which demitasse never runs" if "auto_map" in plain else ""
         raise CheckpointError(
@@ -288,10 +306,7 @@ def quantization_method(config: Mapping[str, Any]) -> str | None:
 def _check_adapter(folder: Path) -> None:
     if not os.path.lexists(folder / ADAPTER):
         return
-    try:
-        about = read_object(folder / ADAPTER)
-    except JsonError as error:
-        raise CheckpointError(str(error)) from error
+    about = read_description(folder / ADAPTER, "download the checkpoint again")
     kind, base = about.get("peft_type") or "an adapter", about.get("base_model_name_or_path")
     if os.path.lexists(folder / "model.safetensors") or os.path.lexists(folder / "model.safetensors.index.json"):
         raise CheckpointError(

@@ -8,10 +8,9 @@ Only safetensors is ever read: a pickle runs code when it is opened. Code that a
 What is opened is compared with what was read of the folder before (`layout.py`).
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,14 +20,15 @@ from compress.checkpoints.config import (
     CONFIG,
     CheckpointError,
     check_plain,
+    check_tokenizer_settings,
     in_one_line,
     open_config,
+    quantization_method,
     read_config,
     read_generation,
     vocabulary_size,
 )
-from compress.checkpoints.json_file import JsonError, read_object
-from compress.checkpoints.layout import OPENING, check_loading, count_weights, held_in, read_layout
+from compress.checkpoints.layout import OPENING, Layout, check_loading, find_layout
 from compress.checkpoints.one_at_a_time import one_at_a_time
 from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
 from compress.checkpoints.weight_files import is_pointer, stored_tensors, weight_files
@@ -39,61 +39,91 @@ if TYPE_CHECKING:
 DType = Literal["float32", "float16", "bfloat16"]
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 """Names of files that hold a tokenizer's vocabulary."""
-DESCRIPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MOST_VOCABULARY = 2**28
 """Bytes of a file that holds a vocabulary."""
-LARGEST = 64 * 2**20
-"""Bytes of a file that may list every token."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a folder holds, read from its headers alone."""
+    """What a folder holds, told by config.json and the headers of its weight files; each part is read once.
 
-    folder: Path
-    format: Literal["dense", "quantized"]
-    config: dict[str, Any]
-    parameters: int
-    """Number of weights, a tied one counted once."""
-    weight_bytes: int
-    """Bytes of the weights as they are held to run: int8 codes 1, everything else float32."""
-    disk_bytes: int
-    """Bytes of the weight files as they lie there."""
+    Raises:
+        CheckpointError: no such folder, no or a broken config, not a causal language model, no safetensors or
+            corrupt ones.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = read_config(folder)
+        self.generation = read_generation(folder)
+        self.tensors = stored_tensors(folder)
+
+    @property
+    def format(self) -> Literal["dense", "quantized"]:
+        return "dense" if self.quantization is None else "quantized"
+
+    @property
+    def quantization(self) -> str | None:
+        """What it was quantized with; None: it holds floats."""
+        return quantization_method(self.config)
 
     @property
     def model_type(self) -> str:
         return str(self.config["model_type"])
 
+    @property
+    def elements(self) -> int:
+        """Of all tensors in its weight files."""
+        return sum(tensor.count for tensor in self.tensors)
 
-@dataclass(frozen=True, kw_only=True)
-class Outline:
-    """What a folder says that it holds; no library was loaded to look whether it fits together."""
+    @cached_property
+    def layout(self) -> Layout:
+        """Which tensor is which weight of the config's model.
 
-    folder: Path
-    format: Literal["dense", "quantized"]
-    config: dict[str, Any]
-    elements: int
-    """Of all tensors in its weight files."""
+        Raises:
+            CheckpointError: transformers has no such model, or the weights are another's.
+        """
+        return find_layout(self.folder, self.config, self.tensors)
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer, as `load_tokenizer` gives it."""
+        return _open_tokenizer(self.folder, vocabulary_size(self.config))
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, a tied one counted once."""
+        return self.layout.count()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as they are held to run: int8 codes 1, everything else float32."""
+        return sum(size for _, _, size in self.layout.in_memory())
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the weight files as they lie there."""
+        return sum(file.stat().st_size for file in files_of_weights(self.folder))
+
+    def whole(self) -> "Checkpoint":
+        """This one, once its weights and its tokenizer were looked at as transformers takes them.
+
+        Raises:
+            CheckpointError: the weights are not those of the config's model, or the tokenizer does not fit.
+        """
+        _ = self.layout, self.tokenizer
+        return self
 
 
-def outline(folder: Path) -> Outline:
-    """Read a checkpoint's config and the headers of its weight files.
+def outline(folder: Path) -> Checkpoint:
+    """A checkpoint, its descriptions read; no library is loaded to look whether they fit together.
 
     Raises:
-        CheckpointError: no such folder, no or a broken config, not a causal language model, no safetensors or
-            corrupt ones, no tokenizer.
+        CheckpointError: as `Checkpoint`; or there is no tokenizer, or its settings are broken.
     """
-    config = read_config(folder)
-    read_generation(folder)
-    elements = sum(tensor.count for tensor in stored_tensors(folder))
+    checkpoint = Checkpoint(folder)
+    check_tokenizer_settings(folder)
     _check_vocabulary_file(folder)
-    _check_descriptions(folder)
-    return Outline(
-        folder=folder,
-        format="quantized" if "quantization_config" in config else "dense",
-        config=config,
-        elements=elements,
-    )
+    return checkpoint
 
 
 def inspect_checkpoint(folder: Path) -> Checkpoint:
@@ -103,17 +133,7 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: no such folder, no or a broken config, not a causal language model, no safetensors or
             corrupt ones, weights that are not those of the config's model, no tokenizer or one that does not fit.
     """
-    found = outline(folder)
-    layout = read_layout(folder)
-    load_tokenizer(folder)
-    return Checkpoint(
-        folder=folder,
-        format=found.format,
-        config=found.config,
-        parameters=count_weights(layout),
-        weight_bytes=sum(size for _, _, size in held_in(folder, layout)),
-        disk_bytes=sum(file.stat().st_size for file in files_of_weights(folder)),
-    )
+    return outline(folder).whole()
 
 
 def files_of_weights(folder: Path) -> list[Path]:
@@ -131,11 +151,17 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     Raises:
         CheckpointError: transformers cannot open it, or its vocabulary is larger than the model's embedding.
     """
+    in_bundle = not (folder / CONFIG).is_file()  # whose checkpoint was looked at before it was made
+    return _open_tokenizer(folder, None if in_bundle else vocabulary_size(read_config(folder)))
+
+
+def _open_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model whose embedding has so many rows, where that is known."""
     from transformers import AutoTokenizer
 
     check_plain(folder)
     _check_vocabulary_file(folder)
-    _check_descriptions(folder)
+    check_tokenizer_settings(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -151,21 +177,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
             f"{folder}: its tokenizer cannot be loaded ({in_one_line(error)}); "
             "copy the files that the model was trained with"
         ) from error
-    _check_vocabulary(folder, tokenizer)
+    _check_vocabulary(folder, tokenizer, rows)
     return tokenizer
-
-
-def _check_descriptions(folder: Path) -> None:
-    """The small files beside a vocabulary are JSON, and say how long a text may be in a number."""
-    for name in DESCRIPTIONS:
-        if not os.path.lexists(folder / name):
-            continue
-        try:
-            longest = read_object(folder / name, limit=LARGEST).get("model_max_length")
-        except JsonError as error:
-            raise CheckpointError(f"{error}; copy the file that the model was trained with") from error
-        if not isinstance(longest, int | float | None):
-            raise CheckpointError(f"{folder / name}: `model_max_length`: expected a number, got {longest!r}")
 
 
 def _check_vocabulary_file(folder: Path) -> None:
@@ -179,7 +192,7 @@ def _check_vocabulary_file(folder: Path) -> None:
             raise CheckpointError(f"{file}: expected a vocabulary of at most {MOST_VOCABULARY:,} bytes, got more")
 
 
-def _check_vocabulary(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+def _check_vocabulary(folder: Path, tokenizer: "PreTrainedTokenizerBase", rows: int | None) -> None:
     """Every id of the vocabulary must have a row in the embedding. Tokens that were added to it may have none: where
     a text holds one, whoever reads the text says so.
     """
@@ -187,11 +200,8 @@ def _check_vocabulary(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Non
     ids = {token: index for token, index in tokenizer.get_vocab().items() if token not in added}
     if not ids and not added:
         raise CheckpointError(f"{folder}: the tokenizer has no vocabulary; copy the files the model was trained with")
-    if not (folder / CONFIG).is_file():
-        return  # a bundle, whose checkpoint was looked at before it was made
-    rows = vocabulary_size(read_config(folder))
     token = max(ids, key=lambda token: ids[token], default=None)
-    if token is not None and ids[token] >= rows:
+    if rows is not None and token is not None and ids[token] >= rows:
         raise CheckpointError(
             f"{folder}: the tokenizer does not match the model: {token!r} is number {ids[token]}, "
             f"but the embedding has {rows} rows; use the tokenizer that the model was trained with"
@@ -207,20 +217,20 @@ def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 @one_at_a_time
-def load_pretrained(folder: Path, *, dtype: DType, **settings: Any) -> "PreTrainedModel":
+def load_pretrained(checkpoint: Checkpoint, *, dtype: DType, **settings: Any) -> "PreTrainedModel":
     """The model as transformers loads it, in evaluation mode on the CPU.
 
     Args:
         settings: further ones for transformers, such as a `quantization_config`.
 
     Raises:
-        CheckpointError: the folder holds no checkpoint, or transformers takes another than its headers say.
+        CheckpointError: transformers takes another than its headers say.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    layout = read_layout(folder)
-    config = open_config(folder)
+    folder, layout = checkpoint.folder, checkpoint.layout
+    config = open_config(folder, checkpoint.config)
     if hasattr(config, "quantization_config") or "quantization_config" in settings:
         settings["device_map"] = {"": "cpu"}  # else bitsandbytes takes a GPU where there is one
     try:

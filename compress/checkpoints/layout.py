@@ -20,7 +20,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import safe_open
 
@@ -31,11 +31,10 @@ from compress.checkpoints.config import (
     in_one_line,
     open_config,
     quantization_method,
-    read_config,
 )
 from compress.checkpoints.one_at_a_time import one_at_a_time
 from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE, quantized_matrices
-from compress.checkpoints.weight_files import Stored, headers, stored_tensors
+from compress.checkpoints.weight_files import Stored, headers
 from compress.models.components import Held
 
 if TYPE_CHECKING:
@@ -101,6 +100,7 @@ class Weight:
 class Layout:
     """A checkpoint's files, as transformers takes them."""
 
+    folder: Path
     model: "PreTrainedModel"
     """The float model, without memory; its config makes no claim of a tie that the files contradict."""
     taken: tuple[Weight, ...]
@@ -116,6 +116,36 @@ class Layout:
         """Each weight once."""
         return (weight for weight in self.taken if weight.name not in self.tied)
 
+    def in_memory(self) -> list[Held]:
+        """Every weight as it is held to run: codes, their scales, and float32 for everything else.
+
+        An embedding that was quantized too counts as int8, not as the float table that stands for it in the weight
+        files.
+        """
+        embeddings = [tensor for file in self.folder.glob(EMBEDDINGS_FILE) for tensor in headers(file)]
+        instead = {tensor.name for tensor in embeddings}
+        found: list[Held] = [
+            (weight.name, weight.number, weight.bytes)
+            for weight in self.weights()
+            if weight.number != "storage" and not (weight.number == "float" and weight.name in instead)
+        ]
+        for tensor in embeddings:
+            codes = tensor.dtype == "I8"
+            found.append((tensor.name, "int8" if codes else "scales", tensor.count * (1 if codes else BYTES_PER_FLOAT)))
+        return found
+
+    def count(self) -> int:
+        """Number of weights, a tied one counted once; scales are none."""
+        return sum(weight.count for weight in self.weights() if weight.number in WEIGHTS)
+
+    def count_nonzero(self) -> int:
+        """How many of the weights are not exactly zero, read one tensor at a time."""
+        counted = [weight for weight in self.weights() if weight.number in WEIGHTS]
+        plain = sum(int(read_tensor(weight.stored).count_nonzero()) for weight in counted if weight.packed is None)
+        packed = {weight.stored.name.removesuffix(CODES) for weight in counted if weight.packed is not None}
+        matrices = quantized_matrices(self.folder) if packed else ()
+        return plain + sum(matrix.count_nonzero() for name, matrix in matrices if name in packed)
+
 
 @contextmanager
 def without_memory() -> Iterator[None]:
@@ -127,15 +157,15 @@ def without_memory() -> Iterator[None]:
         yield
 
 
-def read_layout(folder: Path) -> Layout:
-    """Read the headers of a checkpoint's weight files and find each tensor's place.
+def find_layout(folder: Path, plain: Mapping[str, Any], stored: Sequence[Stored]) -> Layout:
+    """Find the place of each tensor of a checkpoint's weight files in the model of its config.json, `plain`.
 
     Raises:
-        CheckpointError: config.json or a weight file cannot be used, or the two do not fit each other.
+        CheckpointError: transformers does not take the config, or the two do not fit each other.
     """
-    config, stored = open_config(folder), stored_tensors(folder)
+    config = open_config(folder, plain)
     model = _empty(folder, config, len(stored))
-    taken, left = _places(stored, model, quantization_method(read_config(folder)))
+    taken, left = _places(stored, model, quantization_method(plain))
     claimed = model.all_tied_weights_keys
     tied = {alias: name for alias, name in claimed.items() if not _differ(taken, alias, name)}
     taken = [_under_one_name(weight, taken, tied) for weight in taken]
@@ -149,7 +179,7 @@ def read_layout(folder: Path) -> Layout:
         for settings in (config, config.get_text_config()):
             settings.tie_word_embeddings = False
         model = _empty(folder, config, len(stored))
-    return Layout(model=model, taken=tuple(taken), ignored=left, tied=tied, apart=apart)
+    return Layout(folder=folder, model=model, taken=tuple(taken), ignored=left, tied=tied, apart=apart)
 
 
 def check_loading(folder: Path, report: Mapping[str, Iterable[object]]) -> None:
@@ -165,44 +195,6 @@ def check_loading(folder: Path, report: Mapping[str, Iterable[object]]) -> None:
             raise CheckpointError(
                 f"{folder}: the weights do not fit config.json: {what}: {shown}; get both files from one checkpoint"
             )
-
-
-def weights_in_memory(folder: Path) -> list[Held]:
-    """Every weight as it is held to run: codes, their scales, and float32 for everything else.
-
-    An embedding that was quantized too counts as int8, not as the float table that stands for it in the weight files.
-    """
-    return held_in(folder, read_layout(folder))
-
-
-def held_in(folder: Path, layout: Layout) -> list[Held]:
-    """`weights_in_memory` of a layout that is known."""
-    embeddings = [tensor for file in folder.glob(EMBEDDINGS_FILE) for tensor in headers(file)]
-    instead = {tensor.name for tensor in embeddings}
-    found: list[Held] = [
-        (weight.name, weight.number, weight.bytes)
-        for weight in layout.weights()
-        if weight.number != "storage" and not (weight.number == "float" and weight.name in instead)
-    ]
-    for tensor in embeddings:
-        codes = tensor.dtype == "I8"
-        found.append((tensor.name, "int8" if codes else "scales", tensor.count * (1 if codes else BYTES_PER_FLOAT)))
-    return found
-
-
-def count_weights(layout: Layout) -> int:
-    """Number of weights, a tied one counted once; scales are none."""
-    return sum(weight.count for weight in layout.weights() if weight.number in WEIGHTS)
-
-
-def count_nonzero(folder: Path) -> int:
-    """How many of a checkpoint's weights are not exactly zero, read one tensor at a time."""
-    counted = [weight for weight in read_layout(folder).weights() if weight.number in WEIGHTS]
-    plain = sum(int(read_tensor(weight.stored).count_nonzero()) for weight in counted if weight.packed is None)
-    if len(counted) == sum(weight.packed is None for weight in counted):
-        return plain
-    packed = {weight.stored.name.removesuffix(CODES) for weight in counted if weight.packed is not None}
-    return plain + sum(matrix.count_nonzero() for name, matrix in quantized_matrices(folder) if name in packed)
 
 
 def read_tensor(stored: Stored) -> "torch.Tensor":

@@ -9,9 +9,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.config import CheckpointError, in_one_line, quantization_method, read_config
-from compress.checkpoints.folder import DType, load_pretrained, no_bars
-from compress.checkpoints.layout import OPENING, Layout, check_loading, read_layout, read_tensor
+from compress.checkpoints.config import CheckpointError, in_one_line
+from compress.checkpoints.folder import Checkpoint, DType, load_pretrained, no_bars
+from compress.checkpoints.layout import OPENING, Layout, check_loading, read_tensor
 from compress.checkpoints.one_at_a_time import one_at_a_time
 from compress.checkpoints.quantized_matrix import read_quantized_matrices
 
@@ -28,9 +28,10 @@ def load_model(folder: Path, *, dtype: DType = "float32") -> "PreTrainedModel":
     Raises:
         CheckpointError: the weights do not fit the architecture: some missing, some left over, or of another shape.
     """
-    if quantization_method(read_config(folder)) != "compressed-tensors":
-        return load_pretrained(folder, dtype=dtype)
-    return _multiplied_out(folder, dtype)
+    checkpoint = Checkpoint(folder)
+    if checkpoint.quantization != "compressed-tensors":
+        return load_pretrained(checkpoint, dtype=dtype)
+    return _multiplied_out(checkpoint, dtype)
 
 
 @one_at_a_time
@@ -40,11 +41,11 @@ def load_float_model(folder: Path) -> "PreTrainedModel":
     Raises:
         CheckpointError: as `load_model`.
     """
-    method = quantization_method(read_config(folder))
-    if method == "compressed-tensors":
-        return _multiplied_out(folder, "float32")
-    model = load_pretrained(folder, dtype="float32")
-    if method is not None:
+    checkpoint = Checkpoint(folder)
+    if checkpoint.quantization == "compressed-tensors":
+        return _multiplied_out(checkpoint, "float32")
+    model = load_pretrained(checkpoint, dtype="float32")
+    if checkpoint.quantization is not None:
         _dequantize(model)
     return model
 
@@ -64,11 +65,11 @@ def _dequantize(model: "PreTrainedModel") -> None:
             model.set_submodule(name, linear)
 
 
-def _multiplied_out(folder: Path, dtype: DType) -> "PreTrainedModel":
+def _multiplied_out(checkpoint: Checkpoint, dtype: DType) -> "PreTrainedModel":
     """A checkpoint of compressed-tensors as transformers loads its floats."""
     import torch
 
-    layout = read_layout(folder)
+    folder, layout = checkpoint.folder, checkpoint.layout
     config: Any = deepcopy(layout.model.config)
     try:
         with no_bars(), OPENING:
@@ -107,7 +108,7 @@ def empty_model(folder: Path) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    config = deepcopy(read_layout(folder).model.config)
+    config = deepcopy(Checkpoint(folder).layout.model.config)
     with OPENING, no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.tie_weights()

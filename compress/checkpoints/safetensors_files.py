@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from compress.checkpoints.config import CONFIG, GENERATION, CheckpointError
-from compress.checkpoints.folder import load_tokenizer
+from compress.checkpoints.folder import Checkpoint, load_tokenizer
 from compress.checkpoints.json_file import read_object
-from compress.checkpoints.layout import Weight, read_layout, read_tensor
+from compress.checkpoints.layout import Weight, read_tensor
 from compress.checkpoints.weight_files import INDEX, SINGLE, weight_files
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Path, model: "PreTrainedModel") -> None:
-        layout = read_layout(folder)
+        layout = Checkpoint(folder).layout
         self.folder = folder
         self._apart = layout.apart
         self.tied = layout.tied

@@ -8,6 +8,7 @@ over these files is a key of what is read. Other weights in the folder are no pa
 Source of the file format: https://github.com/huggingface/safetensors#format
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from compress.checkpoints.config import CheckpointError, in_one_line
-from compress.checkpoints.json_file import LFS_POINTER, JsonError, parse_json, read_object
+from compress.checkpoints.config import CheckpointError, in_one_line, read_description
+from compress.checkpoints.json_file import LFS_POINTER
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -99,12 +100,12 @@ def headers(file: Path) -> Iterator[Stored]:
         CheckpointError: it is no safetensors file, or a corrupt one.
     """
     try:
-        with safe_open(file, framework="numpy"):  # which checks that every tensor lies where its header says
+        with safe_open(file, framework="numpy"):  # which checks the header, and that every tensor lies where it says
             pass
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
-            header = parse_json(stream.read(size), str(file))
-    except (SafetensorError, OSError, JsonError) as error:
+            header = json.loads(stream.read(size))
+    except (SafetensorError, OSError, ValueError) as error:
         if is_pointer(file):
             raise CheckpointError(f"{file}: a pointer of git-lfs, not the weights; fetch them: git lfs pull") from error
         told = in_one_line(error)
@@ -116,10 +117,7 @@ def headers(file: Path) -> Iterator[Stored]:
 
 
 def _shards(index: Path) -> list[str]:
-    try:
-        names = read_object(index).get("weight_map")
-    except JsonError as error:
-        raise CheckpointError(f"{error}; download the checkpoint again") from error
+    names = read_description(index, "download the checkpoint again").get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(f"{index}: expected `weight_map`, a file's name for each tensor; download it again")
     odd = sorted({name for name in names.values() if name != Path(name).name or not name.endswith(".safetensors")})

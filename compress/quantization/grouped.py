@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from compress.checkpoints.compressed_tensors import CODES, SCALES, SHAPE, pack, settings_of
 from compress.checkpoints.config import CONFIG, GENERATION
-from compress.checkpoints.folder import load_tokenizer
-from compress.checkpoints.layout import read_layout, read_tensor
+from compress.checkpoints.folder import Checkpoint
+from compress.checkpoints.layout import read_tensor
 from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from compress.models.block_linears import BlockLinear, block_linears
 from compress.models.calibration import Inputs, rows_of_stage
@@ -73,7 +73,8 @@ def _write(
     walk: BlockWalk, config: QuantizeConfig, source: Path, out: Path, found: dict[str, Tensor], bits: dict[str, int]
 ) -> str | None:
     """Write the checkpoint; the name of the embedding that was rounded."""
-    layout = read_layout(source)
+    checkpoint = Checkpoint(source)
+    layout = checkpoint.layout
     written = {weight.name.removesuffix(".weight"): weight.written.removesuffix(".weight") for weight in layout.taken}
     tensors = dict[str, Tensor]()
     for key, tensor in found.items():
@@ -95,5 +96,5 @@ def _write(
     walk.files.write_config(out / CONFIG, quantization_config=settings_of(config.group, others, targets))
     if (source / GENERATION).is_file():
         shutil.copyfile(source / GENERATION, out / GENERATION)
-    load_tokenizer(source).save_pretrained(out)
+    checkpoint.tokenizer.save_pretrained(out)
     return embeddings

@@ -17,9 +17,8 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from compress.checkpoints.config import CheckpointError, read_config
-from compress.checkpoints.folder import load_pretrained, load_tokenizer, no_bars
-from compress.checkpoints.layout import read_layout
+from compress.checkpoints.config import CheckpointError
+from compress.checkpoints.folder import Checkpoint, load_pretrained, no_bars
 from compress.checkpoints.quantized_matrix import (
     EMBEDDINGS_FILE,
     QuantizedMatrix,
@@ -45,31 +44,23 @@ def int8_rows(config: QuantizeConfig, given: StageInput) -> StageMetadata:
     """
     assert given.source is not None
     with no_bars(), given.progress.task("quantize", total=3) as task:
-        expected = _block_linear_names(given.source)
+        checkpoint = Checkpoint(given.source)
+        if checkpoint.quantization is not None:
+            raise CheckpointError(f"{given.source}: expected a float checkpoint, got one that is quantized already")
+        expected = [linear.name for linear in block_linears(checkpoint.layout.model)]
         task.advance(note="int8")
-        model = _load_in_8bit(given.source, config)
+        settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.threshold)
+        model = load_pretrained(checkpoint, dtype="float32", quantization_config=settings)
         task.advance(note="save")
         embeddings = round_embeddings(model, given.out) if config.embeddings else None
         model.save_pretrained(given.out, safe_serialization=True)
-        load_tokenizer(given.source).save_pretrained(given.out)
+        checkpoint.tokenizer.save_pretrained(given.out)
         task.advance()
     quantized = set(read_quantized_matrices(given.out))
     skipped = sorted(set(expected) - quantized)
     if skipped:
         raise StageError(f"quantize: {len(skipped)} block linears were left in float: {', '.join(skipped[:5])}")
     return {"scheme": config.scheme, "int8_linears": len(expected), "int8_embeddings": embeddings}
-
-
-def _block_linear_names(folder: Path) -> list[str]:
-    """Names of the block linears; no weight is read."""
-    return [linear.name for linear in block_linears(read_layout(folder).model)]
-
-
-def _load_in_8bit(folder: Path, config: QuantizeConfig) -> PreTrainedModel:
-    if "quantization_config" in read_config(folder):
-        raise CheckpointError(f"{folder}: expected a float checkpoint, got one that is quantized already")
-    settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.threshold)
-    return load_pretrained(folder, dtype="float32", quantization_config=settings)
 
 
 def round_embeddings(model: PreTrainedModel, out: Path) -> str:

@@ -7,8 +7,8 @@ code. The commit is its key; a folder's key is a digest over the files that a mo
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress import CheckpointError, FormatName, inspect_checkpoint
-from compress.checkpoints.folder import Outline, files_of_weights, outline
+from compress import CheckpointError, FormatName
+from compress.checkpoints.folder import Checkpoint, files_of_weights, outline
 from compress.digests import digest_file, digest_of
 from compress.stage import first_line
 from export.manifest import MANIFEST, bundle_folder, is_bundle, listed
@@ -25,14 +25,20 @@ SUFFIXES = (*DESCRIPTIONS, ".safetensors")
 class Source:
     """What the first stage is given."""
 
-    folder: Path | None
-    """None: the recipe starts from nothing."""
-    format: FormatName
     key: str
-    checkpoint: Outline | None = None
+    checkpoint: Checkpoint | None
+    """None: the recipe starts from nothing."""
+
+    @property
+    def folder(self) -> Path | None:
+        return None if self.checkpoint is None else self.checkpoint.folder
+
+    @property
+    def format(self) -> FormatName:
+        return "nothing" if self.checkpoint is None else self.checkpoint.format
 
 
-NOTHING = Source(folder=None, format="nothing", key="nothing")
+NOTHING = Source(key="nothing", checkpoint=None)
 
 
 def resolve(recipe: Recipe) -> Source:
@@ -53,14 +59,14 @@ def resolve(recipe: Recipe) -> Source:
     except CheckpointError as error:
         raise_problems([recipe.where.problem(("model",), str(error))])
         raise
-    return Source(folder=checkpoint.folder, format=checkpoint.format, key=key, checkpoint=checkpoint)
+    return Source(key=key, checkpoint=checkpoint)
 
 
 def check_whole(recipe: Recipe, source: Source) -> list[Problem]:
     """What is wrong with the model once its weights and its tokenizer are looked at as transformers takes them."""
     if source.checkpoint is not None:
         try:
-            inspect_checkpoint(source.checkpoint.folder)
+            source.checkpoint.whole()
         except CheckpointError as error:
             return [recipe.where.problem(("model",), str(error))]
     return []
@@ -77,28 +83,22 @@ def digest_folder(folder: Path) -> str:
     return digest_of({file.name: digest_file(file) for file in files})
 
 
-def _from_hub(model: ModelSource, where: Locations) -> Outline:
-    """The copy that is here already, or a new one; with a pinned commit they are the same."""
-    try:
-        return outline(_snapshot(model, local=True))
-    except (OSError, ValueError, CheckpointError):
-        pass  # not here, or only a part of it
-    try:
-        folder = _snapshot(model, local=False)
-    except Exception as error:  # the client lets errors of a dozen kinds through, its network library's among them
-        way = "without a network, give a folder: --set model=FOLDER"
-        raise_problems([where.problem(("model",), f"{model} cannot be had from the hub ({first_line(error)}); {way}")])
-        raise
-    return outline(folder)
-
-
-def _snapshot(model: ModelSource, *, local: bool) -> Path:
+def _from_hub(model: ModelSource, where: Locations, *, here: bool = True) -> Checkpoint:
+    """The copy that is here already, or else a new one; with a pinned commit they are the same."""
     from huggingface_hub import snapshot_download
 
     patterns = [f"*{suffix}" for suffix in SUFFIXES]
     assert model.hub is not None
-    return Path(
-        snapshot_download(
-            model.hub, revision=model.revision, allow_patterns=patterns, ignore_patterns=["*/*"], local_files_only=local
+    try:
+        folder = snapshot_download(
+            model.hub, revision=model.revision, allow_patterns=patterns, ignore_patterns=["*/*"], local_files_only=here
         )
-    )
+        return outline(Path(folder))
+    except Exception as error:  # the client lets errors of a dozen kinds through, its network library's among them
+        if here:  # not at all, or only a part of it
+            return _from_hub(model, where, here=False)
+        if isinstance(error, CheckpointError):
+            raise
+        way = "without a network, give a folder: --set model=FOLDER"
+        raise_problems([where.problem(("model",), f"{model} cannot be had from the hub ({first_line(error)}); {way}")])
+        raise

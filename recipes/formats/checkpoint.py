@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.checkpoints.config import context_length, quantization_method, read_config, vocabulary_size
-from compress.checkpoints.folder import files_of_weights, inspect_checkpoint
-from compress.checkpoints.layout import count_nonzero, weights_in_memory
+from compress.checkpoints.folder import Checkpoint, files_of_weights, inspect_checkpoint
 from compress.checkpoints.loading import load_model
 from compress.models.components import bytes_by_part
 from evaluation.latency import Variant
@@ -87,14 +86,14 @@ class CheckpointFormat:
         checkpoint = inspect_checkpoint(folder)
         return {
             "parameters": checkpoint.parameters,
-            "nonzero_parameters": count_nonzero(folder),
+            "nonzero_parameters": checkpoint.layout.count_nonzero(),
             "weight_bytes": checkpoint.weight_bytes,
             "disk_bytes": checkpoint.disk_bytes,
         }
 
     def components(self, folder: Path) -> dict[str, dict[str, int]]:
         """As they are held to run."""
-        return bytes_by_part(weights_in_memory(folder))
+        return bytes_by_part(Checkpoint(folder).layout.in_memory())
 
     def macs(self, folder: Path, *, context: int) -> int:
         """Counted from the headers of its weight files and its config."""

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.config import read_config
-from compress.checkpoints.layout import WEIGHTS, read_layout
+from compress.checkpoints.folder import Checkpoint
+from compress.checkpoints.layout import WEIGHTS, Layout
 from compress.models.components import part_of
 from compress.models.families import size_in
 from export.manifest import bundle_folder
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 def macs_of_checkpoint(folder: Path, context: int) -> int:
     """Of a token that is decoded on a cache of `context` tokens, by a checkpoint's headers and config."""
-    config = read_config(folder)
-    matrices = dict(_matrices(folder))
+    checkpoint = Checkpoint(folder)
+    config, matrices = checkpoint.config, dict(_matrices(checkpoint.layout))
     share = _share_of_experts(config)
     products = sum(
         size * (share if ".experts." in name else 1) for name, size in matrices.items() if part_of(name) != "embeddings"
@@ -39,9 +39,9 @@ def macs_of_checkpoint(folder: Path, context: int) -> int:
     return round(products) + 2 * size_in(config, "layers") * heads * width * context
 
 
-def _matrices(folder: Path) -> Iterator[tuple[str, int]]:
+def _matrices(layout: Layout) -> Iterator[tuple[str, int]]:
     """(name, number of weights) of every weight of two or more dimensions."""
-    for weight in read_layout(folder).weights():
+    for weight in layout.weights():
         if weight.number in WEIGHTS and len(weight.stored.shape) >= 2:
             yield weight.stored.name, weight.count
 

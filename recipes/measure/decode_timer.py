@@ -86,6 +86,7 @@ def int8_bundle(folder: Path, scratch: Path) -> Iterator[Path]:
     Raises:
         StageError: the shape cannot be quantized or exported.
     """
+    from compress.checkpoints.folder import Checkpoint
     from compress.quantization.config import QUANTIZE
     from compress.stage import StageError, StageInput
     from export.config import ExportConfig
@@ -98,7 +99,7 @@ def int8_bundle(folder: Path, scratch: Path) -> Iterator[Path]:
         bundle.mkdir()
         QUANTIZE.run(QUANTIZE.config(embeddings=True), StageInput(source=folder, out=int8, scratch=Path(place)))
         try:
-            build_bundle(ExportConfig(), int8, bundle)
+            build_bundle(ExportConfig(), Checkpoint(int8), bundle)
         except WeightError as error:
             raise StageError(f"{folder}: cannot be exported, so its latency cannot be measured: {error}") from error
         yield bundle
