@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,19 +158,23 @@ class Running:
             finally:
                 os._exit(code)
 
-    def wait(self, seconds: float = HANG_SECONDS, *, leave: bool = False) -> Ended:
-        """Wait for its end, or end it when it hangs; then end its children too, unless they are to be left."""
+    def wait(self, seconds: float = HANG_SECONDS, *, leave: bool = False, beside: Sequence["Running"] = ()) -> Ended:
+        """Wait for its end, or end it when it hangs; then end its children too, unless they are to be left.
+
+        It may wait for those that run `beside` it, for as long as one of them computes.
+        """
         hung, status, used = False, 0, None
         began = looked = stirred = time.monotonic()
-        spent = 0.0
+        spent = all_spent = 0.0
         while used is None:
             done, status, usage = os.wait4(self.process, os.WNOHANG)
             now = time.monotonic()
             if done:
                 used = usage
             elif now - looked > LOOK_SECONDS:
-                looked, before, spent = now, spent, processor_seconds(self.process)
-                stirred = now if spent - before > STIRS else stirred
+                looked, before, spent = now, all_spent, processor_seconds(self.process)
+                all_spent = spent + sum(processor_seconds(one.process) for one in beside if one is not self)
+                stirred = now if abs(all_spent - before) > STIRS else stirred
                 hung = spent > seconds or now - stirred > HANG_SECONDS
                 if hung:
                     self.kill(signal.SIGKILL)
@@ -188,6 +192,16 @@ class Running:
             memory=used.ru_maxrss * 1024,
             hung=hung,
         )
+
+    def work_for(self, seconds: float) -> None:
+        """Wait until it has used so many seconds of processor time, or has ended, or has waited for long."""
+        until = time.monotonic() + HANG_SECONDS * (1 + seconds)
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while processor_seconds(self.process) < seconds and time.monotonic() < until:
+            if os.waitid(os.P_PID, self.process, ended) is not None:
+                return
+            time.sleep(0.003)
+        time.sleep(seconds % 0.01)  # the kernel counts in hundredths
 
     def kill(self, number: int) -> None:
         """Send a signal to the whole session."""

@@ -10,7 +10,7 @@ from typing import Any
 from attempt import PASSED, Finding, Running, command, forked
 from campaign import Case
 from killed_runs import PATIENCE
-from tiny import SHORT, artifacts, bundle, dense
+from tiny import SHORT, artifacts, bundle, dense, known_footprints
 
 SPARSITIES = (0.3, 0.4, 0.5)
 WAYS = ("processes", "processes", "threads", "bundle", "beside verify", "beside prune")
@@ -33,7 +33,12 @@ class Concurrency:
 
     def draw(self, random: Random) -> Case:
         ops = [{"sparsity": random.choice(SPARSITIES)} for _ in range(random.choice((2, 2, 3, 4)))]
-        return {"way": random.choice(WAYS), "ops": ops, "seed": random.random(), "shared": random.random() < 0.7}
+        return {
+            "way": random.choice(WAYS),
+            "ops": ops,
+            "shared": random.random() < 0.7,
+            "sized": random.random() < 0.8,
+        }
 
     def attempt(self, case: Case, place: Path) -> list[Finding]:
         if case["way"] == "bundle":
@@ -44,6 +49,9 @@ class Concurrency:
         shutil.copytree(self.given / "gpt2", place / "gpt2")
         names = [_write(place, op["sparsity"]) for op in case["ops"]]
         store = place / "store" / "artifacts" if case["shared"] else None
+        if case["sized"]:
+            for number, name in enumerate(names):
+                known_footprints(self.given / name, place / f"run-{number}" if store is None else store.parent)
         found = (
             self._threads(place, names, store)
             if case["way"] == "threads"
@@ -66,7 +74,8 @@ class Concurrency:
             do = case["way"].split()[1]
             for number in range(5):
                 command("store", do, store, *(["--yes"] if do == "prune" else []), place=place / f"beside-{number}")
-        return [one for process in running for one in process.wait(PATIENCE).findings((PASSED,))]
+        ended = [process.wait(PATIENCE, beside=running) for process in running]
+        return [finding for one in ended for finding in one.findings((PASSED,))]
 
     def _threads(self, place: Path, names: list[str], store: Path | None) -> list[Finding]:
         ended = forked(lambda: _in_threads(place, names, store), place, seconds=PATIENCE)

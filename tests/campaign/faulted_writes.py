@@ -18,7 +18,7 @@ from random import Random
 from attempt import INCONCLUSIVE, INVALID, PASSED, REFUSED, Ended, Finding, command
 from campaign import Case
 from killed_runs import PATIENCE, _other
-from tiny import CHAIN, SHORT, TIMED, artifacts, dense, finished, texts
+from tiny import CHAIN, SHORT, TIMED, artifacts, dense, finished, known_footprints, texts
 
 SOURCE = Path(__file__).with_name("faulty.c")
 RECIPES = {"short": SHORT, "chain": CHAIN, "timed": TIMED}
@@ -33,21 +33,19 @@ class FaultedWrites:
         self.given, self.library = place, Path(os.environ["LD_PRELOAD"])
         dense(place)
         texts(place)
-        self.right = {}
-        for name, recipe in RECIPES.items():
-            (place / f"{name}.yaml").write_text(recipe, encoding="utf-8")
-            self.right[name] = artifacts(finished(place, recipe, name))
+        self.right = {name: artifacts(finished(place, recipe, name)) for name, recipe in RECIPES.items()}
         tried = place.with_name("counting")
-        self._copy(tried, "short")
+        self._copy(tried, "short", sized=True)
         self._run(tried, "short", {"at": 2**40, "calls": ",".join(KINDS), "errno": "EIO", "stays": False})
         (self.calls,) = struct.unpack("q", tried.with_name("counting.count").read_bytes())
         assert self.calls > 100, f"only {self.calls} calls were counted: the library does nothing"
 
     def draw(self, random: Random) -> Case:
-        name, kinds = random.choices(list(RECIPES), (6, 2, 1))[0], random.choice(KINDS)
+        name, kinds = random.choices(list(RECIPES), (20, 2, 1))[0], random.choice(KINDS)
         at = int(self.calls ** random.random())  # early calls and late ones alike, as some kinds of calls are few
         return {
             "recipe": name,
+            "sized": name == "short" and random.random() < 0.95,
             "at": at,
             "calls": kinds,
             "errno": random.choice(list(ERRORS)),
@@ -56,7 +54,7 @@ class FaultedWrites:
 
     def attempt(self, case: Case, place: Path) -> list[Finding]:
         name = case["recipe"]
-        self._copy(place, name)
+        self._copy(place, name, sized=case["sized"])
         ended = self._run(place, name, case)
         found = ended.findings((PASSED, REFUSED, *([INVALID, INCONCLUSIVE] if name == "timed" else [])))
         again = command("run", f"{name}.yaml", "--out", "run", place=place, seconds=PATIENCE)
@@ -66,11 +64,14 @@ class FaultedWrites:
         case["counted"] = {"disturbed": int(ended.code != PASSED)}
         return found
 
-    def _copy(self, place: Path, name: str) -> None:
-        place.mkdir(exist_ok=True)
+    def _copy(self, place: Path, name: str, *, sized: bool) -> None:
+        """What a run starts from; `sized`: its footprints are taken already."""
+        (place / "run").mkdir(parents=True)
         for file in (f"{name}.yaml", "train.txt", "calibration.txt", "test.txt"):
             shutil.copy(self.given / file, place)
         shutil.copytree(self.given / "gpt2", place / "gpt2")
+        if sized:
+            known_footprints(self.given / f"{name}-run", place / "run")
 
     def _run(self, place: Path, name: str, case: Case) -> Ended:
         counter = place.with_name(f"{place.name}.count")
@@ -83,7 +84,6 @@ class FaultedWrites:
             "FAULTY_ERRNO": str(ERRORS[case["errno"]]),
             "FAULTY_STAYS": str(int(case["stays"])),
         }
-        (place / "run").mkdir()
         begin = ctypes.CDLL(str(self.library)).faulty_begin
         return command(
             "run", f"{name}.yaml", "--out", "run", place=place, environment=environment, before=begin, seconds=PATIENCE

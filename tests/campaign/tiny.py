@@ -115,6 +115,12 @@ def finished(place: Path, recipe: str = SHORT, name: str = "short") -> Path:
     return out
 
 
+def known_footprints(run: Path, place: Path) -> None:
+    """Put the footprints that a run has taken into the store of another: each takes processes that import PyTorch."""
+    for result in sorted((run / "artifacts").glob("footprint-*")):
+        shutil.copytree(result, place / "artifacts" / result.name, dirs_exist_ok=True)
+
+
 def artifacts(run: Path, *, without: tuple[str, ...] = ("footprint", "latency")) -> dict[str, dict[str, str]]:
     """Result -> file -> sha256, as the store has them; figures of machines are left out."""
     found = {}
