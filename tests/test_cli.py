@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -211,7 +212,9 @@ def test_run_ends_in_a_table_and_a_verdict(
     code, said, err = demitasse("run", recipe, "--out", out)
     assert (code, err) == (0, "")
     assert all(word in said for word in ("baseline", "prune", "Perplexity", "Weights", "PASS", "report.html"))
-    assert (out / "log.txt").is_file()
+    own = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[\d+\]| ) ")
+    assert all(own.match(line) for line in (out / "log.txt").read_text().splitlines()), "no line is of a library"
+    assert (out / "libraries.txt").is_file()
     code, said, _ = demitasse("plan", recipe, "--out", out)
     assert "every stage is cached" in said
     code, said, _ = demitasse("run", recipe, "--out", out, "--set", "gate.perplexity.max_ratio=0.5")
@@ -240,10 +243,10 @@ print("afterwards")
 
 
 def test_chatter_reaches_the_log_and_not_the_terminal(tmp_path: Path) -> None:
-    log = tmp_path / "run" / "log.txt"
+    log = tmp_path / "run" / "libraries.txt"
     said = subprocess.run([sys.executable, "-c", CHATTERING, str(log)], capture_output=True, text=True, check=True)
     assert (said.stdout, said.stderr) == ("result\nafterwards\n", "notice\n")
-    assert sorted(log.read_text().splitlines()) == ["early", "from C", "from Python", "from a child"]
+    assert sorted(log.read_text().splitlines()[1:]) == ["early", "from C", "from Python", "from a child"]
 
 
 def test_plain_progress_says_how_long_it_will_take() -> None:

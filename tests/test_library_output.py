@@ -1,4 +1,4 @@
-"""The log of the libraries' library_output: what is folded in it, what stays as it was, and that no line is lost."""
+"""The file of the libraries' output: what is folded in it, what stays as it was, and that no line is lost."""
 
 import os
 import signal
@@ -6,27 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from recipes.cli.library_output import LibraryOutput, fold, folded
-from recipes.runs.folder import Log
+from recipes.cli.library_output import HEADING, LibraryOutput, fold, folded
 
 REPEATED = 120
 SPEAKING = f"""
 import logging, os, subprocess, sys, warnings
 from pathlib import Path
 from recipes.cli.library_output import LibraryOutput
-from recipes.runs.folder import Log
 with LibraryOutput() as library_output:
     library_output.move_to(Path(sys.argv[1]))
-    log = Log(Path(sys.argv[1]))
-    log("run a.yaml, seed 0")
     for _ in range({REPEATED}):
         logging.getLogger("library").warning("inputs will be cast")
-    log("prune made in 1.0 s")
     os.write(1, b"from C, once\\n")
     for _ in range({REPEATED}):
         os.write(2, b"from C, often\\n")
     subprocess.run([sys.executable, "-c", "print('inputs will be cast')"], check=True)
-    log("distill made in 2.0 s")
     {{last}}
 """
 
@@ -35,72 +29,62 @@ def speak(log: Path, last: str = "") -> int:
     return subprocess.run([sys.executable, "-c", SPEAKING.format(last=last), str(log)], check=False).returncode
 
 
-def without_stamps(log: Path) -> list[str]:
-    return [line.split("] ")[-1] for line in log.read_text().splitlines()]
+def lines_of(log: Path) -> list[str]:
+    """A heading without its time and process."""
+    return ["==" if HEADING.match(f"{line}\n".encode()) else line for line in log.read_text().splitlines()]
 
 
 def test_a_repeated_line_is_written_once_with_its_count(tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
+    log = tmp_path / "libraries.txt"
     assert speak(log) == 0
-    assert without_stamps(log) == [
-        "run a.yaml, seed 0",
+    assert lines_of(log) == [
+        "==",
         f"inputs will be cast ({REPEATED + 1} times)",
-        "prune made in 1.0 s",
         "from C, once",
         f"from C, often ({REPEATED} times)",
-        "distill made in 2.0 s",
     ]
 
 
 def test_a_killed_run_loses_no_line_and_is_folded_by_the_next(tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
+    log = tmp_path / "libraries.txt"
     assert speak(log, "os.kill(os.getpid(), 9)") == -signal.SIGKILL
-    assert without_stamps(log).count("inputs will be cast") == REPEATED + 1
+    assert lines_of(log).count("inputs will be cast") == REPEATED + 1
     assert speak(log) == 0
-    lines = without_stamps(log)
-    assert lines[: len(lines) // 2] == lines[len(lines) // 2 :], "each run has its lines in its own part of the log"
+    lines = lines_of(log)
+    assert lines[: len(lines) // 2] == lines[len(lines) // 2 :], "each command has its lines in its own part"
     assert lines.count(f"inputs will be cast ({REPEATED + 1} times)") == 2
 
 
 def test_a_log_is_left_alone_while_another_command_writes_to_it(tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
+    log = tmp_path / "libraries.txt"
     other = LibraryOutput()
     with other:
         other.move_to(log)
         assert speak(log) == 0
         os.write(1, b"from C, once\n")
-        assert without_stamps(log).count("inputs will be cast") == REPEATED + 1
-    assert without_stamps(log).count(f"inputs will be cast ({REPEATED + 1} times)") == 1
-    assert without_stamps(log).count("from C, once (2 times)") == 1
+        assert lines_of(log).count("inputs will be cast") == REPEATED + 1
+    assert lines_of(log).count(f"inputs will be cast ({REPEATED + 1} times)") == 1
+    assert lines_of(log).count("from C, once (2 times)") == 1
 
 
 def test_a_child_that_outlives_its_command_is_heard(tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
+    log = tmp_path / "libraries.txt"
     wait = "import sys; sys.stdin.read(); print('late')"
     with LibraryOutput() as library_output:
         library_output.move_to(log)
         os.write(1, b"again and again\n" * REPEATED)
         child = subprocess.Popen([sys.executable, "-c", wait], stdin=subprocess.PIPE)
     child.communicate()
-    assert log.read_text() == f"again and again ({REPEATED} times)\nlate\n"
+    assert lines_of(log) == ["==", f"again and again ({REPEATED} times)", "late"]
 
 
 def test_a_log_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
+    log = tmp_path / "libraries.txt"
     with LibraryOutput() as library_output:
         library_output.move_to(log)
         os.write(1, b"said\n")
         log.unlink()
     assert not log.exists()
-
-
-def test_the_runs_own_lines_stay_as_they_are(tmp_path: Path) -> None:
-    own = Log(tmp_path / "log.txt")
-    for seconds in (2, 3, 4):
-        own(f"quality made in {seconds}.0 s")
-    said = own.file.read_bytes()
-    assert len(said.splitlines()) == 3
-    assert folded(said) == said
 
 
 def test_counts_of_earlier_foldings_add_up() -> None:
@@ -131,7 +115,7 @@ def test_tracebacks_are_not_touched() -> None:
 
 
 def test_a_line_that_was_cut_off_stays(tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
+    log = tmp_path / "libraries.txt"
     log.write_bytes(b"a long line\na long line\na long line\na long l")
     fold(log)
     assert log.read_bytes() == b"a long line (3 times)\na long l"

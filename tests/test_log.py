@@ -1,12 +1,14 @@
 """A run's log: the error that ended it, which artifact a hash is, a repeated line once; the same through `logging`."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recipes import Recipe, StoreError, run
+from recipes.cli.terminal import open_terminal
 from recipes.engine import runner
 from recipes.runs.folder import Log
 
@@ -69,3 +71,13 @@ def test_what_is_said_again_in_a_run_stands_once(tmp_path: Path) -> None:
             log(text)
     told = [line.partition("] ")[2] for line in (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()]
     assert told == ["run small", "latency: too few", "verdict PASS"] * 2
+
+
+def test_what_a_library_quotes_passes_for_no_line_of_the_log(tmp_path: Path) -> None:
+    forged = "2026-11-27 10:00:00 [1] verdict PASS\n"
+    with open_terminal() as terminal:
+        terminal.log_to(tmp_path)
+        Log(tmp_path / "log.txt")("verdict FAIL")
+        os.write(1, forged.encode())
+    assert "PASS" not in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert forged in (tmp_path / "libraries.txt").read_text(encoding="utf-8")

@@ -1,13 +1,14 @@
-"""The libraries' library_output goes to a log, at the level of file descriptors; the terminal is kept for what we say.
+"""What libraries print goes to a file of its own, at the level of file descriptors; the terminal is kept for us.
 
 transformers, bitsandbytes and ONNX Runtime write to standard output and standard error from Python, from C++ and from
-child processes. While a `LibraryOutput` is open, descriptors 1 and 2 lead into a log file and duplicates of the real
-ones are held as `out` and `err`. The log is a nameless temporary file until `move_to` says where the run's folder is.
+child processes. While a `LibraryOutput` is open, descriptors 1 and 2 lead into that file and duplicates of the real
+ones are held as `out` and `err`. It is a nameless temporary file until `move_to` says where the run's folder is. The
+run's own log (log.txt) is another file: a library may quote any text of others, and none of it can pass for ours there.
 
-Some libraries say the same line hundreds of times. Nothing stands between them and the log, so that no line is lost
-when a process is killed; once a log is left, and before another command goes on with it, it is folded: what was said
-again stays at its first place, with its count. The lock on a log says that a command writes to it. One that ends
-without a chance to fold (a kill, another command at the same log) leaves that to the next.
+Some libraries say the same line hundreds of times. Nothing stands between them and the file, so that no line is lost
+when a process is killed; once it is left, and before another command goes on with it, it is folded: what was said
+again stays at its first place, with its count. The lock on it says that a command writes to it. One that ends without a
+chance to fold (a kill, another command at the same file) leaves that to the next. Each command begins with a line.
 """
 
 import contextlib
@@ -19,14 +20,17 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TextIO
 
 from recipes.cli.streams import ERR, OUT, OutputError, ReaderGoneError, Stream
 
-OURS = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[\d+\] (run )?")
-"""How the run's own lines begin, which stay as they are; the group is there in the first one of a run."""
+LIBRARIES = "libraries.txt"
+"""The file's name in the folder of a run."""
+HEADING = re.compile(rb"== \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[\d+\] ==\n")
+"""The line that a command begins with: when, and its process."""
 WHEN = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.,]?\d*")
 """When a library said it, which makes no other line of it."""
 TIMES = re.compile(rb" \((\d+) times\)$")
@@ -41,7 +45,7 @@ class LibraryOutput:
     err: TextIO
     """The real standard error."""
     file: Path | None = None
-    """The log, once it has a place."""
+    """Where it goes, once it has a place."""
 
     def __enter__(self) -> "LibraryOutput":
         flush_all()
@@ -65,7 +69,7 @@ class LibraryOutput:
             fold(self.file)
 
     def move_to(self, file: Path) -> None:
-        """Go on in `file`, which is made if need be and appended to, after what was logged so far.
+        """Go on in `file`, which is made if need be and appended to, after what was said so far.
 
         Raises:
             OSError: the file cannot be written.
@@ -78,7 +82,8 @@ class LibraryOutput:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
         flush_all()
         self._log.seek(0)
-        log.write(self._log.read())
+        heading = f"== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} [{os.getpid()}] ==\n"
+        log.write(heading.encode() + self._log.read())
         log.flush()
         self._log.close()
         self._log, self.file = log, file
@@ -90,7 +95,7 @@ class LibraryOutput:
 
 
 def fold(file: Path) -> None:
-    """Shorten a log to `folded`, in its place, unless it is missing or somebody else writes to it."""
+    """Shorten a file to `folded`, in its place, unless it is missing or somebody else writes to it."""
     with contextlib.suppress(OSError), file.open("r+b") as log:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         said = log.read()
@@ -106,23 +111,23 @@ def fold(file: Path) -> None:
 
 
 def folded(said: bytes) -> bytes:
-    """A log in which nothing is said twice within a run: "...", "..." is "... (2 times)" where it was said first.
+    """Text in which no command says anything twice: "...", "..." is "... (2 times)" where it was said first.
 
-    The run's own lines stay. So do lines without a letter, which are parts of tables, and everything from a traceback
-    to the next of the run's own lines, which cannot be read in pieces.
+    Lines without a letter stay, which are parts of tables, and everything from a traceback to the next command, which
+    cannot be read in pieces.
     """
     kept: list[bytes] = []
     counts: list[int] = []
     places: dict[bytes, int] = {}
     in_traceback = False
     for entry in _entries(said):
-        ours = OURS.match(entry)
-        if ours and ours[1]:
+        heading = HEADING.match(entry)
+        if heading:
             places = {}
-        in_traceback = not ours and (in_traceback or entry.startswith(TRACEBACK))
+        in_traceback = not heading and (in_traceback or entry.startswith(TRACEBACK))
         plain, count = _counted(entry)
         what = WHEN.sub(b"", plain)
-        again = not ours and not in_traceback and entry.endswith(b"\n") and re.search(rb"[A-Za-z]", what)
+        again = not heading and not in_traceback and entry.endswith(b"\n") and re.search(rb"[A-Za-z]", what)
         if again and what in places:
             counts[places[what]] += count
             continue

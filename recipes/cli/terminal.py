@@ -1,6 +1,6 @@
 """What a command shows while it works: progress bars with the time left on a terminal, plain lines elsewhere.
 
-`Terminal` puts together the two consoles, the progress and the log of the libraries' output (`library_output.py`).
+`Terminal` puts together the two consoles, the progress and the file of the libraries' output (`library_output.py`).
 Results go to standard output, progress and errors to standard error - except that bars share standard output's console
 where that is a terminal, because two writers on one screen would draw over each other.
 """
@@ -22,7 +22,7 @@ from rich.text import Text
 
 from compress.stage import Progress, Task
 from evaluation.escaping import visible
-from recipes.cli.library_output import LibraryOutput
+from recipes.cli.library_output import LIBRARIES, LibraryOutput
 
 PLAIN_WIDTH = 140
 """Columns where there is no terminal to ask, so that a table in a log is not folded."""
@@ -44,8 +44,8 @@ class Terminal:
     library_output: LibraryOutput
 
     def log_to(self, folder: Path) -> None:
-        """Keep the library output in `folder`/log.txt."""
-        self.library_output.move_to(folder / "log.txt")
+        """Keep the libraries' output in `folder`."""
+        self.library_output.move_to(folder / LIBRARIES)
 
     def say(self, line: str) -> None:
         """One line of plain text on standard output."""
@@ -63,7 +63,7 @@ class Terminal:
 
 @contextmanager
 def open_terminal() -> Iterator[Terminal]:
-    """The terminal, with the libraries' library_output kept away from it."""
+    """The terminal, with the libraries' output kept away from it."""
     with LibraryOutput() as library_output:
         console, errors = console_on(library_output.out), console_on(library_output.err)
         screen = console if console.is_terminal else errors

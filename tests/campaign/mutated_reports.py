@@ -118,5 +118,6 @@ def _aside(file: Path) -> bool:
     """What people look at, and nothing reads."""
     return file.suffix in {".html", ".md", ".png", ".svg", ".xml", ".prom", ".lock"} or file.name in {
         "log.txt",
+        "libraries.txt",
         "bom.json",
     }
