@@ -84,10 +84,10 @@ class Measuring:
         self.subjects.append(subject)
         scored = self._quality(subject) if last or not self.rows or self.recipe.evaluate.stages == "all" else None
         sized = self._footprint(subject)
-        counted = _measurements(sized.metadata["measurements"])
+        counted = measurements_of(sized)
         if self.rows:
             counted = [footprint.compared(measurement, self.rows[0]) for measurement in counted]
-        measured = [] if scored is None else _measurements(scored.metadata["measurements"])
+        measured = [] if scored is None else measurements_of(scored)
         samples = {"footprint": sized.folder.name}
         if scored is not None:
             self.samples[subject.name] = scored.files
@@ -145,7 +145,7 @@ class Measuring:
         found = self.engine.obtain(Step(kind="quality", identity=identity, make=make, of=subject.name))
         for part in found.metadata["parts"]:  # which nobody asks for again while the whole is there
             self.engine.use(part)
-        for protocol in dict.fromkeys(taken["method"] for taken in found.metadata["measurements"]):
+        for protocol in dict.fromkeys(taken.method for taken in measurements_of(found)):
             self.engine.log(f"{subject.name}: measured by {protocol}")
         self.seconds["documents"] += found.metadata["seconds"]
         if subject is first:

@@ -30,7 +30,7 @@ from evaluation.report import BASELINE, Report, Row
 from recipes.measure.footprint import compared
 from recipes.measure.latency import LATENCY_FILE, read_session
 from recipes.measure.quality import figures_of
-from recipes.runs.records import Artifact, IntegrityError
+from recipes.runs.records import Artifact, IntegrityError, measurements_of
 from recipes.runs.report_file import read_report
 from recipes.runs.store import Store
 
@@ -211,9 +211,7 @@ class Stored:
         return [found.model_copy(update={"method": methods.get(found.metric, found.method)}) for found in taken]
 
     def _footprint(self, row: Row) -> list[Measurement]:
-        counted = [
-            Measurement.model_validate(values) for values in self.result("footprint", row).metadata["measurements"]
-        ]
+        counted = measurements_of(self.result("footprint", row))
         return counted if row is self.baseline else [compared(found, self.baseline) for found in counted]
 
     def result(self, kind: str, row: Row) -> Artifact:

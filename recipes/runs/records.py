@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from compress.checkpoints.json_file import JsonError, parse_json, read_plain
 from compress.digests import SEAL, SEALED_LIMIT, digest_file, digest_of, read_sealed, sealed, unsealed
 from compress.errors import DemitasseError
+from evaluation.measurement import Measurement
 
 FORMAT = 2
 RECORD = "artifact.json"
@@ -26,7 +29,26 @@ CARD = "README.md"
 """The one file that may be added to a result, and changed: what people read about it, which nothing computes with."""
 SHORT = 16
 """Digits of a key that stand in the name of its folder."""
-_ENTRIES = {"format", "key", "kind", "identity", "files", "metadata", "seconds"}
+
+
+class _File(BaseModel):
+    """What a record says of a file."""
+
+    model_config = ConfigDict(strict=True)
+    sha256: str
+    bytes: int
+
+
+class _Record(BaseModel):
+    """What a record holds, of whatever has a seal."""
+
+    model_config = ConfigDict(strict=True)
+    key: str
+    kind: str
+    identity: dict[str, Any]
+    files: dict[str, _File]
+    metadata: dict[str, Any]
+    seconds: float
 
 
 class StoreError(DemitasseError):
@@ -87,20 +109,33 @@ def read_artifact(folder: Path, *, reused: bool = True) -> Artifact:
         if place.is_symlink():
             raise _broken(folder, place, "became a link")
     record = _read_record(folder)
-    if digest_of(record["identity"]) != record["key"]:
+    if digest_of(record.identity) != record.key:
         raise _broken(folder, folder / RECORD, "was changed (its key is not the digest of its identity)")
-    if folder.name != name_of(record["kind"], record["key"]):
-        raise _broken(folder, folder / RECORD, f"belongs to another result ({record['kind']} {record['key']})")
+    if folder.name != name_of(record.kind, record.key):
+        raise _broken(folder, folder / RECORD, f"belongs to another result ({record.kind} {record.key})")
     return Artifact(
-        key=record["key"],
-        kind=record["kind"],
+        key=record.key,
+        kind=record.kind,
         folder=folder,
-        identity=record["identity"],
-        metadata=record["metadata"],
-        entries=record["files"],
-        seconds=record["seconds"],
+        identity=record.identity,
+        metadata=record.metadata,
+        entries={name: file.model_dump() for name, file in record.files.items()},
+        seconds=record.seconds,
         reused=reused,
     )
+
+
+def measurements_of(artifact: Artifact) -> list[Measurement]:
+    """What was measured, of a result that holds measurements.
+
+    Raises:
+        IntegrityError: its record has none, or something else in their place.
+    """
+    try:
+        return [Measurement.model_validate(values) for values in artifact.metadata["measurements"]]
+    except (KeyError, TypeError, ValueError) as error:
+        told = f"was changed (it holds no measurements: {type(error).__name__})"
+        raise _broken(artifact.folder, artifact.folder / RECORD, told) from error
 
 
 def name_of(kind: str, key: str) -> str:
@@ -108,7 +143,7 @@ def name_of(kind: str, key: str) -> str:
     return f"{kind}-{key[:SHORT]}"
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def _read_record(folder: Path) -> _Record:
     file, content = folder / RECORD, b""
     try:
         content = read_plain(file, SEALED_LIMIT)
@@ -118,9 +153,10 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise _broken(folder, file, f"was changed ({error})") from error
     if record.get("format") != FORMAT:
         raise _other_version(file, record.get("format"))
-    if not record.keys() >= _ENTRIES:
-        raise _broken(folder, file, f"was changed (it is no record of format {FORMAT})")
-    return record
+    try:
+        return _Record.model_validate(record)
+    except ValidationError as error:
+        raise _broken(folder, file, f"was changed (it is no record of format {FORMAT})") from error
 
 
 def _refuse_other_version(file: Path, content: bytes) -> None:
