@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import Demitasse
 from finished_runs import BASE, finish
-from forging import edit_report
+from forging import edit_report, edit_sealed
 
 from compress.digests import digest_of
 from evaluation.gate import Limit
@@ -80,6 +80,14 @@ def test_an_edited_figure_in_a_record_is_told_whatever_asks(run: Path, demitasse
     assert code == 5
     assert "artifact.json: was changed (its seal does not hold) since it was stored" in errors
     assert demitasse("store", "verify", run)[0] == 5
+
+
+@pytest.mark.parametrize("measurements", [None, [7], [{"metric": "parameters"}], {"metric": "parameters"}])
+def test_a_sealed_record_without_measurements_is_told(run: Path, measurements: object) -> None:
+    for record in (run / "artifacts").glob("footprint-*/artifact.json"):
+        edit_sealed(record, lambda content: content["metadata"].update(measurements=measurements))
+    with pytest.raises(IntegrityError, match="it holds no measurements"):
+        judge_run(run)
 
 
 def test_an_edited_report_is_told(run: Path, demitasse: Demitasse) -> None:

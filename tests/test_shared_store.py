@@ -228,13 +228,22 @@ def test_a_note_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         list(held(store))
 
 
-@pytest.mark.parametrize("entry", ["key", "identity"])
-def test_a_record_of_something_else_is_found(tmp_path: Path, entry: str) -> None:
+@pytest.mark.parametrize(
+    ("entry", "value", "told"),
+    [
+        ("key", digest_of({}), "its key is not the digest of its identity"),
+        ("identity", {}, "its key is not the digest of its identity"),
+        ("metadata", [], "it is no record of format"),
+        ("files", {"weights": 7}, "it is no record of format"),
+        ("seconds", "long", "it is no record of format"),
+    ],
+)
+def test_a_record_of_something_else_is_found(tmp_path: Path, entry: str, value: object, told: str) -> None:
     store = Store(tmp_path)
     name = made(store, 1)
-    edit_sealed(store.root / name / RECORD, lambda record: record.update({entry: digest_of({})}))
+    edit_sealed(store.root / name / RECORD, lambda record: record.update({entry: value}))
     ((_, problem),) = broken(store, [name])
-    assert "its key is not the digest of its identity" in problem
+    assert told in problem
 
 
 def test_the_card_of_a_run_stays_out_of_what_runs_share(tmp_path: Path) -> None:

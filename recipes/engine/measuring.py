@@ -29,7 +29,7 @@ from recipes.formats.hidden_states import HiddenStates
 from recipes.measure import footprint, latency, quality
 from recipes.measure.harness_tasks import digest_of_evaluation
 from recipes.measure.quality_details import findings
-from recipes.runs.records import Artifact
+from recipes.runs.records import Artifact, measurements_of
 from recipes.runs.store import versions
 
 
