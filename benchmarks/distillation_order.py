@@ -107,8 +107,8 @@ def agreement(checkpoint: Path, teacher: Path, test: Path, windows: int, length:
 
 def rows_of(checkpoint: Path, test: Path, windows: int, length: int, *, evenly: bool) -> NDArray[np.int64]:
     """Windows of a packed text as a checkpoint's tokenizer cuts it, shape (windows, length)."""
-    from compress.checkpoints.folder import end_of_text, load_tokenizer
-    from compress.text import TextSource, pack, read_documents, tokenize
+    from compress.checkpoints.folder import load_tokenizer
+    from compress.text import TextSource, end_of_text, pack, read_documents, tokenize
 
     tokenizer = load_tokenizer(checkpoint)
     rows_NT = pack(tokenize(read_documents(TextSource(file=test)), tokenizer), length, end_of_text(tokenizer))

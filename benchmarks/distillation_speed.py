@@ -116,9 +116,9 @@ def train_plain(settings: Json, gate: Gate, scratch: Path) -> None:
     from torch.nn import functional
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from compress.checkpoints.folder import end_of_text, load_tokenizer
+    from compress.checkpoints.folder import load_tokenizer
     from compress.checkpoints.loading import load_model
-    from compress.text import TextSource, pack, read_documents, tokenize
+    from compress.text import TextSource, end_of_text, pack, read_documents, tokenize
 
     teacher, student = load_model(Path(settings["teacher"])), load_model(Path(settings["student"]))
     tokenizer = load_tokenizer(Path(settings["student"]))

@@ -268,6 +268,14 @@ def before_text(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return beginning(lambda text, added: tokenizer(text, add_special_tokens=added, verbose=False)["input_ids"])
 
 
+def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id that ends a document: eos, else bos, else 0."""
+    for candidate in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if isinstance(candidate, int):
+            return candidate
+    return 0
+
+
 def tokenize(documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[NDArray[np.int64]]:
     """Token ids of each document, without special tokens: a list of int64 arrays, shape (tokens,) each."""
     encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from compress.checkpoints.config import vocabulary_size
 from compress.checkpoints.folder import Checkpoint
 from compress.checkpoints.loading import load_float_model
 from compress.stage import Silent, StageError, StageInput, StageMetadata, Task
@@ -206,7 +205,7 @@ def _parity_ids(given: StageInput, checkpoint: Checkpoint, count: int) -> Ids:
         if characters >= count * CHARACTERS_PER_TOKEN:
             break
     ids = np.resize(np.concatenate(tokenize(texts, checkpoint.tokenizer)), count).astype(np.int64)
-    check_ids(ids, checkpoint.tokenizer, vocabulary_size(checkpoint.config))
+    check_ids(ids, checkpoint.tokenizer, checkpoint.vocabulary)
     return ids
 
 

@@ -189,9 +189,9 @@ def test_perplexity_is_exp_of_the_mean_loss(the_request: Request, text_file: Pat
     import numpy as np
     import torch
 
-    from compress.checkpoints.folder import end_of_text, load_tokenizer
+    from compress.checkpoints.folder import load_tokenizer
     from compress.checkpoints.loading import load_model
-    from compress.text import TextSource, pack, read_documents, tokenize
+    from compress.text import TextSource, end_of_text, pack, read_documents, tokenize
 
     model, tokenizer = load_model(the_request.embedded), load_tokenizer(the_request.embedded)
     rows_NT = pack(tokenize(read_documents(TextSource(file=text_file)), tokenizer), 32, end_of_text(tokenizer))

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compress.checkpoints.config import CheckpointError
-from compress.checkpoints.folder import end_of_text, load_tokenizer, save_checkpoint
+from compress.checkpoints.folder import load_tokenizer, save_checkpoint
 from compress.checkpoints.loading import empty_model, load_model
 from compress.checkpoints.safetensors_files import INDEX, TensorFiles
 from compress.models.block_linears import block_linears, blocks
 from compress.models.calibration import calibration_rows
 from compress.models.layerwise import BlockWalk
-from compress.text import TextError, TextSource, pack, read_documents, tokenize
+from compress.text import TextError, TextSource, end_of_text, pack, read_documents, tokenize
 
 MakeCheckpoint = Callable[..., Path]
 VARIANTS = {

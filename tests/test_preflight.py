@@ -7,10 +7,10 @@ import pytest
 
 from recipes.config.errors import RecipeError, raise_problems
 from recipes.config.loader import load_recipe
-from recipes.engine.contamination import check_texts, overlap
 from recipes.engine.model_source import digest_folder, resolve
 from recipes.engine.plan import chain, plan
 from recipes.engine.preflight import available_memory, check_model, existing
+from recipes.engine.text_checks import compare_texts, overlap
 
 RECIPE = """\
 model: {model}
@@ -67,7 +67,7 @@ def test_texts_that_cannot_be_read_are_all_named(write: Callable[..., Path], gpt
     recipe = load_recipe(write(gpt2), ["data.calibration=empty.txt", "data.train=binary.txt"][:1])
     (tmp_path / "test.txt").write_bytes(b"\xff\x00\xfe")
     with pytest.raises(RecipeError) as caught:
-        check_texts(recipe)
+        compare_texts(recipe)
     calibration, test = str(caught.value).splitlines()
     file = tmp_path / "empty.txt"
     assert calibration == f"--set data.calibration=empty.txt: {file}: expected text, got an empty file"
@@ -111,7 +111,7 @@ def test_a_readme_beside_the_weights_does_not_change_the_key(gpt2: Path, tmp_pat
         (copy / file.name).write_bytes(file.read_bytes())
     (copy / "README.md").touch()
     assert digest_folder(copy) == digest_folder(gpt2)
-    (copy / "config.json").write_text("{}", encoding="utf-8")
+    (copy / "config.json").write_text((gpt2 / "config.json").read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert digest_folder(copy) != digest_folder(gpt2)
 
 

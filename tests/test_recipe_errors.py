@@ -8,10 +8,10 @@ import pytest
 from compress import DistillConfig
 from recipes.config.errors import RecipeError, raise_problems
 from recipes.config.loader import load_recipe
-from recipes.engine.contamination import check_texts
 from recipes.engine.model_source import NOTHING
 from recipes.engine.plan import Estimate, chain
 from recipes.engine.preflight import check_room
+from recipes.engine.text_checks import compare_texts
 
 GOOD = """\
 model: model
@@ -168,7 +168,7 @@ def test_overlapping_texts(write: Write, tmp_path: Path) -> None:
     test = (tmp_path / "test.txt").read_text(encoding="utf-8")
     (tmp_path / "calibration.txt").write_text(f"{test.upper()}\n{test.replace('test', 'more')}", encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
-        check_texts(recipe)
+        compare_texts(recipe)
     words = " ".join(f"test{number}" for number in range(13))
     assert str(caught.value) == (
         "recipe.yaml:4: data.calibration: expected a text apart from data.test, got one that holds 100.0% of it "

@@ -94,7 +94,7 @@ def test_a_name_stands_in_one_shard(folder: Path) -> None:
     (folder / SINGLE).unlink()
     write_index(folder, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     with pytest.raises(CheckpointError, match=r"in one file, got it in model-00001.* and model-00002"):
-        stored_tensors(folder)
+        stored_tensors(weight_files(folder))
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"

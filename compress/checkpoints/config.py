@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+"""Names of files that hold a tokenizer's vocabulary."""
 TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+MOST_VOCABULARY = 2**28
+"""Bytes of a file that holds a vocabulary."""
 LARGEST = 64 * 2**20
 """Bytes of a file that may list every token."""
 ADAPTER = "adapter_config.json"
@@ -109,10 +113,18 @@ def read_generation(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def check_tokenizer_settings(folder: Path) -> None:
-    """Raise a CheckpointError where a small file beside a vocabulary is no JSON, or says in something else than a
-    number how long a text may be.
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise a CheckpointError where there is no vocabulary or too large a one, or a small file beside it is no JSON or
+    says in something else than a number how long a text may be.
     """
+    files = [file for pattern in VOCABULARIES for file in folder.glob(pattern) if file.is_file()]
+    if not files:
+        raise CheckpointError(
+            f"{folder}: the tokenizer is missing (tokenizer.json); copy the files the model was trained with"
+        )
+    for file in files:
+        if file.stat().st_size > MOST_VOCABULARY:
+            raise CheckpointError(f"{file}: expected a vocabulary of at most {MOST_VOCABULARY:,} bytes, got more")
     for file in (folder / name for name in TOKENIZER):
         settings = read_description(file, "copy the file that the model was trained with", LARGEST)
         longest = settings.get("model_max_length")

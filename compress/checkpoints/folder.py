@@ -20,7 +20,8 @@ from compress.checkpoints.config import (
     CONFIG,
     CheckpointError,
     check_plain,
-    check_tokenizer_settings,
+    check_tokenizer_files,
+    context_length,
     in_one_line,
     open_config,
     quantization_method,
@@ -32,15 +33,14 @@ from compress.checkpoints.layout import OPENING, Layout, check_loading, find_lay
 from compress.checkpoints.one_at_a_time import one_at_a_time
 from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
 from compress.checkpoints.weight_files import is_pointer, stored_tensors, weight_files
+from compress.digests import digest_file, digest_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["float32", "float16", "bfloat16"]
-VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
-"""Names of files that hold a tokenizer's vocabulary."""
-MOST_VOCABULARY = 2**28
-"""Bytes of a file that holds a vocabulary."""
+LOADED = (".json", ".txt", ".model", ".jinja")
+"""Endings of the files that a model's shape and its tokenizer are read from."""
 
 
 class Checkpoint:
@@ -55,7 +55,10 @@ class Checkpoint:
         self.folder = folder
         self.config = read_config(folder)
         self.generation = read_generation(folder)
-        self.tensors = stored_tensors(folder)
+        weights = weight_files(folder)
+        self.tensors = stored_tensors(weights)
+        self.files = [*weights, *folder.glob(EMBEDDINGS_FILE)]
+        """Those that hold weights, a quantized embedding's among them."""
 
     @property
     def format(self) -> Literal["dense", "quantized"]:
@@ -69,6 +72,16 @@ class Checkpoint:
     @property
     def model_type(self) -> str:
         return str(self.config["model_type"])
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence that the model reads, in tokens, or None where its config does not say."""
+        return context_length(self.config)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return vocabulary_size(self.config)
 
     @property
     def elements(self) -> int:
@@ -87,7 +100,7 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, as `load_tokenizer` gives it."""
-        return _open_tokenizer(self.folder, vocabulary_size(self.config))
+        return _open_tokenizer(self.folder, self.vocabulary)
 
     @property
     def parameters(self) -> int:
@@ -102,7 +115,12 @@ class Checkpoint:
     @property
     def disk_bytes(self) -> int:
         """Bytes of the weight files as they lie there."""
-        return sum(file.stat().st_size for file in files_of_weights(self.folder))
+        return sum(file.stat().st_size for file in self.files)
+
+    def digest(self) -> str:
+        """sha256 (hex) over names and contents of the files that it is loaded from."""
+        about = [file for file in self.folder.iterdir() if file.is_file() and file.suffix in LOADED]
+        return digest_of({file.name: digest_file(file) for file in sorted({*about, *self.files})})
 
     def whole(self) -> "Checkpoint":
         """This one, once its weights and its tokenizer were looked at as transformers takes them.
@@ -121,8 +139,7 @@ def outline(folder: Path) -> Checkpoint:
         CheckpointError: as `Checkpoint`; or there is no tokenizer, or its settings are broken.
     """
     checkpoint = Checkpoint(folder)
-    check_tokenizer_settings(folder)
-    _check_vocabulary_file(folder)
+    check_tokenizer_files(folder)
     return checkpoint
 
 
@@ -134,15 +151,6 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
             corrupt ones, weights that are not those of the config's model, no tokenizer or one that does not fit.
     """
     return outline(folder).whole()
-
-
-def files_of_weights(folder: Path) -> list[Path]:
-    """Every file that holds weights of the checkpoint, those of a quantized embedding too.
-
-    Raises:
-        CheckpointError: one is missing.
-    """
-    return [*weight_files(folder), *folder.glob(EMBEDDINGS_FILE)]
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -160,8 +168,7 @@ def _open_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase"
     from transformers import AutoTokenizer
 
     check_plain(folder)
-    _check_vocabulary_file(folder)
-    check_tokenizer_settings(folder)
+    check_tokenizer_files(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -181,17 +188,6 @@ def _open_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase"
     return tokenizer
 
 
-def _check_vocabulary_file(folder: Path) -> None:
-    files = [file for pattern in VOCABULARIES for file in folder.glob(pattern) if file.is_file()]
-    if not files:
-        raise CheckpointError(
-            f"{folder}: the tokenizer is missing (tokenizer.json); copy the files the model was trained with"
-        )
-    for file in files:
-        if file.stat().st_size > MOST_VOCABULARY:
-            raise CheckpointError(f"{file}: expected a vocabulary of at most {MOST_VOCABULARY:,} bytes, got more")
-
-
 def _check_vocabulary(folder: Path, tokenizer: "PreTrainedTokenizerBase", rows: int | None) -> None:
     """Every id of the vocabulary must have a row in the embedding. Tokens that were added to it may have none: where
     a text holds one, whoever reads the text says so.
@@ -206,14 +202,6 @@ def _check_vocabulary(folder: Path, tokenizer: "PreTrainedTokenizerBase", rows: 
             f"{folder}: the tokenizer does not match the model: {token!r} is number {ids[token]}, "
             f"but the embedding has {rows} rows; use the tokenizer that the model was trained with"
         )
-
-
-def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id that ends a document: eos, else bos, else 0."""
-    for candidate in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-        if isinstance(candidate, int):
-            return candidate
-    return 0
 
 
 @one_at_a_time

@@ -11,7 +11,7 @@ Source of the file format: https://github.com/huggingface/safetensors#format
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,14 +75,15 @@ def passed_over(folder: Path) -> str | None:
     return f"{folder}: {SINGLE} is taken, as transformers does; {INDEX} beside it, and its shards, are passed over"
 
 
-def stored_tensors(folder: Path) -> list[Stored]:
-    """Every tensor of the weight files.
+def stored_tensors(files: Sequence[Path]) -> list[Stored]:
+    """Every tensor of a checkpoint's weight files.
 
     Raises:
-        CheckpointError: as `weight_files`; or a file is corrupt, holds nothing, or a name stands in two of them.
+        CheckpointError: a file is corrupt, holds nothing, or a name stands in two of them.
     """
     found: dict[str, Stored] = {}
-    for file in weight_files(folder):
+    folder = files[0].parent
+    for file in files:
         for tensor in headers(file):
             if tensor.name in found:
                 both = f"{found[tensor.name].file.name} and {file.name}"

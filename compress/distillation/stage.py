@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from compress.checkpoints.config import read_config, vocabulary_size
-from compress.checkpoints.folder import end_of_text, load_tokenizer, save_checkpoint
+from compress.checkpoints.folder import load_tokenizer, save_checkpoint
 from compress.checkpoints.loading import load_model
 from compress.distillation.config import DistillConfig
 from compress.distillation.objective import Distillation, Live, cached
@@ -33,7 +33,7 @@ from compress.distillation.students import by_influence, evenly_spaced, fresh, l
 from compress.models.block_linears import sparsity
 from compress.quantization.fake_quantize import round_weights, unround
 from compress.stage import StageError, StageInput, StageMetadata
-from compress.text import before_text, check_ids, pack, read_documents, tokenize
+from compress.text import before_text, check_ids, end_of_text, pack, read_documents, tokenize
 from compress.training.loop import Schedule, fit
 from compress.training.sparsity_masks import pruning_metadata
 from compress.training.stage import held_out_rows

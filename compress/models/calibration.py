@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.checkpoints.config import context_length, read_config, vocabulary_size
-from compress.checkpoints.folder import end_of_text, load_tokenizer
+from compress.checkpoints.folder import Checkpoint
 from compress.stage import StageError, StageInput
-from compress.text import TextError, TextSource, before_text, check_ids, pack, read_documents, tokenize
+from compress.text import TextError, TextSource, before_text, check_ids, end_of_text, pack, read_documents, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,19 +128,26 @@ def gram(x_TI: Tensor) -> Tensor:
 
 
 def rows_of_stage(kind: str, given: StageInput, rows: int, length: int) -> NDArray[np.int64]:
-    """The calibration rows of a stage, no longer than its model's context: int64 [rows, at most length].
+    """The calibration rows of a stage, as `rows_of_model` gives them.
 
     Raises:
         StageError: there is no calibration text.
-        TextError: as `calibration_rows`.
+        TextError: as `rows_of_model`.
     """
     assert given.source is not None
     if given.calibration_text is None:
         raise StageError(f"{kind}: expected a calibration text (data.calibration) for these knobs")
-    config, tokenizer = read_config(given.source), load_tokenizer(given.source)
-    longest = context_length(config) or length
-    rows_NT = calibration_rows(given.calibration_text, tokenizer, rows, min(length, longest))
-    check_ids(rows_NT, tokenizer, vocabulary_size(config))
+    return rows_of_model(Checkpoint(given.source), given.calibration_text, rows, length)
+
+
+def rows_of_model(checkpoint: Checkpoint, text: TextSource, rows: int, length: int) -> NDArray[np.int64]:
+    """The rows of a text that a model is calibrated on, no longer than its context: int64 [rows, at most length].
+
+    Raises:
+        TextError: as `calibration_rows`; or the model's embedding has no row for a token.
+    """
+    rows_NT = calibration_rows(text, checkpoint.tokenizer, rows, min(length, checkpoint.context or length))
+    check_ids(rows_NT, checkpoint.tokenizer, checkpoint.vocabulary)
     return rows_NT
 
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from compress.checkpoints.config import in_one_line, unknown_type
-from compress.checkpoints.folder import end_of_text, load_tokenizer, save_checkpoint
+from compress.checkpoints.folder import load_tokenizer, save_checkpoint
 from compress.checkpoints.loading import load_model
 from compress.stage import StageError, StageInput, StageMetadata
-from compress.text import before_text, check_ids, pack, read_documents, tokenize
+from compress.text import before_text, check_ids, end_of_text, pack, read_documents, tokenize
 from compress.training.config import TrainConfig, TrainingKnobs
 from compress.training.loop import Schedule, fit
 from compress.training.objective import Objective

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress import CheckpointError, FormatName
-from compress.checkpoints.folder import Checkpoint, files_of_weights, outline
+from compress.checkpoints.folder import LOADED, Checkpoint, outline
 from compress.digests import digest_file, digest_of
 from compress.stage import first_line
 from export.manifest import MANIFEST, bundle_folder, is_bundle, listed
-from recipes.config.errors import Locations, Problem, raise_problems
+from recipes.config.errors import Locations, raise_problems
 from recipes.config.recipe import ModelSource, Recipe
 
-DESCRIPTIONS = (".json", ".txt", ".model", ".jinja")
-"""Endings of the files that a model's shape and its tokenizer are read from."""
-SUFFIXES = (*DESCRIPTIONS, ".safetensors")
+SUFFIXES = (*LOADED, ".safetensors")
 """Endings of all files that a model is loaded from."""
 
 
@@ -52,7 +50,7 @@ def resolve(recipe: Recipe) -> Source:
     try:
         if recipe.model.folder is not None:
             checkpoint = outline(recipe.model.folder)
-            key = digest_folder(checkpoint.folder)
+            key = checkpoint.digest()
         else:
             checkpoint = _from_hub(recipe.model, recipe.where)
             key = digest_of({"hub": recipe.model.hub, "revision": recipe.model.revision})
@@ -62,25 +60,12 @@ def resolve(recipe: Recipe) -> Source:
     return Source(key=key, checkpoint=checkpoint)
 
 
-def check_whole(recipe: Recipe, source: Source) -> list[Problem]:
-    """What is wrong with the model once its weights and its tokenizer are looked at as transformers takes them."""
-    if source.checkpoint is not None:
-        try:
-            source.checkpoint.whole()
-        except CheckpointError as error:
-            return [recipe.where.problem(("model",), str(error))]
-    return []
-
-
 def digest_folder(folder: Path) -> str:
     """sha256 (hex) over names and contents of the files that a checkpoint is loaded from, or of all of a bundle's."""
     if is_bundle(folder):
         bundle = bundle_folder(folder)
-        files = [bundle / name for name in (*listed(bundle), MANIFEST)]
-    else:  # weights that no model is loaded from are no part of it
-        about = [file for file in folder.iterdir() if file.is_file() and file.suffix in DESCRIPTIONS]
-        files = sorted({*about, *files_of_weights(folder)})
-    return digest_of({file.name: digest_file(file) for file in files})
+        return digest_of({name: digest_file(bundle / name) for name in (*listed(bundle), MANIFEST)})
+    return Checkpoint(folder).digest()
 
 
 def _from_hub(model: ModelSource, where: Locations, *, here: bool = True) -> Checkpoint:

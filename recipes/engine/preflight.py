@@ -4,21 +4,20 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from compress.checkpoints.config import context_length
+from compress.checkpoints.config import CheckpointError, context_length
 from recipes.config.errors import Problem, RecipeError, raise_problems
 from recipes.config.loader import order_problem
 from recipes.config.recipe import EvaluateConfig, Recipe, Stages
-from recipes.engine.contamination import check_overlaps
-from recipes.engine.launcher import Launcher, Size
-from recipes.engine.model_source import NOTHING, Source, check_whole, resolve
+from recipes.engine.launcher import Launcher
+from recipes.engine.model_source import NOTHING, Source, resolve
 from recipes.engine.plan import ALONE, Estimate, chain, estimates, unfit_batches
 from recipes.engine.stages import StageStep
-from recipes.engine.steps import Engine
-from recipes.engine.text_lengths import check_lengths
+from recipes.engine.steps import Engine, Step
+from recipes.engine.text_checks import check_texts
 from recipes.measure.labeled_files import evaluation_problems, questions_of
 from recipes.measure.multiple_choice import TaskError
 from recipes.measure.peak_memory import DECODED
-from recipes.runs.store import Store, versions
+from recipes.runs.store import versions
 
 VERSION = 1
 
@@ -32,33 +31,36 @@ def check(
         RecipeError: all that is wrong, in one message.
     """
     errors: list[str] = []
-    store = engine.store
     source, steps = NOTHING, tuple[StageStep, ...]()
     try:
         source = resolve(recipe)
         steps = tuple(chain(recipe, source, stages))
-        problems = [*check_model(recipe, source, steps)]
-        missing = [step for step in steps if not store.has(step.stage.kind, step.key)]
+        missing = [step for step in steps if not engine.store.has(step.stage.kind, step.key)]
         parallel = launcher is not None and any(step.stage.parallel for step in missing)
         size = launcher.size() if launcher is not None and parallel else ALONE
-        problems += unfit_batches(recipe, steps, size)
+        unfit, needs = unfit_batches(recipe, steps, size), estimates(steps, source, size)
+        problems = [*unfit, *check_model(recipe, source, steps)]
         problems += check_whole(recipe, source) if missing else []
-        raise_problems([*problems, *_room(recipe, source, steps, store, size)])
+        raise_problems(
+            [*problems, *check_room(recipe, engine.store.root, [(step, needs[step.index]) for step in missing])]
+        )
     except RecipeError as error:
         errors += error.errors
-    errors += [*check_evaluations(recipe.evaluate, store), *check_overlaps(recipe, engine)]
-    if not errors:
-        errors += check_lengths(recipe, source, steps, engine)
+        source, steps = NOTHING, ()
+    errors += [*check_evaluations(recipe.evaluate, engine), *check_texts(recipe, source, steps, engine)]
     if errors:
         raise RecipeError(errors)
     return source, steps
 
 
-def _room(recipe: Recipe, source: Source, steps: tuple[StageStep, ...], store: Store, size: Size) -> list[Problem]:
-    """Disk and memory, for the stages that are not in the store."""
-    each = zip(steps, estimates(steps, source, size), strict=True)
-    missing = [(step, estimate) for step, estimate in each if not store.has(step.stage.kind, step.key)]
-    return check_room(recipe, store.root, missing)
+def check_whole(recipe: Recipe, source: Source) -> list[Problem]:
+    """What is wrong with the model once its weights and its tokenizer are looked at as transformers takes them."""
+    try:
+        if source.checkpoint is not None:
+            source.checkpoint.whole()
+    except CheckpointError as error:
+        return [recipe.where.problem(("model",), str(error))]
+    return []
 
 
 def check_model(recipe: Recipe, source: Source, steps: Sequence[StageStep]) -> list[Problem]:
@@ -67,7 +69,7 @@ def check_model(recipe: Recipe, source: Source, steps: Sequence[StageStep]) -> l
     if steps and source.folder is not None and source.format not in steps[0].stage.takes:
         text = order_problem(0, steps[0].stage.kind, steps[0].stage.takes, source.format, "the model")
         problems.append(recipe.where.problem(("stages", 0, steps[0].stage.kind), text))
-    longest = context_length(source.checkpoint.config) if source.checkpoint else _made(steps)
+    longest = source.checkpoint.context if source.checkpoint else _made(steps)
     if longest is None:
         return problems
     reads = f"expected at most {longest} tokens, all that the model can read at once"
@@ -86,7 +88,7 @@ def _made(steps: Sequence[StageStep]) -> int | None:
     return context_length(architecture) if architecture else None
 
 
-def check_evaluations(evaluate: EvaluateConfig, store: Store) -> list[str]:
+def check_evaluations(evaluate: EvaluateConfig, engine: Engine) -> list[str]:
     """What is wrong with the named evaluations; opening the harness's own tasks takes seconds, and is done once."""
     tasks = [task for task in evaluate.tasks if task.file is None and task.include is None]
     given = [task for task in evaluate.tasks if task not in tasks]
@@ -94,7 +96,9 @@ def check_evaluations(evaluate: EvaluateConfig, store: Store) -> list[str]:
     if tasks:
         identity = {"version": VERSION, "tasks": [task.digest() for task in tasks], "libraries": versions(("lm-eval",))}
         try:
-            store.obtain("tasks", identity, lambda files, scratch: {"questions": questions_of(tasks)})
+            engine.obtain(
+                Step(kind="tasks", identity=identity, make=lambda files, scratch: {"questions": questions_of(tasks)})
+            )
         except TaskError as error:
             errors += str(error).splitlines()
     return errors

@@ -9,7 +9,6 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from compress.checkpoints.folder import files_of_weights
 from compress.digests import digest_file
 from compress.text import TextSource
 from evaluation.report import Source
@@ -28,14 +27,14 @@ def recipe_text(recipe: Recipe) -> str:
 def sources_of(recipe: Recipe, source: models.Source) -> list[Source]:
     """The model and the texts of a recipe; the model's hash is that of its weights, where they are one file."""
     found: list[Source] = []
-    if recipe.model is not None and source.folder is not None:
-        weights = files_of_weights(source.folder)
+    if recipe.model is not None and source.checkpoint is not None:
+        weights = source.checkpoint.files
         found.append(
             Source(
                 role="model",
                 name=str(recipe.model),
                 digest=digest_file(weights[0]) if len(weights) == 1 else "",
-                license=license_of(source.folder),
+                license=license_of(source.checkpoint.folder),
             )
         )
     texts: dict[str, TextSource | None] = dict(recipe.data)

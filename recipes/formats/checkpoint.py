@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.checkpoints.config import context_length, quantization_method, read_config, vocabulary_size
-from compress.checkpoints.folder import Checkpoint, files_of_weights, inspect_checkpoint
+from compress.checkpoints.folder import Checkpoint, inspect_checkpoint
 from compress.checkpoints.loading import load_model
 from compress.models.components import bytes_by_part
 from evaluation.latency import Variant
@@ -75,7 +75,7 @@ class CheckpointFormat:
 
     def weight_files(self, folder: Path) -> list[Path]:
         """Its safetensors, those of a quantized embedding among them."""
-        return files_of_weights(folder)
+        return Checkpoint(folder).files
 
     def weight_bytes(self, folder: Path) -> int:
         """float32 where a weight is not quantized."""

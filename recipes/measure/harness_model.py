@@ -23,7 +23,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from numpy.typing import NDArray
 
-from compress.checkpoints.folder import end_of_text
+from compress.text import end_of_text
 from evaluation.quality.generation import Generator
 from evaluation.quality.likelihood import continuations
 from evaluation.quality.scoring import Scorer

@@ -20,9 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.folder import end_of_text, load_tokenizer
+from compress.checkpoints.folder import load_tokenizer
 from compress.stage import FormatName, Progress, first_line
-from compress.text import TextSource, read_documents, tokenize
+from compress.text import TextSource, end_of_text, read_documents, tokenize
 from evaluation.latency import Protocol, Session, Workload, latency_measurements
 from evaluation.machine import available_cores
 from evaluation.measurement import Measurement
