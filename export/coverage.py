@@ -16,7 +16,7 @@ from compress.checkpoints.codes import from_bytes
 from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from compress.errors import DemitasseError
 from compress.models.components import Held
-from export.external_data import read_graph, tensor_bytes
+from export.external_data import tensor_bytes
 from export.initializers import StoredValues, attributes_of
 
 if TYPE_CHECKING:
@@ -77,16 +77,18 @@ def _tables(model: "ModelProto") -> set[str]:
 
 
 def check_carried(
-    folder: Path, matrices: dict[str, QuantizedMatrix], placed: Iterable[tuple[str, QuantizedMatrix]]
+    model: "ModelProto",
+    folder: Path,
+    matrices: dict[str, QuantizedMatrix],
+    placed: Iterable[tuple[str, QuantizedMatrix]],
 ) -> None:
-    """Compare the bundle's quantized matrices with the checkpoint's, bit for bit.
+    """Compare the quantized matrices of a graph, whose files lie in `folder`, with the checkpoint's, bit for bit.
 
     `placed` says which matrix was to stand under which name, as (name, rows of the checkpoint).
 
     Raises:
         CoverageError: a quantized matrix of the checkpoint is not in the bundle as such, or differs.
     """
-    model = read_graph(folder)
     covered = coverage(model)
     missing = sorted(set(matrices).difference(*(covered[f"int{width}"] for width in WIDTHS)))
     if missing:

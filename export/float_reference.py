@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.checkpoints.codes import from_bytes
-from export.external_data import GRAPH, read_graph
+from export.external_data import GRAPH
 from export.genai import CONFIG
 from export.initializers import StoredValues, attributes_of
 
@@ -33,11 +33,11 @@ def rounds_activations(graph: "ModelProto") -> bool:
     return any(attributes_of(node).get("accuracy_level") == ROUNDED for node in graph.graph.node)
 
 
-def write_float_reference(bundle: Path, folder: Path) -> None:
+def write_float_reference(bundle: Path, graph: "ModelProto", folder: Path) -> None:
     """Write into `folder` what a session needs to run the bundle's graph with float products."""
     from onnx import ModelProto
 
-    graph, exact = read_graph(bundle), ModelProto()
+    exact = ModelProto()
     exact.CopyFrom(graph)
     for field in (exact.graph.node, exact.graph.initializer):
         del field[:]

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from compress.errors import DemitasseError
-from export.external_data import read_graph
 from export.float_reference import rounds_activations, write_float_reference
 from export.runtime.batch import Floats, Ids
 from export.runtime.model import OnnxCausalLM, log_softmax
@@ -38,6 +37,7 @@ from export.runtime.session import Provider
 from export.torch_reference import LIMIT_STEPS, Reference, lengths
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from transformers import PreTrainedModel
 
 Arithmetic = Literal["float32", "float16", "int8 activations"]
@@ -75,21 +75,20 @@ stated as this bound.
 """
 
 
-def check_parity(bundle: Path, reference: Reference, provider: Provider = "cpu") -> dict[str, Any]:
-    """Compare the bundle with PyTorch's `reference`; the figures, as plain data for the manifest.
+def check_parity(bundle: Path, graph: "ModelProto", reference: Reference, provider: Provider = "cpu") -> dict[str, Any]:
+    """Compare the bundle of a graph with PyTorch's `reference`; the figures, as plain data for the manifest.
 
     Raises:
         ParityError: a figure is outside its tolerance.
     """
     rows, tokens = reference.ids_BT.shape
     figures: dict[str, Any] = {"rows": rows, "tokens": tokens, "context": len(reference.long_C)}
-    graph = read_graph(bundle)
     base: Arithmetic = "float32" if provider == "cpu" else "float16"
     shipped: Arithmetic = base
     if rounds_activations(graph):
         shipped = "int8 activations"
         with TemporaryDirectory(dir=reference.folder) as scratch:
-            write_float_reference(bundle, Path(scratch))
+            write_float_reference(bundle, graph, Path(scratch))
             model = OnnxCausalLM.open(Path(scratch), provider=provider, prepack=False)
             figures[base] = _check_graph(Runs(model, reference), base)
             del model

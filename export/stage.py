@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir
@@ -40,6 +40,9 @@ from export.self_test import run_self_test, write_golden_outputs
 from export.tokenizer_files import write_tokenizer
 from export.torch_reference import take_reference
 from export.triton import bundle_place, write_config
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 MODEL = "model"
 """The name under which Triton serves a bundle."""
@@ -92,7 +95,7 @@ def _export(config: ExportConfig, given: StageInput, checkpoint: Checkpoint, tas
     built = build_bundle(config, checkpoint, bundle, task)
     proof = prove_provider(bundle, config.provider)
     task.advance(note="provider proven")
-    parity = _check_parity(config, given, checkpoint, bundle, built.context)
+    parity = _check_parity(config, given, checkpoint, bundle, built)
     task.advance(note="parity holds")
     about = {
         "parameters": checkpoint.parameters,
@@ -101,16 +104,15 @@ def _export(config: ExportConfig, given: StageInput, checkpoint: Checkpoint, tas
         "provider": config.provider,
         "knobs": config.model_dump(mode="json"),
         "passes": built.passes,
-        "coverage": built.coverage,
+        "coverage": coverage(built.graph),
         "parity": parity,
         "proof_of_provider": proof,
         "sample": take_sample(bundle, checkpoint.tokenizer, config.provider),
         "libraries": _versions(),
     }
     write_manifest(bundle, about)
-    read_graph(bundle)
     if config.layout == "triton":
-        write_config(given.out, MODEL)
+        write_config(given.out, MODEL, built.graph, config.provider)
     if config.layout == "transformers.js":
         copy_for_hub(bundle, given.out)
     write_readme(given.out)
@@ -127,7 +129,8 @@ class Built:
     """Tokens that the model can read at once."""
     passes: list[str]
     """Those that changed something."""
-    coverage: dict[str, Any]
+    graph: "ModelProto"
+    """As it was read from the written file."""
 
 
 def build_bundle(config: ExportConfig, checkpoint: Checkpoint, out: Path, task: Task | None = None) -> Built:
@@ -151,9 +154,9 @@ def build_bundle(config: ExportConfig, checkpoint: Checkpoint, out: Path, task: 
     if config.layout == "triton":
         _offer_logits_from(decoder)
     task.advance(note="weights placed")
-    covered = _write(decoder, context, checkpoint, out, HUB_DATA if config.layout == "transformers.js" else DATA)
+    graph = _write(decoder, context, checkpoint, out, HUB_DATA if config.layout == "transformers.js" else DATA)
     task.advance(note="written")
-    return Built(context=decoder.architecture.max_position_embeddings, passes=passes, coverage=covered)
+    return Built(context=decoder.architecture.max_position_embeddings, passes=passes, graph=graph)
 
 
 def _offer_logits_from(decoder: Decoder) -> None:
@@ -163,34 +166,34 @@ def _offer_logits_from(decoder: Decoder) -> None:
         graph.inputs.append(graph.initializers[LOGITS_FROM])
 
 
-def _write(decoder: Decoder, context: PassContext, checkpoint: Checkpoint, out: Path, data: str) -> dict[str, Any]:
-    """Write the graph, its data, the tokenizer and the configs; the coverage of what was written."""
-
+def _write(decoder: Decoder, context: PassContext, checkpoint: Checkpoint, out: Path, data: str) -> "ModelProto":
+    """Write the graph, its data, the tokenizer and the configs; the graph as it was written."""
     onnx_ir.save(decoder.model, out / GRAPH, external_data=data)
     write_configs(checkpoint, out, data)
     write_tokenizer(checkpoint.tokenizer, checkpoint.folder, out)
     write_json(out / CONFIG, genai_config(checkpoint, decoder.architecture, decoder.model, context.provider))
     table = context.weights.quantized
     placed = (("+".join(packed.modules), table.matrix(packed.rows)) for packed in context.packed.values())
-    check_carried(out, table.matrices, placed)
-    return coverage(read_graph(out))
+    graph = read_graph(out)
+    check_carried(graph, out, table.matrices, placed)
+    return graph
 
 
 def _check_parity(
-    config: ExportConfig, given: StageInput, checkpoint: Checkpoint, bundle: Path, longest: int
+    config: ExportConfig, given: StageInput, checkpoint: Checkpoint, bundle: Path, built: Built
 ) -> dict[str, Any]:
-    tokens, context = min(config.parity_tokens, longest), min(config.parity_context, longest)
+    tokens, context = min(config.parity_tokens, built.context), min(config.parity_context, built.context)
     ids = _parity_ids(given, checkpoint, max(tokens * ROWS, context))
     with TemporaryDirectory(dir=given.scratch) as scratch:
         reference = take_reference(
-            lambda: load_float_model(checkpoint.folder),
+            lambda: load_float_model(checkpoint),
             ids[: tokens * ROWS].reshape(ROWS, tokens),
             ids[-context:],
             Path(scratch),
         )
-        figures = check_parity(bundle, reference, config.provider) | {"longest": longest}
+        figures = check_parity(bundle, built.graph, reference, config.provider)
         write_golden_outputs(bundle, reference)
-    return figures | {"self_test": run_self_test(bundle, config.provider)}
+    return figures | {"longest": built.context, "self_test": run_self_test(bundle, config.provider)}
 
 
 def _parity_ids(given: StageInput, checkpoint: Checkpoint, count: int) -> Ids:

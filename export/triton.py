@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.stage import StageError
-from export.external_data import GRAPH, read_graph
-from export.manifest import read_manifest
+from export.external_data import GRAPH
+from export.runtime.session import Provider
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -61,18 +61,14 @@ def bundle_place(repository: Path, name: str) -> Path:
     return repository / name / VERSION / GRAPH
 
 
-def write_config(repository: Path, name: str) -> Path:
-    """Write config.pbtxt for the finished bundle at `bundle_place(repository, name)`; returns the file.
+def write_config(repository: Path, name: str, model: "ModelProto", provider: Provider) -> Path:
+    """Write config.pbtxt for the graph of the bundle at `bundle_place(repository, name)`; returns the file.
 
     Raises:
-        BundleError: there is no bundle.
         StageError: it has an input or output of a type that Triton does not know.
     """
-    bundle = bundle_place(repository, name)
-    model = read_graph(bundle)
-    kind = KINDS[read_manifest(bundle)["provider"]]
     file = repository / name / CONFIG
-    file.write_text(config_text(model, name, kind), encoding="utf-8")
+    file.write_text(config_text(model, name, KINDS[provider]), encoding="utf-8")
     return file
 
 

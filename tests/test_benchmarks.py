@@ -331,13 +331,15 @@ def test_llama_cpp_gives_pytorchs_tokens(family: str, request: pytest.FixtureReq
     import torch
 
     from benchmarks.gguf_file import write_gguf
+    from compress.checkpoints.folder import Checkpoint
     from compress.checkpoints.loading import load_float_model
 
     source = sharpened(request.getfixturevalue(family), tmp_path / "sharp")
     write_gguf(source, tmp_path / "model.gguf")
     ids_BT = np.random.default_rng(0).integers(0, 300, size=(24, 40))
     with torch.inference_mode():
-        expected_B = load_float_model(source)(torch.from_numpy(ids_BT)).logits[:, -1].argmax(dim=-1).numpy()
+        logits_BTV = load_float_model(Checkpoint(source))(torch.from_numpy(ids_BT)).logits
+    expected_B = logits_BTV[:, -1].argmax(dim=-1).numpy()
     runner = VARIANTS["llama.cpp"].runner
     with VariantProcess(runner, tmp_path, threads=2, device="cpu", scratch=tmp_path / "scratch") as process:
         process.order("open")

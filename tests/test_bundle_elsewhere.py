@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from exported import exported, quantized, sharpened
 
+from compress.checkpoints.folder import Checkpoint
 from compress.checkpoints.loading import load_float_model
 from export import verify_bundle
 from export.readme import PROMPT, TOKENS, usage
@@ -141,7 +142,7 @@ def torch_text(dense: Path) -> str:
 
     tokenizer = AutoTokenizer.from_pretrained(dense)
     inputs = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
-    ids = load_float_model(dense).generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    ids = load_float_model(Checkpoint(dense)).generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 

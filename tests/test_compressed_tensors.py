@@ -16,7 +16,7 @@ from exported import exported, sharpened
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-from compress import CheckpointError, StageError, StageInput, inspect_checkpoint
+from compress import Checkpoint, CheckpointError, StageError, StageInput, inspect_checkpoint
 from compress.checkpoints.compressed_tensors import WEIGHTS, packed_faults
 from compress.checkpoints.loading import load_float_model, load_model
 from compress.checkpoints.quantized_matrix import read_quantized_matrices
@@ -152,7 +152,7 @@ def test_every_matrix_is_read_and_multiplied_out(checkpoint: Packed, dense: Path
     matrices = read_quantized_matrices(checkpoint.folder)
     assert set(matrices) == set(checkpoint.made)
     assert len(matrices) == 7
-    model = load_float_model(checkpoint.folder)
+    model = load_float_model(Checkpoint(checkpoint.folder))
     weights = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
     original = load_file(dense / "model.safetensors")
     assert set(weights) == set(original)
@@ -311,7 +311,7 @@ def test_tensors_that_do_not_fit_are_refused(what: str, missing: bool, dense: Pa
         del tensors[name]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"a quantized matrix cannot be read|left over|missing"):
-        load_float_model(folder)
+        load_float_model(Checkpoint(folder))
 
 
 def test_an_embedding_in_groups_is_carried(dense: Path, text_file: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compress import QuantizeConfig, StageError, StageInput
-from compress.checkpoints.folder import load_tokenizer, save_checkpoint
+from compress.checkpoints.folder import Checkpoint, load_tokenizer, save_checkpoint
 from compress.checkpoints.loading import load_float_model, load_model
 from compress.checkpoints.quantized_matrix import QuantizedMatrix, quantize_rows, read_quantized_matrices
 from compress.models.block_linears import block_linears
@@ -84,7 +84,7 @@ def test_quantize_finds_the_codes_that_training_computed_with(
         found = computed[name].T if isinstance(model.get_submodule(name), Conv1D) else computed[name]
         assert found.tobytes() == matrices[name].tobytes(), name
     with torch.inference_mode():
-        expected_BTV = load_float_model(folder)(input_ids=ids_BT).logits
+        expected_BTV = load_float_model(Checkpoint(folder))(input_ids=ids_BT).logits
     torch.testing.assert_close(logits_BTV, expected_BTV, rtol=1e-5, atol=1e-5)
 
 
@@ -109,7 +109,9 @@ def test_groups_are_left_on_the_grid_that_quantize_finds(
     for name, matrix in matrices.items():
         np.testing.assert_allclose(matrix.dequantize(), computed[name], rtol=1e-5, atol=1e-7, err_msg=name)
     with torch.inference_mode():
-        torch.testing.assert_close(logits_BTV, load_float_model(folder)(input_ids=ids_BT).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            logits_BTV, load_float_model(Checkpoint(folder))(input_ids=ids_BT).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_what_groups_cannot_hold_is_refused_as_quantize_does(gpt2: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from exported import exported, quantized, sharpened
 from safetensors.torch import load_file
 
-from compress import StageError, inspect_checkpoint
+from compress import Checkpoint, StageError, inspect_checkpoint
 from compress.checkpoints.compressed_tensors import pack, packed_faults, unpack
 from compress.checkpoints.config import CheckpointError
 from compress.checkpoints.loading import load_float_model
@@ -122,7 +122,7 @@ def test_groups_of_another_size_than_the_config_says_are_refused(checkpoint: Pat
 def test_tokens_that_end_a_text_are_read_from_the_generation_config(checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "copy")
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 7, 9]}', encoding="utf-8")
-    assert load_float_model(folder).generation_config.eos_token_id == [2, 7, 9]
+    assert load_float_model(Checkpoint(folder)).generation_config.eos_token_id == [2, 7, 9]
 
 
 @pytest.mark.parametrize("groups", [None, {}, ["Linear"], {"W8A16": ["Linear"]}])
@@ -149,7 +149,10 @@ def test_the_checkpoint_holds_what_rounding_gives(checkpoint: Path, dense: Path,
     original = load_file(dense / "model.safetensors")
     matrices = read_quantized_matrices(checkpoint)
     assert len(matrices) == 7 + 1  # and the embedding
-    weights = {name: parameter.detach().numpy() for name, parameter in load_float_model(checkpoint).named_parameters()}
+    weights = {
+        name: parameter.detach().numpy()
+        for name, parameter in load_float_model(Checkpoint(checkpoint)).named_parameters()
+    }
     for name, matrix in matrices.items():
         if "embed" in name:
             continue
@@ -195,7 +198,10 @@ def assert_library_agrees(checkpoint: Path) -> None:
     ids_BT = torch.arange(24).reshape(2, 12)
     with torch.inference_mode():
         torch.testing.assert_close(
-            theirs(input_ids=ids_BT).logits, load_float_model(checkpoint)(input_ids=ids_BT).logits, atol=1e-4, rtol=1e-4
+            theirs(input_ids=ids_BT).logits,
+            load_float_model(Checkpoint(checkpoint))(input_ids=ids_BT).logits,
+            atol=1e-4,
+            rtol=1e-4,
         )
 
 

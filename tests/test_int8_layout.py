@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
 from export.coverage import CoverageError, check_carried
+from export.external_data import read_graph
 from export.passes.context import block_in
 from export.row_tracking import CodeTable, WeightError
 
@@ -31,6 +32,10 @@ def int8(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def bundle(int8: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(int8, tmp_path_factory.mktemp("bundles") / "bundle", text_file)
+
+
+def graph_in(bundle: Path) -> tuple[onnx.ModelProto, Path]:
+    return read_graph(bundle), bundle
 
 
 def feeds(session: onnxruntime.InferenceSession) -> dict[str, np.ndarray]:
@@ -112,7 +117,7 @@ def test_onnxruntime_genai_spreads_them_too(bundle: Path, tmp_path: Path) -> Non
 def test_changed_scale_is_found(bundle: Path, int8: Path, tmp_path: Path) -> None:
     matrices = read_quantized_matrices(int8)
     placed = list(matrices.items())
-    check_carried(bundle, matrices, placed)
+    check_carried(*graph_in(bundle), matrices, placed)
 
     def change(model: onnx.ModelProto) -> None:
         name = "transformer.h.0.mlp.c_fc.scales"
@@ -122,7 +127,7 @@ def test_changed_scale_is_found(bundle: Path, int8: Path, tmp_path: Path) -> Non
         tensor.CopyFrom(numpy_helper.from_array(scales, name))
 
     with pytest.raises(CoverageError, match=r"h\.0\.mlp\.c_fc: .*scales are not the checkpoint's"):
-        check_carried(rewritten(bundle, tmp_path / "changed", change), matrices, placed)
+        check_carried(*graph_in(rewritten(bundle, tmp_path / "changed", change)), matrices, placed)
 
 
 def test_product_with_the_scales_of_another_matrix_is_found(bundle: Path, int8: Path, tmp_path: Path) -> None:
@@ -133,7 +138,7 @@ def test_product_with_the_scales_of_another_matrix_is_found(bundle: Path, int8: 
         first.input[0] = second.input[0]
 
     with pytest.raises(CoverageError, match=r"h\.0\.mlp\.c_fc: .*scales are not the checkpoint's"):
-        check_carried(rewritten(bundle, tmp_path / "changed", change), matrices, matrices.items())
+        check_carried(*graph_in(rewritten(bundle, tmp_path / "changed", change)), matrices, matrices.items())
 
 
 def test_product_with_computed_scales_is_found(bundle: Path, int8: Path, tmp_path: Path) -> None:
@@ -144,7 +149,7 @@ def test_product_with_computed_scales_is_found(bundle: Path, int8: Path, tmp_pat
         node.op_type = "Mul"
 
     with pytest.raises(CoverageError, match="expected scales that are stored, or spread from stored ones"):
-        check_carried(rewritten(bundle, tmp_path / "changed", change), matrices, matrices.items())
+        check_carried(*graph_in(rewritten(bundle, tmp_path / "changed", change)), matrices, matrices.items())
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_a_reference_is_what_bitsandbytes_says_of_its_codes(gpt2: Path, tmp_path
     from bitsandbytes.functional import int8_vectorwise_dequant
 
     int8 = quantized(gpt2, tmp_path / "int8")
-    held, model = load_file(int8 / SINGLE), load_float_model(int8)
+    held, model = load_file(int8 / SINGLE), load_float_model(Checkpoint(int8))
     name = "transformer.h.1.mlp.c_fc"
     expected_OI = int8_vectorwise_dequant(held[f"{name}.weight"], held[f"{name}.SCB"])
     assert torch.equal(model.get_submodule(name).weight, expected_OI)

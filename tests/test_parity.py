@@ -10,6 +10,7 @@ import pytest
 from conftest import CONTEXT
 from exported import exported, quantized, sharpened
 
+from compress.checkpoints.folder import Checkpoint
 from compress.checkpoints.loading import load_float_model
 from export.external_data import read_graph
 from export.float_reference import rounds_activations, write_float_reference
@@ -37,18 +38,20 @@ def ids_BT() -> np.ndarray:
 @pytest.fixture(scope="module")
 def reference(checkpoint: Path, ids_BT: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     long_C = np.random.default_rng(2).integers(0, 300, CONTEXT)
-    return take_reference(lambda: load_float_model(checkpoint), ids_BT, long_C, tmp_path_factory.mktemp("reference"))
+    return take_reference(
+        lambda: load_float_model(Checkpoint(checkpoint)), ids_BT, long_C, tmp_path_factory.mktemp("reference")
+    )
 
 
 @pytest.fixture(scope="module")
 def exact(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxCausalLM:
     folder = tmp_path_factory.mktemp("exact")
-    write_float_reference(bundle, folder)
+    write_float_reference(bundle, read_graph(bundle), folder)
     return OnnxCausalLM.open(folder, provider="cpu", threads=2)
 
 
 def test_a_right_bundle_passes_every_check(bundle: Path, reference: Reference) -> None:
-    figures = check_parity(bundle, reference)
+    figures = check_parity(bundle, read_graph(bundle), reference)
     assert set(figures) == {"rows", "tokens", "context", "float32", "int8 activations"}
     assert figures["context"] == OnnxCausalLM.open(bundle).config.context == CONTEXT
     for arithmetic in ("float32", "int8 activations"):
@@ -83,7 +86,7 @@ def test_a_wrong_weight_is_refused_and_its_layer_named(
 ) -> None:
     wrong = changed(bundle, tmp_path / "wrong", weight)
     with pytest.raises(ParityError, match=place):
-        check_parity(wrong, reference)
+        check_parity(wrong, read_graph(wrong), reference)
 
 
 def test_rows_alone_equal_rows_among_batch_mates(bundle: Path, exact: OnnxCausalLM, reference: Reference) -> None:
@@ -98,7 +101,9 @@ def test_exact_graph_holds_the_same_weights_without_rounding(
 
     assert rounds_activations(read_graph(bundle))
     with torch.no_grad():
-        expected = torch.log_softmax(load_float_model(checkpoint)(torch.from_numpy(ids_BT)).logits, dim=-1).numpy()
+        expected = torch.log_softmax(
+            load_float_model(Checkpoint(checkpoint))(torch.from_numpy(ids_BT)).logits, dim=-1
+        ).numpy()
     assert np.abs(exact.score(ids_BT) - expected).max() < 1e-4
     assert np.abs(OnnxCausalLM.open(bundle, threads=2).score(ids_BT) - expected).max() > 1e-3
 

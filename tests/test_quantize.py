@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress import CheckpointError, QuantizeConfig, StageInput, inspect_checkpoint
+from compress import Checkpoint, CheckpointError, QuantizeConfig, StageInput, inspect_checkpoint
 from compress.checkpoints.loading import load_float_model, load_model
 from compress.checkpoints.quantized_matrix import (
     EMBEDDINGS_FILE,
@@ -58,7 +58,7 @@ def test_multiplied_out_model_has_the_weights_of_the_codes(
     family: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = quantized(request.getfixturevalue(family), tmp_path, embeddings=True)
-    model, matrices = load_float_model(folder), read_quantized_matrices(folder)
+    model, matrices = load_float_model(Checkpoint(folder)), read_quantized_matrices(folder)
     for linear in block_linears(model):
         weight_OI = linear.weight_OI().numpy()  # as bitsandbytes itself multiplies it out, in another order
         assert np.allclose(weight_OI, matrices[linear.name].dequantize(), rtol=1e-6, atol=0), linear.name
@@ -74,7 +74,7 @@ def test_runs_in_plain_transformers_close_to_its_multiplied_out_weights(gpt2: Pa
     with torch.inference_mode():
         logits, expected = (
             load_model(folder)(input_ids=ids_BT).logits,
-            load_float_model(folder)(input_ids=ids_BT).logits,
+            load_float_model(Checkpoint(folder))(input_ids=ids_BT).logits,
         )
     assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
 

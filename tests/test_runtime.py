@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from exported import exported, genai_greedy, quantized, sharpened
 
+from compress.checkpoints.folder import Checkpoint
 from compress.checkpoints.loading import load_float_model
 from export.provider import judge_profile, prove_provider
 from export.runtime.model import OnnxCausalLM, PromptError
@@ -49,7 +50,7 @@ def model(family: str, bundles: dict[str, Path]) -> OnnxCausalLM:
 def torch_greedy(checkpoint: Path, prompt: list[int], tokens: int) -> list[int]:
     import torch
 
-    model = load_float_model(checkpoint)
+    model = load_float_model(Checkpoint(checkpoint))
     ids = torch.tensor([prompt])
     for _ in range(tokens):
         with torch.no_grad():
@@ -62,7 +63,7 @@ def test_scores_are_pytorchs(family: str, model: OnnxCausalLM, checkpoints: dict
 
     ids_BT = np.random.default_rng(0).integers(0, model.config.vocabulary, (3, 40))
     with torch.no_grad():
-        logits = load_float_model(checkpoints[family])(torch.from_numpy(ids_BT)).logits
+        logits = load_float_model(Checkpoint(checkpoints[family]))(torch.from_numpy(ids_BT)).logits
     expected = torch.log_softmax(logits, dim=-1).numpy()
     assert np.abs(model.score(ids_BT) - expected).max() < 1e-4
 

@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 
 from compress.stage import StageError
 from export import OnnxCausalLM, verify_bundle
-from export.external_data import BundleError
+from export.external_data import BundleError, read_graph
 from export.manifest import bundle_folder
 from export.triton import TYPES, bundle_place, config_text, write_config
 
@@ -80,7 +80,7 @@ def repository(make_checkpoint: Make, text_file: Path, tmp_path_factory: pytest.
     place = bundle_place(root / "repository", "tiny")
     place.parent.mkdir(parents=True)
     exported(sharpened(make_checkpoint("llama", num_hidden_layers=2), root / "dense"), place, text_file)
-    write_config(root / "repository", "tiny")
+    write_config(root / "repository", "tiny", read_graph(place), "cpu")
     return root / "repository"
 
 
@@ -207,11 +207,6 @@ def test_several_bundles_are_named(tmp_path: Path) -> None:
 def test_name_that_is_no_folder_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="expected a model name"):
         bundle_place(tmp_path, name)
-
-
-def test_config_needs_a_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="expected a bundle"):
-        write_config(tmp_path, "tiny")
 
 
 def test_export_lays_the_bundle_out_for_triton(llama: Path, text_file: Path, tmp_path: Path) -> None:

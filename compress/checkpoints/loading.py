@@ -35,13 +35,12 @@ def load_model(folder: Path, *, dtype: DType = "float32") -> "PreTrainedModel":
 
 
 @one_at_a_time
-def load_float_model(folder: Path) -> "PreTrainedModel":
+def load_float_model(checkpoint: Checkpoint) -> "PreTrainedModel":
     """The checkpoint's model in float32, its int8 matrices multiplied out: the weights that an export must reproduce.
 
     Raises:
         CheckpointError: as `load_model`.
     """
-    checkpoint = Checkpoint(folder)
     if checkpoint.quantization == "compressed-tensors":
         return _multiplied_out(checkpoint, "float32")
     model = load_pretrained(checkpoint, dtype="float32")
