@@ -21,7 +21,7 @@ from export.runtime.model import BundleConfig
 from recipes.config.evaluations import TaskConfig
 from recipes.engine.benchmark import _begin
 from recipes.engine.model_source import digest_folder
-from recipes.measure.multiple_choice import read_questions
+from recipes.measure.question_files import read_questions
 from recipes.runs.failures import exit_code, message
 from recipes.runs.records import read_artifact, read_note
 from recipes.runs.report_file import read_report

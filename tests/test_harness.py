@@ -23,7 +23,7 @@ from recipes.formats import FORMATS
 from recipes.formats.base import LoadedModel
 from recipes.measure import harness_tasks as harness
 from recipes.measure.harness_tasks import ask_task, digest_of_evaluation, open_task, task_problems
-from recipes.measure.multiple_choice import TaskError
+from recipes.measure.question_files import TaskError
 
 pytest.importorskip("lm_eval")
 ROOT = Path(__file__).resolve().parent.parent

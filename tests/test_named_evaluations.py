@@ -150,7 +150,7 @@ def test_what_is_wrong_in_the_files_is_refused_before_anything_runs(
 
 
 def test_without_the_extra_the_way_out_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import recipes.measure.labeled_files as evaluations
+    import recipes.engine.preflight as evaluations
 
     monkeypatch.setattr(evaluations, "LIBRARIES", {"sacrebleu_that_is_not_there": "sacrebleu"})
     config = load_recipe(folder / "named.yaml").evaluate

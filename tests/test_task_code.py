@@ -8,7 +8,7 @@ import pytest
 from recipes.config.evaluations import TaskConfig
 from recipes.measure import harness_tasks as harness
 from recipes.measure.harness_tasks import open_task, task_problems
-from recipes.measure.multiple_choice import TaskError
+from recipes.measure.question_files import TaskError
 
 pytest.importorskip("lm_eval")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "evaluation.md"

@@ -19,9 +19,9 @@ from recipes.config.recipe import BenchmarkConfig, DataConfig, EvaluateConfig, N
 from recipes.engine.measuring import Measuring, Subject
 from recipes.engine.model_source import digest_folder
 from recipes.engine.output import RequestError, check_out, engine_for, publish
+from recipes.engine.preflight import evaluation_problems
 from recipes.engine.sequential import Patience
 from recipes.formats import FORMATS, LIBRARIES, format_of
-from recipes.measure.labeled_files import evaluation_problems
 from recipes.measure.peak_memory import DECODED
 from recipes.runs.environment import environment
 

@@ -1,11 +1,14 @@
 """What is looked at before anything runs: the model, evaluations, texts, and whether disk and memory suffice."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from compress.checkpoints.config import CheckpointError, context_length
 from recipes.config.errors import Problem, RecipeError, raise_problems
+from recipes.config.evaluations import EXTRA, LIBRARIES, GenerationConfig, LabeledConfig, TaskConfig
 from recipes.config.loader import order_problem
 from recipes.config.recipe import EvaluateConfig, Recipe, Stages
 from recipes.engine.launcher import Launcher
@@ -14,9 +17,9 @@ from recipes.engine.plan import ALONE, Estimate, chain, estimates, unfit_batches
 from recipes.engine.stages import StageStep
 from recipes.engine.steps import Engine, Step
 from recipes.engine.text_checks import check_texts
-from recipes.measure.labeled_files import evaluation_problems, questions_of
-from recipes.measure.multiple_choice import TaskError
+from recipes.measure.harness_tasks import open_task, task_problems
 from recipes.measure.peak_memory import DECODED
+from recipes.measure.question_files import TaskError, read_generation, read_labeled
 from recipes.runs.store import versions
 
 VERSION = 1
@@ -95,13 +98,49 @@ def check_evaluations(evaluate: EvaluateConfig, engine: Engine) -> list[str]:
     errors = evaluation_problems(given, evaluate.labeled, evaluate.generation)
     if tasks:
         identity = {"version": VERSION, "tasks": [task.digest() for task in tasks], "libraries": versions(("lm-eval",))}
-        try:
-            engine.obtain(
-                Step(kind="tasks", identity=identity, make=lambda files, scratch: {"questions": questions_of(tasks)})
-            )
-        except TaskError as error:
-            errors += str(error).splitlines()
+        step = Step(kind="tasks", identity=identity, make=lambda files, scratch: {"questions": _questions_of(tasks)})
+        errors += _told(lambda: engine.obtain(step))
     return errors
+
+
+def evaluation_problems(
+    tasks: Sequence[TaskConfig], labeled: Sequence[LabeledConfig], generation: Sequence[GenerationConfig]
+) -> list[str]:
+    """What can be known of the evaluations before anything runs: files, columns, labels, and what is installed."""
+    problems = [problem for task in tasks for problem in task_problems(task)]
+    missing = [theirs for module, theirs in LIBRARIES.items() if generation and find_spec(module) is None]
+    if missing:
+        problems.append(f"generation: expected {' and '.join(missing)}, which is not installed; {EXTRA}")
+    problems += [problem for config in labeled for problem in _told(partial(read_labeled, config))]
+    problems += [problem for config in generation for problem in _told(partial(read_generation, config))]
+    return problems
+
+
+def _told(read: Callable[[], object]) -> list[str]:
+    """What is wrong with a task or a file, once it is read."""
+    try:
+        read()
+    except TaskError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _questions_of(tasks: Sequence[TaskConfig]) -> dict[str, int]:
+    """How many questions each task of the harness's own has; their data is loaded.
+
+    Raises:
+        TaskError: there is no such task, or its data cannot be had; a line for each.
+    """
+    questions: dict[str, int] = {}
+    problems: list[str] = []
+    for task in tasks:
+        try:
+            questions[task.name] = len(open_task(task))
+        except TaskError as error:
+            problems.append(str(error))
+    if problems:
+        raise TaskError("\n".join(problems))
+    return questions
 
 
 def check_room(recipe: Recipe, out: Path, missing: Iterable[tuple[StageStep, Estimate]]) -> list[Problem]:

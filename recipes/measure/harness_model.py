@@ -27,7 +27,7 @@ from compress.text import end_of_text
 from evaluation.quality.generation import Generator
 from evaluation.quality.likelihood import continuations
 from evaluation.quality.scoring import Scorer
-from recipes.measure.multiple_choice import TaskError
+from recipes.measure.question_files import TaskError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

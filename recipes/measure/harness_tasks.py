@@ -4,7 +4,7 @@
     digest
 
 A recipe's task is one of the harness's own by its name (a group or a tag: all of its tasks, every question counting
-alike), whose data is loaded from the Hugging Face hub or its cache, or questions from a file (`multiple_choice.py`),
+alike), whose data is loaded from the Hugging Face hub or its cache, or questions from a file (`question_files.py`),
 which become a task of the harness made in memory. Either way the harness builds the prompts and scores the answers, so
 that a figure here is the figure it prints; only the questions of a `limit` are chosen here, spread over the data where
 the harness takes the first. With log-likelihood l_e of ending e and its length in characters c_e:
@@ -41,7 +41,7 @@ from evaluation.quality.scoring import Scorer
 from evaluation.quality.windows import describe_bos
 from recipes.config.errors import did_you_mean, one_of
 from recipes.config.evaluations import EXTRA, GenerationConfig, LabeledConfig, TaskConfig
-from recipes.measure.multiple_choice import AnyQuestion, TaskError, read_questions, spread
+from recipes.measure.question_files import AnyQuestion, TaskError, read_questions, spread
 from recipes.measure.task_code import check_code, sandbox_templates
 
 if TYPE_CHECKING:

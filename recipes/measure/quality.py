@@ -49,8 +49,8 @@ from recipes.config.recipe import EvaluateConfig
 from recipes.formats import FORMATS
 from recipes.formats.base import LoadedModel, MeasureError
 from recipes.formats.hidden_states import HiddenStates
-from recipes.measure.labeled_files import read_generation, read_labeled
 from recipes.measure.quality_details import ERRORS, ITEMS
+from recipes.measure.question_files import read_generation, read_labeled
 from recipes.measure.text_windows import beginnings, windows_in
 
 if TYPE_CHECKING:

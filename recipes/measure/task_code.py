@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recipes.measure.multiple_choice import TaskError
+from recipes.measure.question_files import TaskError
 
 PLAIN = "tag:yaml.org,2002:"
 

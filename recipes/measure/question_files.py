@@ -1,7 +1,7 @@
-"""Questions from a file: what a recipe's `tasks` name, read and checked.
+"""Questions from a file, read and checked: those of a recipe's `tasks`, texts with labels, prompts with references.
 
-A row is a context and what it should go on with. By `kind`, with the default columns (HellaSwag's, where there are
-several endings, of which one is right, counted from 0):
+A row of a task is a context and what it should go on with. By `kind`, with the default columns (HellaSwag's, where
+there are several endings, of which one is right, counted from 0):
 
     choice        {"context": "Canoeing: Two women ...", "endings": ["are then shown ...", ...], "label": 2}
     exact_match   {"context": "What is the capital of France?", "answer": "Paris"}
@@ -12,8 +12,9 @@ several columns). With `shots`, that many rows are asked with their answers befo
 `examples`, or of the file itself, which are not asked then. With `limit`, the rows are cut into that many runs of
 equal length and one row is drawn from each by the seed, since files are often sorted by where their rows are from.
 
-`harness_tasks.py` asks them. Not covered: several right endings or answers, and endings that share a context written
-once only.
+`harness_tasks.py` asks them; how texts with labels and prompts are asked, `evaluation.quality.classification` and
+`evaluation.quality.generation` say. Not covered: several right endings or answers, endings that share a context written
+once only, and texts with labels from data sets of the hub, which tasks are for.
 """
 
 import csv
@@ -21,11 +22,11 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,12 +34,10 @@ from compress.checkpoints.json_file import PlainFileError
 from compress.errors import DemitasseError
 from compress.text import decoded
 from recipes.config.errors import did_you_mean, got, one_of
-from recipes.config.evaluations import SUFFIXES, TaskConfig, TaskKind
+from recipes.config.evaluations import SUFFIXES, TEXT, FileConfig, GenerationConfig, LabeledConfig, TaskConfig, TaskKind
 
 MOST_PROBLEMS = 5
 """Rows that one error tells of."""
-
-
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -73,6 +72,9 @@ class OpenQuestion:
 
 
 AnyQuestion = Question | OpenQuestion
+Asked = tuple[list[str], list[str]]
+"""The prompts, and the label or the reference of each."""
+_Read = TypeVar("_Read")
 
 
 def read_questions(config: TaskConfig, *, seed: int = 0) -> tuple[list[AnyQuestion], list[AnyQuestion]]:
@@ -83,7 +85,7 @@ def read_questions(config: TaskConfig, *, seed: int = 0) -> tuple[list[AnyQuesti
     """
     assert config.file is not None  # the named tasks bring their own questions
     shots = config.shots or 0
-    questions = _read(config, config.file)
+    questions = _questions(config, config.file)
     if config.examples is None:
         examples, questions = questions[:shots], questions[shots:]
         if not questions:
@@ -92,7 +94,7 @@ def read_questions(config: TaskConfig, *, seed: int = 0) -> tuple[list[AnyQuesti
                 f"examples, got {len(examples)}; lower `shots` or name another file as `examples`"
             )
     else:
-        examples = _read(config, config.examples)[:shots]
+        examples = _questions(config, config.examples)[:shots]
         if len(examples) < shots:
             raise TaskError(
                 f"{config.name}: {config.examples}: expected {shots} rows or more for `shots`, got {len(examples)}"
@@ -109,27 +111,70 @@ def spread(rows: int, limit: int | None, seed: int) -> list[int]:
     return [int(generator.integers(low, high)) for low, high in pairwise(edges)]
 
 
-def _read(config: TaskConfig, file: Path) -> list[AnyQuestion]:
+def read_labeled(config: LabeledConfig, *, seed: int = 0) -> Asked:
+    """The prompts, and the label of each.
+
+    Raises:
+        TaskError: the file is missing or empty, lacks a column, or has a label without an answer.
+    """
+    return _asked(config, config.label, "label", seed, config.answers)
+
+
+def read_generation(config: GenerationConfig, *, seed: int = 0) -> Asked:
+    """The prompts, and the reference of each.
+
+    Raises:
+        TaskError: the file is missing or empty, or lacks a column.
+    """
+    return _asked(config, config.reference, "reference", seed)
+
+
+def _asked(config: FileConfig, column: str, key: str, seed: int, known: Collection[str] = ()) -> Asked:
+    def take(row: dict[str, Any]) -> tuple[str, str] | str:
+        text, answer = row[config.text], row[column]
+        answer = str(answer) if known and isinstance(answer, int) and not isinstance(answer, bool) else answer
+        if not isinstance(text, str) or not text.strip():
+            return f"{config.text}: expected a text, got {got(text)}"
+        if not isinstance(answer, str) or (not known and not answer.strip()):
+            return f"{column}: expected a text, got {got(answer)}"
+        if known and answer not in known:
+            labels = one_of(map(repr, known))
+            return f"{column}: expected a label of `answers` ({labels}), got {got(answer)}{did_you_mean(answer, known)}"
+        return config.prompt.replace(TEXT, text), answer
+
+    rows = _read(config.name, config.file, {config.text: "text", column: key}, take, "rows")
+    chosen = [rows[index] for index in spread(len(rows), config.limit, seed)]
+    return [prompt for prompt, _ in chosen], [wanted for _, wanted in chosen]
+
+
+def _questions(config: TaskConfig, file: Path) -> list[AnyQuestion]:
     """Every row as a question."""
-    questions: list[AnyQuestion] = []
-    read = _READERS[config.kind]
+    columns = {column: _knob(config, column) for column in config.columns}
+    return _read(config.name, file, columns, lambda row: _READERS[config.kind](config, row), "questions")
+
+
+def _read(
+    name: str, file: Path, columns: Mapping[str, str], take: Callable[[dict[str, Any]], _Read | str], what: str
+) -> list[_Read]:
+    """What `take` makes of every row, or says is wrong with it; `columns` are those that it reads, and their knobs."""
+    found: list[_Read] = []
     problems: list[str] = []
-    for place, row in rows_of(config.name, file):
-        missing = [column for column in config.columns if column not in row]
+    for place, row in _rows_of(name, file):
+        missing = [column for column in columns if column not in row]
         if missing:
-            raise TaskError(f"{config.name}: {place}: {lacks(missing[0], row, _knob(config, missing[0]))}")
-        answer = read(config, row)
-        if isinstance(answer, str):
-            problems.append(f"{config.name}: {place}: {answer}")
+            raise TaskError(f"{name}: {place}: {_lacks(missing[0], row, columns[missing[0]])}")
+        taken = take(row)
+        if isinstance(taken, str):
+            problems.append(f"{name}: {place}: {taken}")
         else:
-            questions.append(answer)
+            found.append(taken)
     if problems:
         more = len(problems) - MOST_PROBLEMS
-        rest = [f"{config.name}: {file}: {more} more such rows"] if more > 0 else []
+        rest = [f"{name}: {file}: {more} more such rows"] if more > 0 else []
         raise TaskError("\n".join([*problems[:MOST_PROBLEMS], *rest]))
-    if not questions:
-        raise TaskError(f"{config.name}: {file}: expected questions, got an empty file")
-    return questions
+    if not found:
+        raise TaskError(f"{name}: {file}: expected {what}, got an empty file")
+    return found
 
 
 def _knob(config: TaskConfig, column: str) -> str:
@@ -138,7 +183,7 @@ def _knob(config: TaskConfig, column: str) -> str:
     return next(named, "endings")
 
 
-def lacks(column: str, row: dict[str, Any], knob: str) -> str:
+def _lacks(column: str, row: dict[str, Any], knob: str) -> str:
     """What is said of a row without a column."""
     there = one_of(map(repr, row)) if row else "an empty row"
     return f"expected the column {column!r}, got {there}; name the column with `{knob}`{did_you_mean(column, row)}"
@@ -203,7 +248,7 @@ def _endings(config: TaskConfig, row: dict[str, Any]) -> Any:
         return endings
 
 
-def rows_of(name: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows_of(name: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every row of a file with its place, such as "questions.jsonl:7".
 
     Raises:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from compress.knobs import UnknownKnobError
 from recipes.config.evaluations import TaskConfig
-from recipes.measure.multiple_choice import OpenQuestion, Question, TaskError, read_questions, spread
+from recipes.measure.question_files import OpenQuestion, Question, TaskError, read_questions, spread
 
 ROWS = [{"context": f"Tea, {n}:", "endings": [f"cup {n}", f'a "{n}", hot', "pot"], "label": n % 3} for n in range(9)]
 
