@@ -14,8 +14,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
+
+from jinja2 import UndefinedError
 
 HANG_SECONDS = 20.0
 """Of processor time, or so long without any: on a busy machine the clock alone says little."""
@@ -25,6 +30,18 @@ STIRS = 0.02
 MOST_MEMORY = 2 * 10**9
 ROOM = 3 * 2**30
 """Bytes of addresses that an attempt may ask for beyond those it begins with: no input takes the machine down."""
+LATE = (
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "mobius._configs.per_model",
+    "onnx_shape_inference._ops",
+    "onnxscript._internal._inference",
+    "sympy.tensor.tensor",
+    "transformers.generation.utils",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+)
+"""What libraries import when they are first used."""
 TRACEBACK = "Traceback (most recent call last)"
 UNEXPECTED = re.compile(r"unexpected \w+(Error|Exception|Panic\w*|Exit|Warning):")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|bad_alloc|Unable to allocate", re.IGNORECASE)
@@ -102,10 +119,16 @@ def warm() -> None:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments  # noqa: F401
 
-    import recipes.cli.app
-    import recipes.cli.run
-    import recipes.engine.runner  # noqa: F401
+    from evaluation.pages import TEMPLATES, filled
 
+    for name in ("compress", "export", "evaluation", "recipes"):
+        for module in walk_packages(import_module(name).__path__, f"{name}."):
+            import_module(module.name)
+    for name in LATE:
+        import_module(name)
+    for template in sorted(TEMPLATES.glob("*.j2")):
+        with suppress(UndefinedError):  # it is compiled before it misses its values
+            filled(template.name)
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
 
