@@ -1,9 +1,12 @@
-"""What is shipped is enough: a wheel that is installed apart runs the quickstart where there is no clone."""
+"""What is shipped is enough and typed: a wheel that is installed apart runs the quickstart where there is no clone."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -70,3 +73,26 @@ def test_an_installed_wheel_runs_the_quickstart_without_the_clone(site: Path, tm
     assert "PASS" in said
     assert (folder / "runs" / "quickstart" / "final" / "model.onnx").is_file()
     assert "whole" in run(site / "bin" / "demitasse", "verify", "runs/quickstart/final")
+
+
+@pytest.mark.thorough
+@pytest.mark.alone
+def test_the_python_examples_are_clean_under_mypy_strict(site: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="mypy checks the examples")
+    venv.create(tmp_path / "venv")
+    (packages,) = (tmp_path / "venv" / "lib").glob("python3*/site-packages")
+    (packages / "all.pth").write_text(f"{site}\n{sysconfig.get_path('purelib')}\n", encoding="utf-8")
+    folder = tmp_path / "user"
+    folder.mkdir()
+    for page in (ROOT / "README.md", ROOT / "docs" / "api.md"):
+        for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)):
+            (folder / f"{page.stem.lower()}_{number}.py").write_text(code, encoding="utf-8")
+    examples = sorted(file.name for file in folder.iterdir())
+    assert len(examples) >= 5
+    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", tmp_path / "venv" / "bin" / "python"]
+    environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "MYPYPATH"}}
+    done = subprocess.run(
+        list(map(str, [*command, *examples])), cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"no issues found in {len(examples)} source files" in done.stdout
