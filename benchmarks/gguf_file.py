@@ -15,7 +15,7 @@ other families, scaled rotary embeddings.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -49,8 +49,8 @@ LLAMA_LAYER = {
 }
 
 
-def write_gguf(checkpoint: Path, file: Path) -> None:
-    """Write the dense checkpoint in a folder as one GGUF file.
+def write_gguf(checkpoint: Path, file: Path, kind: Literal["Q8_0", "F32"] = "Q8_0") -> None:
+    """Write the dense checkpoint in a folder as one GGUF file, its matrices in this type.
 
     Raises:
         ValueError: the family is not one of FAMILIES.
@@ -69,10 +69,10 @@ def write_gguf(checkpoint: Path, file: Path) -> None:
     writer.add_head_count(model.config.num_attention_heads)
     writer.add_vocab_size(model.config.vocab_size)
     writer.add_tokenizer_model("none")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if kind == "Q8_0" else gguf.LlamaFileType.ALL_F32)
     about(writer, model.config)
     for name, tensor in tensors(model):
-        _add(writer, name, tensor)
+        _add(writer, name, tensor, gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -85,12 +85,11 @@ def rotate_pairs(weight_OI: Floats, heads: int) -> Floats:
     return weight_OI.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def _add(writer: gguf.GGUFWriter, name: str, tensor: Floats) -> None:
+def _add(writer: gguf.GGUFWriter, name: str, tensor: Floats, kind: gguf.GGMLQuantizationType) -> None:
     tensor = np.ascontiguousarray(tensor, dtype=np.float32)
     if tensor.ndim == 1 or name.startswith("position_embd"):
         writer.add_tensor(name, tensor)
         return
-    kind = gguf.GGMLQuantizationType.Q8_0
     writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
 
 

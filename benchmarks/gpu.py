@@ -21,7 +21,7 @@ from benchmarks.grid import Settings, workloads_of
 from benchmarks.page import finish
 from benchmarks.peers import DEFAULT_MODELS, check_names, compare
 from benchmarks.results import RESULTS
-from benchmarks.variants import VARIANTS
+from benchmarks.variants import PEERS, VARIANTS
 
 NO_GPU = 3
 
@@ -51,7 +51,7 @@ def main(
     if reason:
         print(f"no GPU here: {reason}")
         raise typer.Exit(NO_GPU)
-    variants = tuple(name for name, variant in VARIANTS.items() if "cuda" in variant.devices)
+    variants = tuple(name for name in PEERS if "cuda" in VARIANTS[name].devices)
     workloads = workloads_of((128, 900), (128, 512), (1, 4, 8))
     settings = Settings(workloads=workloads, blocks=blocks, steps=steps, loads=3, threads=2, device="cuda")
     finish(compare(models, variants, settings, work, out), out)

@@ -9,13 +9,14 @@ Optional: `pip install llama-cpp-python gguf` builds llama.cpp from source and n
 
 import ctypes
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import numpy as np
 
-from benchmarks.worker import Ids
+from benchmarks.worker import Ids, Logits
 
 BATCH = 2048
 FILE = "model.gguf"
@@ -54,16 +55,23 @@ class LlamaCpp:
         chunk = BATCH // rows
         for start in range(0, self.prompt, chunk):
             last = start + chunk >= self.prompt
-            next_B = self._run(ids_BT[:, start : start + chunk], last)
-        return next_B
+            logits = self._run(ids_BT[:, start : start + chunk], last)
+        return _likeliest(logits)
 
     def step(self, next_B: Ids) -> Ids:
-        return self._run(next_B[:, None], True)
+        return _likeliest(self._run(next_B[:, None], True))
 
     def rewind(self) -> None:
         for row in range(self.shape[0]):
             llama_cpp.llama_memory_seq_rm(self.memory, row, self.prompt, -1)
         self.length = self.prompt
+
+    def score(self, ids_BT: Ids) -> Iterator[Logits]:
+        self._open_context(*ids_BT.shape)
+        llama_cpp.llama_memory_clear(self.memory, False)
+        self.length = 0
+        for next_B in ids_BT.T:
+            yield np.stack(self._run(next_B[:, None], True))
 
     def _open_context(self, rows: int, capacity: int) -> None:
         if self.shape == (rows, capacity):
@@ -81,8 +89,8 @@ class LlamaCpp:
         self.batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.shape = rows, capacity
 
-    def _run(self, ids_BT: Ids, wanted: bool) -> Ids:
-        """Run tokens of every row; the likeliest next ids if they are wanted."""
+    def _run(self, ids_BT: Ids, wanted: bool) -> list[Logits]:
+        """Run tokens of every row; each row's logits (V) after its last one if they are wanted."""
         rows, tokens = ids_BT.shape
         for index, (row, column) in enumerate(np.ndindex(rows, tokens)):
             self.batch.token[index] = int(ids_BT[row, column])
@@ -95,8 +103,30 @@ class LlamaCpp:
         if answer != 0:
             raise RuntimeError(f"llama_decode: expected 0, got {answer}")
         self.length += tokens
-        return np.array([self._likeliest((row + 1) * tokens - 1) for row in range(rows)] if wanted else [])
+        return [self._logits((row + 1) * tokens - 1) for row in range(rows)] if wanted else []
 
-    def _likeliest(self, index: int) -> int:
-        logits_V = llama_cpp.llama_get_logits_ith(self.context, index)
-        return int(np.ctypeslib.as_array(logits_V, (self.vocabulary,)).argmax())
+    def _logits(self, index: int) -> Logits:
+        logits_V: Logits = np.ctypeslib.as_array(
+            llama_cpp.llama_get_logits_ith(self.context, index), (self.vocabulary,)
+        )
+        return logits_V
+
+
+def _likeliest(logits: list[Logits]) -> Ids:
+    return np.array([row_V.argmax() for row_V in logits])
+
+
+def quantize_gguf(source: Path, target: Path, kind: str) -> None:
+    """Quantize a float GGUF file with llama.cpp's own quantizer, as `llama-quantize` does without further options.
+
+    Args:
+        kind: a name of llama.cpp's, such as Q4_K_M.
+
+    Raises:
+        OSError: llama.cpp could not.
+    """
+    llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings)):
+        raise OSError(f"{source}: llama.cpp could not quantize it to {kind}")

@@ -12,17 +12,23 @@ end-of-text token, so the vocabulary's last id stands in its place.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from benchmarks.worker import Ids
+from benchmarks.worker import Ids, Logits
 from export.runtime.model import OnnxCausalLM
 from export.runtime.session import PROVIDERS
 
 TURNS_WITHOUT_REWIND = 16
+
+
+def likeliest(logits_BV: Logits) -> Ids:
+    next_B: Ids = logits_BV.argmax(axis=-1)
+    return next_B
 
 
 class Demitasse:
@@ -48,6 +54,11 @@ class Demitasse:
     def rewind(self) -> None:
         self.batch.rewind(self.prompt)
 
+    def score(self, ids_BT: Ids) -> Iterator[Logits]:
+        batch = self.model.new_batch(*ids_BT.shape)
+        for next_B in ids_BT.T:
+            yield batch.step(next_B)
+
 
 class TorchExport:
     """A graph with one past and one present per layer and side, concatenated inside."""
@@ -66,24 +77,33 @@ class TorchExport:
         self.cache: list[Any] = []
 
     def read(self, ids_BT: Ids, room: int) -> Ids:
-        rows, self.length = ids_BT.shape[0], 0
+        self._forget(len(ids_BT))
+        next_B = likeliest(self._run(ids_BT))
+        self.prompt = self.length, self.cache
+        return next_B
+
+    def step(self, next_B: Ids) -> Ids:
+        return likeliest(self._run(next_B[:, None]))
+
+    def rewind(self) -> None:
+        self.length, self.cache = self.prompt
+
+    def score(self, ids_BT: Ids) -> Iterator[Logits]:
+        self._forget(len(ids_BT))
+        for next_B in ids_BT.T:
+            yield self._run(next_B[:, None])
+
+    def _forget(self, rows: int) -> None:
+        self.length = 0
         self.cache = [
             onnxruntime.OrtValue.ortvalue_from_numpy(
                 np.zeros((rows, past.shape[1], 0, past.shape[3]), np.float32), self.device, 0
             )
             for past in self.pasts
         ]
-        next_B = self._run(ids_BT)
-        self.prompt = self.length, self.cache
-        return next_B
 
-    def step(self, next_B: Ids) -> Ids:
-        return self._run(next_B[:, None])
-
-    def rewind(self) -> None:
-        self.length, self.cache = self.prompt
-
-    def _run(self, ids_BT: Ids) -> Ids:
+    def _run(self, ids_BT: Ids) -> Logits:
+        """Logits (B, V) of the last position."""
         rows, tokens = ids_BT.shape
         position_T = np.arange(self.length, self.length + tokens, dtype=np.int64)
         positions_BT = np.ascontiguousarray(np.broadcast_to(position_T, (rows, tokens)))
@@ -99,8 +119,8 @@ class TorchExport:
         self.session.run_with_iobinding(binding)
         logits, *self.cache = binding.get_outputs()
         self.length += tokens
-        next_B: Ids = logits.numpy()[:, -1].argmax(axis=-1)
-        return next_B
+        last_BV: Logits = logits.numpy()[:, -1]
+        return last_BV
 
 
 class Genai:
@@ -123,10 +143,7 @@ class Genai:
     def read(self, ids_BT: Ids, room: int) -> Ids:
         self.rows, self.prompt = rows, _ = ids_BT.shape
         room = (room if rows == 1 else room * TURNS_WITHOUT_REWIND) + 1  # it counts the token that comes next too
-        params = self.genai.GeneratorParams(self.model)
-        params.set_search_options(batch_size=rows, max_length=min(self.context, self.prompt + room), do_sample=False)
-        self.generator = None  # the old cache is freed before the new one is allocated
-        self.generator = self.genai.Generator(self.model, params)
+        self._forget(rows, self.prompt + room)
         self.generator.append_tokens(ids_BT.astype(np.int32))
         self.rewound = False
         return self._next()
@@ -141,6 +158,19 @@ class Genai:
         if self.rows == 1:
             self.generator.rewind_to(self.prompt)
             self.rewound = True
+
+    def score(self, ids_BT: Ids) -> Iterator[Logits]:
+        rows, tokens = ids_BT.shape
+        self._forget(rows, tokens + 1)
+        for next_B in ids_BT.T:
+            self.generator.append_tokens(next_B[:, None].astype(np.int32))
+            yield np.asarray(self.generator.get_logits()).reshape(rows, -1)
+
+    def _forget(self, rows: int, capacity: int) -> None:
+        params = self.genai.GeneratorParams(self.model)
+        params.set_search_options(batch_size=rows, max_length=min(self.context, capacity), do_sample=False)
+        self.generator = None  # the old cache is freed before the new one is allocated
+        self.generator = self.genai.Generator(self.model, params)
 
     def _next(self) -> Ids:
         self.generator.generate_next_token()

@@ -30,6 +30,8 @@ def write_page(results: Path = HERE / "results", page: Path = PAGE) -> None:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    from benchmarks.front_picture import draw
+
     files = {name: results / f"{name}.json" for name in TABLES}
     found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
     if not found:
@@ -43,6 +45,9 @@ def write_page(results: Path = HERE / "results", page: Path = PAGE) -> None:
         {name: found.get(name) for name in TABLES}, tables={name: tables_of(run) for name, run in found.items()}
     )
     page.write_text(text.rstrip() + "\n", encoding="utf-8")
+    for name, model in found.get("front", {"models": {}})["models"].items():
+        if model["variants"]:
+            draw(name, model, page.parent / f"front-{name}.png")
 
 
 def tables_of(run: Json) -> dict[str, list[Table]]:
@@ -52,6 +57,18 @@ def tables_of(run: Json) -> dict[str, list[Table]]:
 
 def _comparison(run: Json) -> dict[str, list[Table]]:
     return {name: model_tables(model, run["settings"]["device"]) for name, model in run["models"].items()}
+
+
+def _front(run: Json) -> dict[str, list[Table]]:
+    from benchmarks.front_tables import front_tables
+
+    return {name: front_tables(model) for name, model in run["models"].items()}
+
+
+def _products(run: Json) -> dict[str, list[Table]]:
+    from benchmarks.products_tables import products_tables
+
+    return products_tables(run)
 
 
 def _scaling(run: Json) -> dict[str, list[Table]]:
@@ -81,6 +98,8 @@ def _distillation(run: Json) -> dict[str, list[Table]]:
 TABLES: dict[str, Callable[[Json], dict[str, list[Table]]]] = {
     "peers": _comparison,
     "gpu": _comparison,
+    "front": _front,
+    "products": _products,
     "scaling": _scaling,
     "profile": _profile,
     "pruning": _pruning,

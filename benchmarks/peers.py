@@ -26,7 +26,7 @@ from benchmarks.page import finish
 from benchmarks.prepare import Files, PrepareError, prepared
 from benchmarks.results import RESULTS, sizes_of, store, teller
 from benchmarks.shapes import SHAPES, write_checkpoint
-from benchmarks.variants import REFERENCE, VARIANTS
+from benchmarks.variants import OURS, PEERS, REFERENCE, VARIANTS
 
 Json = dict[str, Any]
 DEFAULT_MODELS = ("gpt2-124m", "smollm2-135m")
@@ -46,11 +46,7 @@ def main(
     """Compare demitasse with its peers on this machine's CPU."""
     models = tuple(model) or (DEFAULT_MODELS[:1] if quick else DEFAULT_MODELS)
     check_names(models, tuple(variant))
-    wanted = (
-        tuple(VARIANTS)
-        if not variant
-        else tuple(name for name in VARIANTS if name in {*variant, REFERENCE, "demitasse"})
-    )
+    wanted = PEERS if not variant else tuple(name for name in VARIANTS if name in {*variant, REFERENCE, OURS})
     if quick:
         workloads, blocks = workloads_of((128,), (128,), (1, 4))[:3], min(blocks, 3)
     else:
@@ -121,28 +117,38 @@ def joined(results: Json, out: Path) -> Json:
 
 def compare_model(model: str, variants: tuple[str, ...], settings: Settings, work: Path, tell: Tell) -> Json:
     """One model on every variant."""
+    checkpoint = checkpoint_of(model, work)
+    files, results = prepare_all(variants, checkpoint, settings.device, work, tell)
+    return timed(files, results, checkpoint, settings, work, tell) | {
+        "weights": "random" if model in SHAPES else "the checkpoint's own"
+    }
+
+
+def timed(files: dict[str, Files], results: Json, checkpoint: Path, settings: Settings, work: Path, tell: Tell) -> Json:
+    """A model's results with the times of all variants that have files."""
     from benchmarks.bandwidth import BYTES
     from compress.checkpoints.config import read_config
     from compress.checkpoints.folder import inspect_checkpoint
 
-    work.mkdir(parents=True, exist_ok=True)
-    checkpoint = Path(model).resolve() if model not in SHAPES else _shape(model, work)
-    family = str(read_config(checkpoint)["model_type"])
-    files, results = _prepare(variants, checkpoint, family, settings.device, work, tell)
-    timed = run_grid(files, Prompts.read(checkpoint, settings.longest), settings, work / "scratch", tell)
-    floor = timed.pop(FLOOR)
-    for name, result in timed.items():
+    times = run_grid(files, Prompts.read(checkpoint, settings.longest), settings, work / "scratch", tell)
+    floor = times.pop(FLOOR)
+    for name, result in times.items():
         results[name] |= result
     parameters = inspect_checkpoint(checkpoint).parameters
     return {
-        "family": family,
-        "weights": "random" if model in SHAPES else "the checkpoint's own",
+        "family": str(read_config(checkpoint)["model_type"]),
         "parameters": parameters,
         "float32_bytes": 4 * parameters,
         "floor": floor,
         "floor_bytes": BYTES,
         "variants": results,
     }
+
+
+def checkpoint_of(model: str, work: Path) -> Path:
+    """The folder of a model; a shape is written into `work` first."""
+    work.mkdir(parents=True, exist_ok=True)
+    return Path(model).resolve() if model not in SHAPES else _shape(model, work)
 
 
 def _shape(shape: str, work: Path) -> Path:
@@ -152,10 +158,13 @@ def _shape(shape: str, work: Path) -> Path:
     return checkpoint
 
 
-def _prepare(
-    variants: tuple[str, ...], checkpoint: Path, family: str, device: str, work: Path, tell: Tell
+def prepare_all(
+    variants: tuple[str, ...], checkpoint: Path, device: str, work: Path, tell: Tell
 ) -> tuple[dict[str, Files], Json]:
     """The files of every variant that can take part, and a result to fill for each variant."""
+    from compress.checkpoints.config import read_config
+
+    family = str(read_config(checkpoint)["model_type"])
     files: dict[str, Files] = {}
     results: Json = {}
     for name in variants:

@@ -16,7 +16,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.marks import Marks, Parts
 
@@ -40,19 +42,21 @@ class Request:
     """The files of the kind that this one needs; the checkpoint where it needs none."""
 
 
-def make_int8(request: Request, marks: Marks) -> None:
-    """`demitasse quantize --embeddings`."""
+def make_quantized(request: Request, marks: Marks, **knobs: Any) -> None:
+    """`demitasse quantize --embeddings`, with these knobs."""
     marks.imports("torch", "transformers", "bitsandbytes")
     from compress.quantization.config import QUANTIZE
     from compress.stage import StageInput
+    from compress.text import TextSource
 
-    given = StageInput(source=request.checkpoint, out=request.out, scratch=request.out)
-    QUANTIZE.run(QUANTIZE.config(embeddings=True), given)
+    text = TextSource(file=CALIBRATION)
+    given = StageInput(source=request.checkpoint, out=request.out, scratch=request.out, calibration_text=text)
+    QUANTIZE.run(QUANTIZE.config(embeddings=True, **knobs), given)
     marks.done("quantized")
 
 
-def make_bundle(request: Request, marks: Marks) -> None:
-    """`demitasse export` of the int8 checkpoint (or of the dense one, which on CUDA gives float16)."""
+def make_bundle(request: Request, marks: Marks, **knobs: Any) -> None:
+    """`demitasse export` of a quantized checkpoint (or of the dense one, which on CUDA gives float16)."""
     marks.imports("torch", "transformers", "onnxruntime", "onnx_ir", "mobius")
     from compress.stage import StageInput
     from compress.text import TextSource
@@ -62,7 +66,7 @@ def make_bundle(request: Request, marks: Marks) -> None:
     given = StageInput(
         source=request.needed, out=request.out, scratch=request.out, calibration_text=text, progress=marks
     )
-    EXPORT.run(EXPORT.config(provider="cuda" if request.device == "cuda" else "cpu"), given)
+    EXPORT.run(EXPORT.config(provider="cuda" if request.device == "cuda" else "cpu", **knobs), given)
     marks.done("exported")
 
 
@@ -82,24 +86,14 @@ def make_quantize_dynamic(request: Request, marks: Marks) -> None:
     marks.done("quantized")
 
 
-def make_genai_int8(request: Request, marks: Marks) -> None:
-    """onnxruntime-genai's own builder at int8 with its defaults, but with the last position's logits only."""
-    _build_genai(request, "int8")
-    marks.done("built")
-
-
-def make_genai_fp16(request: Request, marks: Marks) -> None:
-    """The same at float16."""
-    _build_genai(request, "fp16")
-    marks.done("built")
-
-
-def _build_genai(request: Request, precision: str) -> None:
+def make_genai(request: Request, marks: Marks, precision: str) -> None:
+    """onnxruntime-genai's own builder with its defaults, but with the last position's logits only."""
     cache = request.out / "cache"
     paths = ["-i", str(request.checkpoint), "-o", str(request.out), "-c", str(cache)]
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", *paths, "-p", precision, "-e", request.device]
     subprocess.run([*command, "--extra_options", "prune_lm_head=true"], check=True, stdout=sys.stderr)
     shutil.rmtree(cache, ignore_errors=True)
+    marks.done("built")
 
 
 def make_gguf(request: Request, marks: Marks) -> None:
@@ -109,6 +103,24 @@ def make_gguf(request: Request, marks: Marks) -> None:
 
     write_gguf(request.checkpoint, request.out / "model.gguf")
     marks.done("written")
+
+
+def make_gguf_float(request: Request, marks: Marks) -> None:
+    """The checkpoint as GGUF, float32, which llama.cpp's quantizer starts from."""
+    marks.imports("torch", "transformers", "benchmarks.gguf_file")
+    from benchmarks.gguf_file import write_gguf
+
+    write_gguf(request.checkpoint, request.out / "model.gguf", kind="F32")
+    marks.done("written")
+
+
+def make_gguf_4_bits(request: Request, marks: Marks, kind: str) -> None:
+    """llama.cpp's own quantizer with its defaults, without an importance matrix."""
+    marks.imports("benchmarks.llama_variant")
+    from benchmarks.llama_variant import quantize_gguf
+
+    quantize_gguf(request.needed / "model.gguf", request.out / "model.gguf", kind)
+    marks.done("quantized")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +133,42 @@ class Kind:
 
 
 OUR_SOURCES = ("compress", "export")
+SCHEMES: dict[str, dict[str, Any]] = {
+    "int8": {},
+    "int8_group32": {"scheme": "int8_group", "group": 32},
+    "int4_group32": {"scheme": "int4", "group": 32, "method": "gptq"},
+    "int4_group64": {"scheme": "int4", "group": 64, "method": "gptq"},
+}
+"""Kind of a quantized checkpoint -> the knobs of `quantize`."""
+
+
+def _bundles(scheme: str) -> dict[str, Kind]:
+    """A quantized checkpoint and its bundles, activations rounded in the groups of the scheme, the cache float and of 8
+    bits.
+    """
+    make = partial(make_bundle, block_size=SCHEMES[scheme].get("group", 64))
+    return {
+        scheme: Kind(make=partial(make_quantized, **SCHEMES[scheme]), sources=("compress",)),
+        f"bundle_{scheme}": Kind(make=make, needs=scheme, sources=OUR_SOURCES),
+        f"bundle_{scheme}_cache8": Kind(make=partial(make, cache="int8"), needs=scheme, sources=OUR_SOURCES),
+    }
+
+
 KINDS: dict[str, Kind] = {
-    "int8": Kind(make=make_int8, sources=("compress",)),
-    "bundle": Kind(make=make_bundle, needs="int8", sources=OUR_SOURCES),
+    **{name: kind for scheme in SCHEMES for name, kind in _bundles(scheme).items()},
     "float_bundle": Kind(make=make_bundle, sources=OUR_SOURCES),
     "torch_export": Kind(make=make_torch_export, sources=("benchmarks/torch_export.py",)),
     "quantize_dynamic": Kind(make=make_quantize_dynamic, needs="torch_export"),
-    "genai_int8": Kind(make=make_genai_int8),
-    "genai_fp16": Kind(make=make_genai_fp16),
+    **{
+        f"genai_{precision}": Kind(make=partial(make_genai, precision=precision))
+        for precision in ("int8", "int4", "fp16")
+    },
     "gguf": Kind(make=make_gguf, sources=("benchmarks/gguf_file.py",)),
+    "gguf_float": Kind(make=make_gguf_float, sources=("benchmarks/gguf_file.py",)),
+    **{
+        f"gguf_{kind}": Kind(make=partial(make_gguf_4_bits, kind=kind), needs="gguf_float")
+        for kind in ("Q4_0", "Q4_K_S", "Q4_K_M")
+    },
 }
 
 

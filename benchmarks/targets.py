@@ -108,7 +108,7 @@ def _of_floor(model: Json, workload: str) -> Outcome:
 
 def floor_seconds(model: Json, workload: str) -> list[float]:
     """The time that reading our weights once would have taken, in each block of a decode workload."""
-    share = model["variants"][OURS]["weight_bytes"] / model["floor_bytes"]
+    share = model["variants"].get(OURS, {"weight_bytes": 0})["weight_bytes"] / model["floor_bytes"]
     return (
         []
         if not share

@@ -8,13 +8,14 @@
 Only the last position's logits are computed, as generation does. Not covered: a compiled model that was saved.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
-from benchmarks.worker import Ids
+from benchmarks.worker import Ids, Logits
 
 DTYPES = {"cpu": torch.float32, "cuda": torch.float16}
 
@@ -40,13 +41,23 @@ class Eager:
     def rewind(self) -> None:
         self.cache.crop(self.prompt - int(self.cache.get_seq_length()))
 
+    def score(self, ids_BT: Ids) -> Iterator[Logits]:
+        self.cache = DynamicCache(config=self.model.config)
+        for next_B in ids_BT.T:
+            yield self._logits(self.model, next_B[:, None]).cpu().numpy()
+
     def _run(self, run: Any, ids_BT: Ids) -> Ids:
+        next_B: Ids = self._logits(run, ids_BT).argmax(dim=-1).cpu().numpy()
+        return next_B
+
+    def _logits(self, run: Any, ids_BT: Ids) -> torch.Tensor:
+        """Of the last position (B, V)."""
         ids = torch.from_numpy(ids_BT).to(self.device)
         if self.device == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # untyped there
         answer = run(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        next_B: Ids = answer.logits[:, -1].argmax(dim=-1).cpu().numpy()
-        return next_B
+        last_BV: torch.Tensor = answer.logits[:, -1]
+        return last_BV
 
 
 class Compiled(Eager):

@@ -4,9 +4,9 @@ Adding one is a class with `read`, `step` and `rewind` (see worker.py), a kind o
 here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from benchmarks.prepare import installed
+from benchmarks.prepare import SCHEMES, installed
 
 GENAI = ("onnxruntime-genai-cuda", "onnxruntime-genai")
 EVERYWHERE = frozenset({"cpu", "cuda"})
@@ -41,6 +41,25 @@ class Variant:
         return ""
 
 
+def llama_cpp(kind: str, files: str) -> Variant:
+    return Variant(
+        title=f"llama.cpp {kind}",
+        runner="benchmarks.llama_variant:LlamaCpp",
+        files=files,
+        devices=frozenset({"cpu"}),
+        distributions=("llama-cpp-python",),
+        way_out="pip install llama-cpp-python gguf (builds llama.cpp: needs a C++ compiler and CMake)",
+    )
+
+
+GENAI_INT8 = Variant(
+    title="onnxruntime-genai, its own int8 model",
+    runner="benchmarks.onnx_variants:Genai",
+    files="genai_int8",
+    families=frozenset({"llama"}),
+    distributions=GENAI,
+    way_out="pip install onnxruntime-genai",
+)
 VARIANTS: dict[str, Variant] = {
     "eager": Variant(title="PyTorch eager", runner="benchmarks.torch_variants:Eager", files="checkpoint"),
     "compile": Variant(
@@ -58,14 +77,7 @@ VARIANTS: dict[str, Variant] = {
         files="quantize_dynamic",
         devices=frozenset({"cpu"}),
     ),
-    "genai": Variant(
-        title="onnxruntime-genai, its own int8 model",
-        runner="benchmarks.onnx_variants:Genai",
-        files="genai_int8",
-        families=frozenset({"llama"}),
-        distributions=GENAI,
-        way_out="pip install onnxruntime-genai",
-    ),
+    "genai": GENAI_INT8,
     "genai-fp16": Variant(
         title="onnxruntime-genai, its own fp16 model",
         runner="benchmarks.onnx_variants:Genai",
@@ -78,32 +90,63 @@ VARIANTS: dict[str, Variant] = {
     "genai-bundle": Variant(
         title="onnxruntime-genai, our bundle",
         runner="benchmarks.onnx_variants:Genai",
-        files="bundle",
+        files="bundle_int8",
         distributions=GENAI,
         way_out="pip install onnxruntime-genai",
     ),
     "genai-graph": Variant(
         title="onnxruntime-genai, our bundle, CUDA graphs",
         runner="benchmarks.onnx_variants:GenaiGraph",
-        files="bundle",
+        files="bundle_int8",
         devices=frozenset({"cuda"}),
         distributions=GENAI,
         way_out="pip install onnxruntime-genai-cuda",
     ),
-    "llama.cpp": Variant(
-        title="llama.cpp Q8_0",
-        runner="benchmarks.llama_variant:LlamaCpp",
-        files="gguf",
-        devices=frozenset({"cpu"}),
-        distributions=("llama-cpp-python",),
-        way_out="pip install llama-cpp-python gguf (builds llama.cpp: needs a C++ compiler and CMake)",
-    ),
+    "llama.cpp": llama_cpp("Q8_0", "gguf"),
     "float": Variant(
         title="demitasse fp16",
         runner="benchmarks.onnx_variants:Demitasse",
         files="float_bundle",
         devices=frozenset({"cuda"}),
     ),
-    "demitasse": Variant(title="demitasse int8", runner="benchmarks.onnx_variants:Demitasse", files="bundle"),
+    "demitasse": Variant(title="demitasse int8", runner="benchmarks.onnx_variants:Demitasse", files="bundle_int8"),
+    "genai-int4": replace(GENAI_INT8, title="onnxruntime-genai, its own int4 model", files="genai_int4"),
+    **{f"llama.cpp-{kind}": llama_cpp(kind, f"gguf_{kind}") for kind in ("Q4_0", "Q4_K_S", "Q4_K_M")},
+    **{
+        scheme + cache: Variant(
+            title=f"demitasse {scheme.replace('_group', ', groups of ')}{', int8 cache' if cache else ''}",
+            runner="benchmarks.onnx_variants:Demitasse",
+            files=f"bundle_{scheme}{cache}",
+        )
+        for scheme in SCHEMES
+        for cache in ("", "_cache8")
+        if scheme + cache != "int8"
+    },
 }
 OURS, REFERENCE = "demitasse", "eager"
+PEERS = (
+    "eager",
+    "compile",
+    "ort-fp32",
+    "ort-dynamic",
+    "genai",
+    "genai-fp16",
+    "genai-bundle",
+    "genai-graph",
+    "llama.cpp",
+    "float",
+    OURS,
+)
+"""Who is compared in speed alone, at 8 bits or more."""
+FRONT = (
+    "ort-dynamic",
+    "genai",
+    "genai-int4",
+    "llama.cpp",
+    "llama.cpp-Q4_0",
+    "llama.cpp-Q4_K_S",
+    "llama.cpp-Q4_K_M",
+    OURS,
+    *(scheme + cache for scheme in SCHEMES for cache in ("", "_cache8") if scheme + cache != "int8"),
+)
+"""Who is compared in quality, speed and bytes at once: see front.py."""

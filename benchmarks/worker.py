@@ -10,6 +10,9 @@ stderr. An order that fails is answered {"error": ...}, and the process goes on.
      "times": N}                                times: {"seconds": [N], "next": [B]}
     {"do": "steps", "untimed": U, "count": N}   U + N greedy steps from where the prompt ended, then back to there:
                                                 {"seconds": [N], "tokens": [U + N][B]}
+    {"do": "score", "ids": [B][T], "reference": [B]}
+                                                feed the tokens one by one: means of each row, {"kl": [B], "same": [B],
+                                                "nll": [B]}, against log-probabilities (T, V), a numpy file a row
     {"do": "memory"}                            {"peak": bytes, "idle": share of a core used between orders}
 
 A step is timed from the token ids going in to the next ids being on the host: every variant pays for its own argmax.
@@ -22,15 +25,18 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from recipes.measure.peak_memory import peak_memory
 
 Ids = NDArray[np.int64]
+Logits = NDArray[np.floating[Any]]
 Answer = dict[str, Any]
 
 
@@ -45,6 +51,9 @@ class Runner(Protocol):
 
     def rewind(self) -> None:
         """Forget every token after the prompt."""
+
+    def score(self, ids_BT: Ids) -> Iterator[Logits]:
+        """Logits (B, V) after each token of the rows, fed one by one into an empty cache."""
 
 
 class Worker:
@@ -84,6 +93,21 @@ class Worker:
             tokens.append(_listed(next_B))
         self.runner.rewind()
         return {"seconds": seconds[untimed:], "tokens": tokens}
+
+    def score(self, ids: list[list[int]], reference: list[str]) -> Answer:
+        assert self.runner is not None, "open comes first"
+        ids_BT = np.asarray(ids, dtype=np.int64)
+        expected = [np.load(file, mmap_mode="r") for file in reference]
+        kl, same, nll = (np.zeros(ids_BT.shape) for _ in range(3))
+        for place, logits_BV in enumerate(self.runner.score(ids_BT)):
+            ours_BV = log_softmax(np.asarray(logits_BV, dtype=np.float64), axis=-1)
+            expected_BV = np.stack([row_TV[place] for row_TV in expected]).astype(np.float64)
+            kl[:, place] = (np.exp(expected_BV) * (expected_BV - ours_BV)).sum(axis=-1)
+            same[:, place] = expected_BV.argmax(axis=-1) == ours_BV.argmax(axis=-1)
+            if place + 1 < ids_BT.shape[1]:
+                nll[:, place + 1] = -np.take_along_axis(ours_BV, ids_BT[:, place + 1, None], axis=-1)[:, 0]
+        means = {"kl": kl.mean(axis=1), "same": same.mean(axis=1), "nll": nll[:, 1:].mean(axis=1)}
+        return {name: values_B.tolist() for name, values_B in means.items()}
 
     def memory(self) -> Answer:
         return {"peak": peak_memory(), "idle": self.idle.share()}

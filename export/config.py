@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.registry import lazy
 from compress.stage import Stage, StageConfig
@@ -27,6 +27,10 @@ class ExportConfig(StageConfig):
     """4: activations are rounded to 8 bits per block, for speed; 0: they are not, which is far slower on the cpu.
     Without it: 4 on the cpu, 0 on cuda.
     """
+    cache: Literal["float", "int8"] = "float"
+    """Keys and values: float, or 8 bits with a scale for each channel, calibrated on the calibration text: long texts
+    decode faster, and the cache takes a quarter of the memory. On the cpu.
+    """
     parity_tokens: int = Field(default=192, ge=8, le=4096)
     """Tokens in each of the rows of calibration text on which parity is checked; the model's context if that is
     shorter.
@@ -35,6 +39,15 @@ class ExportConfig(StageConfig):
     """Tokens to which one row is filled for the same; the model's context if that is shorter. A longer context is
     checked up to here only, and the manifest says so.
     """
+
+    @model_validator(mode="after")
+    def _int8_cache(self) -> "ExportConfig":
+        if self.cache == "int8" and (self.provider, self.layout == "transformers.js") != ("cpu", False):
+            raise ValueError(
+                "cache: int8: expected provider cpu, where it is proven, and another layout than transformers.js, "
+                "which makes float caches only"
+            )
+        return self
 
     @property
     def level(self) -> int:

@@ -1,4 +1,5 @@
-"""A bundle without rounding of activations: each MatMulNBits written out as what it stands for.
+"""A bundle without rounding of activations: each MatMulNBits written out as what it stands for; and, where that is
+asked for, with a float cache in place of one of 8 bits.
 
     MatMulNBits(x, codes, scales, zeros, , bias)  ->  x @ W^T + bias        W_NK = (codes - zeros) * scales
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 ROUNDED = 4
+BIT_WIDTH = "kv_cache_bit_width"
+CACHE_ATTRIBUTES = {BIT_WIDTH, "k_quant_type", "v_quant_type"}
+CACHE_SCALES = 12
+"""GroupQueryAttention's first input that is a scale of its cache."""
 DATA = "exact.data"
 ALIGNMENT = 4096
 
@@ -33,8 +38,17 @@ def rounds_activations(graph: "ModelProto") -> bool:
     return any(attributes_of(node).get("accuracy_level") == ROUNDED for node in graph.graph.node)
 
 
-def write_float_reference(bundle: Path, graph: "ModelProto", folder: Path) -> None:
-    """Write into `folder` what a session needs to run the bundle's graph with float products."""
+def rounds_cache(graph: "ModelProto") -> bool:
+    """Whether an attention of the graph keeps its keys and values in 8 bits."""
+    return any(BIT_WIDTH in attributes_of(node) for node in graph.graph.node)
+
+
+def write_float_reference(bundle: Path, graph: "ModelProto", folder: Path, *, float_cache: bool = True) -> None:
+    """Write into `folder` what a session needs to run the bundle's graph with float products.
+
+    Args:
+        float_cache: False leaves a cache of 8 bits as it is.
+    """
     from onnx import ModelProto
 
     exact = ModelProto()
@@ -43,6 +57,8 @@ def write_float_reference(bundle: Path, graph: "ModelProto", folder: Path) -> No
         del field[:]
     for node in graph.graph.node:
         exact.graph.node.extend(_product(node) if node.op_type == "MatMulNBits" else [node])
+    if float_cache:
+        _unround_cache(exact)
     used = {name for node in exact.graph.node for name in node.input}
     stored = StoredValues(graph, bundle)
     with (folder / DATA).open("wb") as data:
@@ -55,6 +71,20 @@ def write_float_reference(bundle: Path, graph: "ModelProto", folder: Path) -> No
             exact.graph.initializer.append(_append(data, name, weight_NK))
     (folder / GRAPH).write_bytes(exact.SerializeToString())
     shutil.copyfile(bundle / CONFIG, folder / CONFIG)
+
+
+def _unround_cache(graph: "ModelProto") -> None:
+    """Caches of 8 bits become float ones."""
+    from onnx import TensorProto
+
+    for node in graph.graph.node:
+        if BIT_WIDTH in attributes_of(node):
+            kept = [attribute for attribute in node.attribute if attribute.name not in CACHE_ATTRIBUTES]
+            del node.attribute[:], node.input[CACHE_SCALES:]
+            node.attribute.extend(kept)
+    for value in (*graph.graph.input, *graph.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.INT8:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
 
 
 def _weights(graph: "ModelProto", stored: StoredValues) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -13,13 +13,13 @@ from export.coverage import WIDTHS
 from export.external_data import read_graph
 from export.initializers import attributes_of
 from export.manifest import bundle_folder, read_manifest
-from export.readme_programs import PROGRAMS, WITH_POSITIONS
+from export.readme_programs import FLOAT_CACHE_ONLY, PROGRAMS, WITH_POSITIONS
 from export.readme_rules import rules
 from export.runtime.model import BundleConfig, OnnxCausalLM
 from export.runtime.session import Provider
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, ValueInfoProto
     from transformers import PreTrainedTokenizerBase
 
 README = "README.md"
@@ -79,7 +79,7 @@ def usage(folder: Path, *, license: str | None = None) -> str:
         "\n".join(f"- {fact}" for fact in facts),
         f"Each of the programs below continues {words['prompt']} greedily by {TOKENS} tokens at most, and prints",
         f"```json\n{_quoted(manifest['sample']['text'])}\n```",
-        *(f"### {title}\n\n{_filled(text, words)}" for title, text in PROGRAMS.items()),
+        *(f"### {title}\n\n{_filled(text, words)}" for title, text in _programs(graph).items()),
         f"### Inputs and outputs\n\n{_tensors(graph)}",
         rules(positions=POSITIONS in names),
     ]
@@ -136,12 +136,24 @@ def _tensors(graph: "ModelProto") -> str:
     return "\n".join(lines)
 
 
+def _programs(graph: "ModelProto") -> dict[str, str]:
+    """Those that take the graph's cache."""
+    return {title: text for title, text in PROGRAMS.items() if _cache(graph) != "int8" or title not in FLOAT_CACHE_ONLY}
+
+
+def _cache(graph: "ModelProto") -> str:
+    return _type(next(value for value in graph.graph.input if value.name == "past_key_values.0.key"))
+
+
 def _float(graph: "ModelProto") -> str:
-    """The type of the cache, as numpy names it."""
+    return _type(next(value for value in graph.graph.output if value.name == "logits"))
+
+
+def _type(value: "ValueInfoProto") -> str:
+    """As numpy names it."""
     from onnx import helper
 
-    cache = next(value for value in graph.graph.input if value.name == "past_key_values.0.key")
-    return str(helper.tensor_dtype_to_np_dtype(cache.type.tensor_type.elem_type))
+    return str(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
 
 
 def _words(bundle: Path, graph: "ModelProto", manifest: dict[str, Any]) -> dict[str, str]:
@@ -153,8 +165,8 @@ def _words(bundle: Path, graph: "ModelProto", manifest: dict[str, Any]) -> dict[
         "prompt": _quoted(manifest["sample"]["prompt"]),
         "tokens": str(TOKENS),
         "stop": json.dumps(list(BundleConfig.read(bundle).stop_ids)),
-        "float": _float(graph),
-        "float_js": f"{_float(graph).capitalize()}Array",
+        "cache": _cache(graph),
+        "cache_js": f"{_cache(graph).capitalize()}Array",
         "provider": manifest["provider"].upper(),
         "device": manifest["provider"],
     }

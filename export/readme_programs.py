@@ -19,7 +19,7 @@ tokenizer = Tokenizer.from_file("@in@tokenizer.json")
 session = onnxruntime.InferenceSession("@in@model.onnx", providers=["@provider@ExecutionProvider"])
 text = tokenizer.encode(@prompt@).ids
 caches = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
-past = {value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.@float@) for value in caches}
+past = {value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.@cache@) for value in caches}
 ids = np.array([text], np.int64)
 for _ in range(@tokens@):
     feeds = past | {"input_ids": ids, "attention_mask": np.ones((1, len(text)), np.int64)}@positions_python@
@@ -66,7 +66,7 @@ const tokenizer = new Tokenizer(...files), text = tokenizer.encode(@prompt@).ids
 const session = await ort.InferenceSession.create("@in@model.onnx", { executionProviders: ["@device@"] });
 const integers = (values) => new ort.Tensor("int64", values.map(BigInt), [1, values.length]);
 for (const { name, shape } of session.inputMetadata)
-  if (name.startsWith("past")) feeds[name] = new ort.Tensor("@float@", new @float_js@(0), [1, shape[1], 0, shape[3]]);
+  if (name.startsWith("past")) feeds[name] = new ort.Tensor("@cache@", new @cache_js@(0), [1, shape[1], 0, shape[3]]);
 for (let read = 0, count = 0; count < @tokens@; count++, read = text.length - 1) {
   feeds.input_ids = integers(text.slice(read));
   feeds.attention_mask = integers(text.map(() => 1));@positions_js@
@@ -113,3 +113,5 @@ PROGRAMS = {
     "optimum-onnx": OPTIMUM,
 }
 """Title -> text with one program in it."""
+FLOAT_CACHE_ONLY = {"transformers.js", "optimum-onnx"}
+"""Programs that make float caches whatever the graph has."""

@@ -7,7 +7,7 @@ prove      int8 values, provider and parity, on the written files        coverag
 seal       manifest.json, and README.md beside it                        bundle.py, readme.py
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +31,7 @@ from export.hub_config import HUB_DATA, copy_for_hub, write_configs
 from export.manifest import write_manifest
 from export.parity import ROWS, ParityError, check_parity
 from export.passes import PassContext, apply_passes
+from export.passes.context import CacheRow
 from export.provider import prove_provider
 from export.readme import take_sample, write_readme
 from export.row_tracking import WeightError
@@ -38,7 +39,7 @@ from export.runtime.batch import LOGITS_FROM, Ids
 from export.runtime.session import ProviderError, check_provider
 from export.self_test import run_self_test, write_golden_outputs
 from export.tokenizer_files import write_tokenizer
-from export.torch_reference import take_reference
+from export.torch_reference import cached_rows, take_reference
 from export.triton import bundle_place, write_config
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ PLACES: dict[str, Callable[[Path], Path]] = {
 }
 """Layout -> where in the exported folder the bundle lies."""
 STEPS = 6
+CACHE_ROWS, CACHE_TOKENS = 16, 512
+"""Calibration text behind the scales of a cache of 8 bits."""
 CHARACTERS_PER_TOKEN = 20
 """No text has more, in any tokenizer that is worth the name."""
 
@@ -92,7 +95,7 @@ def run(config: ExportConfig, given: StageInput) -> StageMetadata:
 def _export(config: ExportConfig, given: StageInput, checkpoint: Checkpoint, task: Task) -> StageMetadata:
     bundle = PLACES[config.layout](given.out)
     bundle.mkdir(parents=True, exist_ok=True)
-    built = build_bundle(config, checkpoint, bundle, task)
+    built = build_bundle(config, checkpoint, bundle, task, cache_rows=_cache_rows(config, given, checkpoint))
     proof = prove_provider(bundle, config.provider)
     task.advance(note="provider proven")
     parity = _check_parity(config, given, checkpoint, bundle, built)
@@ -133,10 +136,20 @@ class Built:
     """As it was read from the written file."""
 
 
-def build_bundle(config: ExportConfig, checkpoint: Checkpoint, out: Path, task: Task | None = None) -> Built:
+def build_bundle(
+    config: ExportConfig,
+    checkpoint: Checkpoint,
+    out: Path,
+    task: Task | None = None,
+    *,
+    cache_rows: "Callable[[], Iterator[CacheRow]] | None" = None,
+) -> Built:
     """Write a checkpoint's graph, data, tokenizer and genai_config.json into the folder `out`: everything that runs.
 
     It is no artifact yet: nothing is proven but that the int8 values are the checkpoint's, and there is no manifest.
+
+    Args:
+        cache_rows: what PyTorch puts into its cache on calibration text, for a cache of 8 bits.
 
     Raises:
         StageError: the architecture cannot be exported.
@@ -148,7 +161,11 @@ def build_bundle(config: ExportConfig, checkpoint: Checkpoint, out: Path, task: 
     decoder = build_decoder(checkpoint, config.provider)
     task.advance(note="graph built")
     context = PassContext(
-        weights=decoder.weights, provider=config.provider, block_size=config.block_size, accuracy_level=config.level
+        weights=decoder.weights,
+        provider=config.provider,
+        block_size=config.block_size,
+        accuracy_level=config.level,
+        cache_rows=cache_rows,
     )
     passes = apply_passes(decoder.model, context)
     if config.layout == "triton":
@@ -177,6 +194,21 @@ def _write(decoder: Decoder, context: PassContext, checkpoint: Checkpoint, out: 
     graph = read_graph(out)
     check_carried(graph, out, table.matrices, placed)
     return graph
+
+
+def _cache_rows(
+    config: ExportConfig, given: StageInput, checkpoint: Checkpoint
+) -> "Callable[[], Iterator[CacheRow]] | None":
+    """What PyTorch puts into its cache on CACHE_ROWS rows of calibration text, if that is to be kept in 8 bits."""
+    if config.cache == "float":
+        return None
+
+    def rows() -> "Iterator[CacheRow]":
+        tokens = min(CACHE_TOKENS, checkpoint.context or CACHE_TOKENS)
+        ids = _parity_ids(given, checkpoint, CACHE_ROWS * tokens)
+        yield from cached_rows(load_float_model(checkpoint), ids.reshape(CACHE_ROWS, tokens))
+
+    return rows
 
 
 def _check_parity(

@@ -6,7 +6,7 @@ a row at a time. A row of T tokens and V words takes T * V * 4 bytes.
     B rows    T tokens    V vocabulary    C tokens of the row that fills the context    S steps
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +63,16 @@ def scores(model: "PreTrainedModel", ids_T: Ids, last: int) -> Floats:
     scores_TV: Floats = logits[0, -last:].float().numpy()
     log_softmax(scores_TV)
     return scores_TV
+
+
+def cached_rows(model: "PreTrainedModel", ids_BT: Ids) -> "Iterator[list[tuple[Floats, Floats]]]":
+    """Of each row and layer the keys and the values (heads, tokens, width) that PyTorch puts into its cache."""
+    import torch
+
+    for ids_T in ids_BT:
+        with torch.inference_mode():
+            layers = model(torch.from_numpy(ids_T[None]), use_cache=True, logits_to_keep=1).past_key_values.layers
+        yield [(layer.keys[0].float().numpy(), layer.values[0].float().numpy()) for layer in layers]
 
 
 def lengths(ids_BT: Ids) -> tuple[Ids, int]:

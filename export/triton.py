@@ -40,6 +40,7 @@ TYPES = {
     "FLOAT": "TYPE_FP32",
     "FLOAT16": "TYPE_FP16",
     "BFLOAT16": "TYPE_BF16",
+    "INT8": "TYPE_INT8",
     "INT32": "TYPE_INT32",
     "INT64": "TYPE_INT64",
     "BOOL": "TYPE_BOOL",

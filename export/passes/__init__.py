@@ -19,6 +19,7 @@ from export.passes.fold_bias import FoldBias
 from export.passes.fuse_silu import FuseSilu
 from export.passes.load_floats import LoadFloats
 from export.passes.name_dimensions import NameDimensions
+from export.passes.quantized_cache import QuantizedCache
 from export.passes.quantized_embedding import QuantizedEmbedding
 from export.passes.quantized_linears import QuantizedLinears
 from export.passes.share_float_head import ShareFloatHead
@@ -39,6 +40,7 @@ PASSES: dict[str, type[GraphPass]] = {
     "fuse_silu": FuseSilu,
     "compute_rotation": ComputeRotation,
     "accept_left_padding": AcceptLeftPadding,
+    "quantized_cache": QuantizedCache,
     "name_dimensions": NameDimensions,
     "slice_logits": SliceLogits,
     "canonicalize": Canonicalize,

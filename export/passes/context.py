@@ -1,12 +1,16 @@
 """What the passes know besides the graph: the weights, and how quantized products are to be laid out."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from export.row_tracking import GraphWeights, Rows, WeightError
 
+Floats = NDArray[np.floating[Any]]
 SMALLEST_BLOCK = 16
 """MatMulNBits takes blocks of 16, 32, 64, 128 or 256 columns."""
 
@@ -32,6 +36,10 @@ class Packed:
         return -(-self.columns // self.block)
 
 
+CacheRow = list[tuple[Floats, Floats]]
+"""Of each layer the keys and the values (heads, tokens, width) that a row of text leaves in the cache."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PassContext:
     """Given to every pass."""
@@ -40,6 +48,8 @@ class PassContext:
     provider: Literal["cpu", "cuda"]
     block_size: int
     accuracy_level: int
+    cache_rows: Callable[[], Iterator[CacheRow]] | None = None
+    """What PyTorch puts into its cache on calibration text, for a cache of 8 bits; None: it stays float."""
     packed: dict[bytes, Packed] = field(default_factory=dict)
     """Filled as the passes place quantized matrices, by their row numbers: a matrix used twice is stored once."""
 

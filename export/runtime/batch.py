@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Padding = Literal["left", "right"]
-NUMPY_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+NUMPY_TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+}
 LOGITS_FROM = "logits_from"
 """The first position whose logits are wanted, int64 [1]: a constant of the stored graph, 0, which `open_session`
 makes an input that may be left out.
