@@ -140,13 +140,15 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "int4_group64": {"scheme": "int4", "group": 64, "method": "gptq"},
 }
 """Kind of a quantized checkpoint -> the knobs of `quantize`."""
+PROVEN = 1024
+"""Tokens up to which parity is checked: a release checks four times as many, which takes minutes."""
 
 
 def _bundles(scheme: str) -> dict[str, Kind]:
     """A quantized checkpoint and its bundles, activations rounded in the groups of the scheme, the cache float and of 8
     bits.
     """
-    make = partial(make_bundle, block_size=SCHEMES[scheme].get("group", 64))
+    make = partial(make_bundle, block_size=SCHEMES[scheme].get("group", 64), parity_context=PROVEN)
     return {
         scheme: Kind(make=partial(make_quantized, **SCHEMES[scheme]), sources=("compress",)),
         f"bundle_{scheme}": Kind(make=make, needs=scheme, sources=OUR_SOURCES),

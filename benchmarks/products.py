@@ -30,6 +30,7 @@ import typer
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.page import finish
+from benchmarks.products_tables import REFERENCE
 from benchmarks.results import RESULTS
 
 Json = dict[str, Any]
@@ -38,7 +39,6 @@ SHAPES = {"qkv": (960, 576), "gate or up": (1536, 576), "gate and up": (3072, 57
 """Products of a SmolLM2-135M's block: outputs N, inputs K."""
 BYTES = 96e6
 """Of the matrices of a variant, at 8 bits."""
-REFERENCE = "8 bits, 64"
 
 
 def main(

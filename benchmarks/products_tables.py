@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.products import REFERENCE
 from benchmarks.tables import BREAK, Table, format_times
 from evaluation.statistics import median_interval
 from evaluation.units import format_number
+
+REFERENCE = "8 bits, 64"
+"""The kernel that all others are compared with."""
 
 
 def products_tables(run: dict[str, Any]) -> dict[str, list[Table]]:

@@ -131,7 +131,8 @@ def test_graph_is_fused(bundles: dict[str, Path]) -> None:
 
 def test_every_pass_changes_some_graph(gpt2: Path, text_file: Path, tmp_path: Path, bundles: dict[str, Path]) -> None:
     dense = exported(gpt2, tmp_path / "dense", text_file)
-    manifests = [json.loads((path / "manifest.json").read_text()) for path in (*bundles.values(), dense)]
+    small = exported(gpt2, tmp_path / "small", text_file, cache="int8")
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in (*bundles.values(), dense, small)]
     corrections = {name for name in PASSES if name.startswith("fix_")}  # tests/test_families.py has their models
     assert {name for manifest in manifests for name in manifest["passes"]} - corrections == set(PASSES) - corrections
     assert len(PASSES) >= 6

@@ -46,7 +46,7 @@ def scales_of(bundle: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(stored[node.input[12]], stored[node.input[13]]) for node in nodes]
 
 
-def test_codes_are_what_pytorch_keeps_up_to_half_a_step(made: Exported) -> None:
+def test_quantized_cache_holds_what_pytorch_keeps_up_to_half_a_step(made: Exported) -> None:
     ids_1T = np.random.default_rng(3).integers(3, 300, (1, 40))
     with torch.inference_mode():
         layers = load_float_model(inspect_checkpoint(made.int8))(
@@ -122,6 +122,14 @@ def test_its_readme_has_no_program_that_makes_float_caches(made: Exported) -> No
     assert "Int8Array" in text
     assert "transformers.js\n" not in text
     assert "optimum" not in text
+
+
+def test_quantized_cache_leaves_a_graph_alone_that_is_to_keep_floats(
+    gpt2: Path, short_text: Path, tmp_path: Path
+) -> None:
+    bundle = exported(gpt2, tmp_path / "bundle", short_text, cache="float")
+    assert "quantized_cache" not in read_manifest(bundle)["passes"]
+    assert not rounds_cache(read_graph(bundle))
 
 
 @pytest.mark.parametrize("knobs", [{"provider": "cuda"}, {"layout": "transformers.js"}])
