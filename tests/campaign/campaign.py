@@ -15,7 +15,6 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -96,7 +95,11 @@ def carry_out(kind: Kind, *, place: Path, out: Path, count: int, seed: int, work
     until, seen = time.monotonic() + seconds, Counter[str]()
     with multiprocessing.get_context("fork").Pool(1 if kind.alone else workers) as pool:
         told = time.monotonic()
-        for number, case, findings in pool.imap_unordered(_attempt, _numbers(count, seed, until)):
+        numbers = ((seed, number, until) for number in range(count))
+        for done in pool.imap_unordered(_attempt, numbers):
+            if done is None:
+                continue
+            number, case, findings = done
             tally.tried += 1
             tally.counted.update(case.pop("counted", {}))
             tally.found.update({finding.what for finding in findings})
@@ -111,15 +114,11 @@ def carry_out(kind: Kind, *, place: Path, out: Path, count: int, seed: int, work
     return tally
 
 
-def _numbers(count: int, seed: int, until: float) -> Iterator[tuple[int, int]]:
-    for number in range(count):
-        if time.monotonic() > until:
-            return
-        yield seed, number
-
-
-def _attempt(which: tuple[int, int]) -> tuple[int, Case, list[Finding]]:
-    seed, number = which
+def _attempt(which: tuple[int, int, float]) -> tuple[int, Case, list[Finding]] | None:
+    """Its number, its case and what was found; None where the time is over."""
+    seed, number, until = which
+    if time.monotonic() > until:
+        return None
     case = _kind.draw(Random(f"{seed}/{_kind.name}/{number}"))
     place = _place / str(os.getpid())
     try:
