@@ -62,6 +62,12 @@ def test_code_of_its_own_is_never_run(folder: Path) -> None:
         inspect_checkpoint(folder)
 
 
+def test_a_map_of_code_that_is_null_is_none(folder: Path) -> None:
+    edit_config(folder, auto_map=None)
+    assert inspect_checkpoint(folder).model_type == "gpt2"
+    assert len(load_tokenizer(folder)) > 1
+
+
 def test_a_pickle_is_not_loaded(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"pickle")

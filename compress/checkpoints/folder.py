@@ -8,7 +8,7 @@ Only safetensors is ever read: a pickle runs code when it is opened. Code that a
 What is opened is compared with what was read of the folder before (`layout.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -100,7 +100,7 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, as `load_tokenizer` gives it."""
-        return _open_tokenizer(self.folder, self.vocabulary)
+        return _open_tokenizer(self.folder, self.config)
 
     @property
     def parameters(self) -> int:
@@ -160,18 +160,19 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         CheckpointError: transformers cannot open it, or its vocabulary is larger than the model's embedding.
     """
     in_bundle = not (folder / CONFIG).is_file()  # whose checkpoint was looked at before it was made
-    return _open_tokenizer(folder, None if in_bundle else vocabulary_size(read_config(folder)))
+    return _open_tokenizer(folder, None if in_bundle else read_config(folder))
 
 
-def _open_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model whose embedding has so many rows, where that is known."""
+def _open_tokenizer(folder: Path, plain: Mapping[str, Any] | None) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model with this config, where that is known; its class may follow from it."""
     from transformers import AutoTokenizer
 
     check_plain(folder)
     check_tokenizer_files(folder)
+    known: dict[str, Any] = {} if plain is None else {"config": open_config(folder, plain)}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
+            folder, local_files_only=True, trust_remote_code=False, **known
         )
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -184,7 +185,7 @@ def _open_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase"
             f"{folder}: its tokenizer cannot be loaded ({in_one_line(error)}); "
             "copy the files that the model was trained with"
         ) from error
-    _check_vocabulary(folder, tokenizer, rows)
+    _check_vocabulary(folder, tokenizer, None if plain is None else vocabulary_size(plain))
     return tokenizer
 
 
