@@ -14,8 +14,8 @@ from exported import exported, quantized, sharpened
 from safetensors.torch import load_file
 
 from compress import Checkpoint, StageError, inspect_checkpoint
-from compress.checkpoints.compressed_tensors import pack, packed_faults, unpack
-from compress.checkpoints.config import CheckpointError
+from compress.checkpoints.compressed_tensors import pack, unpack
+from compress.checkpoints.config import CheckpointError, packed_faults
 from compress.checkpoints.loading import load_float_model
 from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
 from compress.models.calibration import inputs_of

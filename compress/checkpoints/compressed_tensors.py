@@ -9,8 +9,8 @@ A matrix W [out, in] is stored as tensors of its module, here for 4 bits (of 8, 
     weight_zero_point    int32 [out / 8, groups]    packed along the rows; only where codes are asymmetric
     weight_shape         int64 [2]                  (out, in); the last int32 of a row may hold padding
 
-What config.json says of them is checked first, and whatever else the library can do is refused: quantized activations
-or caches, other widths, columns in another order, sparsity, rotations.
+What config.json says of them is checked first (`config.py`), and whatever else the library can do is refused: quantized
+activations or caches, other widths, columns in another order, sparsity, rotations.
 Source: compressed-tensors 0.20, compressors/pack_quantized and quantization/quant_args.py.
 """
 
@@ -27,40 +27,7 @@ CODES, SCALES, ZEROS, SHAPE = ".weight_packed", ".weight_scale", ".weight_zero_p
 WIDTHS = (4, 8)
 """Bits of a code."""
 WORD = 32
-WEIGHTS: dict[str, tuple[Any, ...]] = {
-    "num_bits": WIDTHS,
-    "type": ("int",),
-    "symmetric": (True, False),
-    "strategy": ("group", "channel"),
-    "dynamic": (False, None),
-    "actorder": (None, False, "weight", "static"),  # these two order the calibration, not the columns
-}
-"""What the entries of `weights` may be."""
 FORMAT = "pack-quantized"
-
-
-def packed_faults(settings: dict[str, Any]) -> list[str]:
-    """What in a `quantization_config` of compressed-tensors is not covered, each as "key: expected, got"."""
-    faults = _faults("", settings, {"format": (FORMAT,), "quantization_status": ("compressed", None)})
-    for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
-        if settings.get(key) and settings[key] != {"format": "dense"}:
-            faults.append(f"`{key}`: expected none, got {settings[key]!r}")
-    groups = settings.get("config_groups")
-    if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
-        return [*faults, f"`config_groups`: expected groups with their `weights`, got {groups!r}"]
-    for name, group in groups.items():
-        plain: dict[str, tuple[Any, ...]] = {"input_activations": (None,), "output_activations": (None,)}
-        faults += _faults(f"{name}.", group, plain | {"format": (FORMAT, None)})
-        faults += _faults(f"{name}.weights.", group.get("weights") or {}, WEIGHTS)
-    return faults
-
-
-def _faults(place: str, settings: dict[str, Any], covered: dict[str, tuple[Any, ...]]) -> list[str]:
-    return [
-        f"`{place}{key}`: expected {' or '.join(map(repr, values))}, got {settings.get(key)!r}"
-        for key, values in covered.items()
-        if settings.get(key) not in values
-    ]
 
 
 def group_sizes(settings: dict[str, Any]) -> set[int | None]:

@@ -8,9 +8,9 @@ from recipes.cli.terminal import Terminal
 from recipes.cli.tracking import conclude
 from recipes.config.loader import load_recipe
 from recipes.engine.plan import plan as plan_recipe
-from recipes.engine.plan import run_folder
 from recipes.engine.runner import run as run_recipe
 from recipes.engine.tracking import Tracking
+from recipes.runs.folder import run_folder
 
 
 def run(
@@ -29,7 +29,7 @@ def run(
     tracking = Tracking(uri=track, register=register)
     tracking.check()
     loaded = load_recipe(recipe, settings)
-    terminal.log_to(run_folder(loaded, out))
+    terminal.log_to(run_folder(loaded.name, out))
     report = run_recipe(
         loaded,
         out=out,
@@ -40,7 +40,7 @@ def run(
         until_decided=until_decided,
     )
     show_report(terminal.console, report)
-    return conclude(terminal, report, run_folder(loaded, out), tracking)
+    return conclude(terminal, report, run_folder(loaded.name, out), tracking)
 
 
 def plan(

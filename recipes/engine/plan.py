@@ -26,6 +26,7 @@ from recipes.engine.launcher import Launcher, Size
 from recipes.engine.model_source import Source, resolve
 from recipes.engine.stages import StageStep, stage_step
 from recipes.formats import FORMATS
+from recipes.runs.folder import run_folder, store_of
 from recipes.runs.store import Store
 
 FLOAT = 4
@@ -114,7 +115,7 @@ def plan(
         RecipeError: the model cannot be used.
         LauncherError: the launcher does not work.
     """
-    folder = run_folder(recipe, out)
+    folder = run_folder(recipe.name, out)
     held = store_of(folder, store)
     source = resolve(recipe)
     steps = tuple(chain(recipe, source, stages))
@@ -145,16 +146,6 @@ def _measuring(
     found = {name: costs.quality_seconds(recipe, size, speed, baseline=name == next(iter(rows))) for name in wanted}
     timing = costs.timing_seconds(recipe, [(size, format) for format in rows.values()], speed)
     return found | ({"timing": timing} if timing else {})
-
-
-def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
-    """Where a run's report, log and results go: `out`, or runs/<name> below the working directory."""
-    return Path("runs") / recipe.name if out is None else Path(out)
-
-
-def store_of(folder: Path, store: str | Path | None) -> Store:
-    """The store of a run in this folder: `store`, or its own."""
-    return Store(folder / "artifacts") if store is None else Store(Path(store).absolute(), option="--store")
 
 
 def _planned(step: StageStep, store: Store, estimate: Estimate) -> PlannedStep:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from compress.checkpoints.config import CheckpointError, context_length
 from recipes.config.errors import Problem, RecipeError, raise_problems
@@ -17,7 +18,7 @@ from recipes.engine.plan import ALONE, Estimate, chain, estimates, unfit_batches
 from recipes.engine.stages import StageStep
 from recipes.engine.steps import Engine, Step
 from recipes.engine.text_checks import check_texts
-from recipes.measure.harness_tasks import open_task, task_problems
+from recipes.measure.harness_tasks import task_problems
 from recipes.measure.peak_memory import DECODED
 from recipes.measure.question_files import TaskError, read_generation, read_labeled
 from recipes.runs.store import versions
@@ -98,7 +99,7 @@ def check_evaluations(evaluate: EvaluateConfig, engine: Engine) -> list[str]:
     errors = evaluation_problems(given, evaluate.labeled, evaluate.generation)
     if tasks:
         identity = {"version": VERSION, "tasks": [task.digest() for task in tasks], "libraries": versions(("lm-eval",))}
-        step = Step(kind="tasks", identity=identity, make=lambda files, scratch: {"questions": _questions_of(tasks)})
+        step = Step(kind="tasks", identity=identity, make=lambda files, scratch: _open(tasks))
         errors += _told(lambda: engine.obtain(step))
     return errors
 
@@ -125,22 +126,16 @@ def _told(read: Callable[[], object]) -> list[str]:
     return []
 
 
-def _questions_of(tasks: Sequence[TaskConfig]) -> dict[str, int]:
-    """How many questions each task of the harness's own has; their data is loaded.
+def _open(tasks: Sequence[TaskConfig]) -> dict[str, Any]:
+    """Open the harness's own tasks, whose data is loaded.
 
     Raises:
         TaskError: there is no such task, or its data cannot be had; a line for each.
     """
-    questions: dict[str, int] = {}
-    problems: list[str] = []
-    for task in tasks:
-        try:
-            questions[task.name] = len(open_task(task))
-        except TaskError as error:
-            problems.append(str(error))
+    problems = [problem for task in tasks for problem in task_problems(task)]
     if problems:
         raise TaskError("\n".join(problems))
-    return questions
+    return {}
 
 
 def check_room(recipe: Recipe, out: Path, missing: Iterable[tuple[StageStep, Estimate]]) -> list[Problem]:

@@ -24,7 +24,6 @@ from recipes.engine.launcher import Launcher
 from recipes.engine.measuring import Measuring, Subject
 from recipes.engine.model_source import Source
 from recipes.engine.output import CURVES
-from recipes.engine.plan import run_folder, store_of
 from recipes.engine.preflight import check
 from recipes.engine.provenance import recipe_text, sources_of
 from recipes.engine.sequential import Patience
@@ -33,7 +32,7 @@ from recipes.engine.steps import Engine
 from recipes.formats import FORMATS, LIBRARIES
 from recipes.formats.text_generation import FINAL
 from recipes.runs.environment import environment
-from recipes.runs.folder import Log, add_card, make_writable, point_at, writing
+from recipes.runs.folder import Log, add_card, make_writable, point_at, run_folder, store_of, writing
 
 LOG = "log.txt"
 
@@ -64,7 +63,7 @@ def run(
         StoreError: the folder or the store cannot be written.
         LauncherError: the launcher does not work, or a process that it started failed.
     """
-    folder = run_folder(recipe, out).absolute()
+    folder = run_folder(recipe.name, out).absolute()
     make_writable(folder)
     log = Log(folder / LOG)
     log(f"run {recipe.path or recipe.name}, seed {recipe.seed}")

@@ -1,4 +1,5 @@
-"""The folder of a run: that it can be written, its log, the link to what came out, and the model card in that.
+"""The folder of a run: where it and its store are, that it can be written, its log, the link to what came out, and the
+model card in that.
 
 The card lies in the bundle as README.md, but is no part of what the bundle's hashes seal: it tells the verdict, and
 other gates on the same bundle give another one. The store and the bundle's own verification let exactly this name be.
@@ -18,6 +19,7 @@ from export.manifest import is_bundle
 from export.readme import usage
 from recipes.runs.failures import Terminated, exit_code, is_ours, message, of_the_system
 from recipes.runs.records import CARD, StoreError
+from recipes.runs.store import Store
 
 LOGGER = logging.getLogger("demitasse")
 """What is logged goes here, too, at level INFO; the error that ends a run at ERROR."""
@@ -60,6 +62,16 @@ def writing() -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(of_the_system(error)) from error
+
+
+def run_folder(name: str, out: str | Path | None) -> Path:
+    """Where a run's report, log and results go: `out`, or runs/<name of the recipe> below the working directory."""
+    return Path("runs") / name if out is None else Path(out)
+
+
+def store_of(folder: Path, store: str | Path | None) -> Store:
+    """The store of a run in this folder: `store`, or its own."""
+    return Store(folder / "artifacts") if store is None else Store(Path(store).absolute(), option="--store")
 
 
 def make_writable(folder: Path) -> None:
