@@ -171,7 +171,7 @@ def _opened(checkpoint: Path) -> Any:
 def _score(
     name: str, made: Files, rows: list[list[int]], references: list[Path], settings: Settings, work: Path
 ) -> Json:
-    start = partial(VariantProcess, threads=settings.threads, device=settings.device, scratch=work / "scratch")
+    start = partial(VariantProcess, threads=1, device=settings.device, scratch=work / "scratch")
     try:
         with start(VARIANTS[name].runner, made.folder) as process:
             process.order("open")

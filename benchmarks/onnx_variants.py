@@ -143,7 +143,8 @@ class Genai:
     def read(self, ids_BT: Ids, room: int) -> Ids:
         self.rows, self.prompt = rows, _ = ids_BT.shape
         room = (room if rows == 1 else room * TURNS_WITHOUT_REWIND) + 1  # it counts the token that comes next too
-        self._forget(rows, self.prompt + room)
+        self.generator = None  # the old cache is freed before the new one is allocated
+        self.generator = self._generator(rows, self.prompt + room)
         self.generator.append_tokens(ids_BT.astype(np.int32))
         self.rewound = False
         return self._next()
@@ -160,17 +161,18 @@ class Genai:
             self.rewound = True
 
     def score(self, ids_BT: Ids) -> Iterator[Logits]:
+        """Each row with a generator of its own: several rows take tokens once only."""
         rows, tokens = ids_BT.shape
-        self._forget(rows, tokens + 1)
+        generators = [self._generator(1, tokens + 1) for _ in range(rows)]
         for next_B in ids_BT.T:
-            self.generator.append_tokens(next_B[:, None].astype(np.int32))
-            yield np.asarray(self.generator.get_logits()).reshape(rows, -1)
+            for generator, token in zip(generators, next_B, strict=True):
+                generator.append_tokens(np.asarray([[token]], dtype=np.int32))
+            yield np.stack([np.asarray(generator.get_logits()).reshape(-1) for generator in generators])
 
-    def _forget(self, rows: int, capacity: int) -> None:
+    def _generator(self, rows: int, capacity: int) -> Any:
         params = self.genai.GeneratorParams(self.model)
         params.set_search_options(batch_size=rows, max_length=min(self.context, capacity), do_sample=False)
-        self.generator = None  # the old cache is freed before the new one is allocated
-        self.generator = self.genai.Generator(self.model, params)
+        return self.genai.Generator(self.model, params)
 
     def _next(self) -> Ids:
         self.generator.generate_next_token()

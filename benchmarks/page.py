@@ -71,6 +71,12 @@ def _products(run: Json) -> dict[str, list[Table]]:
     return products_tables(run)
 
 
+def _session_keys(run: Json) -> dict[str, list[Table]]:
+    from benchmarks.session_tables import session_tables
+
+    return session_tables(run)
+
+
 def _scaling(run: Json) -> dict[str, list[Table]]:
     from benchmarks.scaling_tables import scaling_tables
 
@@ -100,6 +106,7 @@ TABLES: dict[str, Callable[[Json], dict[str, list[Table]]]] = {
     "gpu": _comparison,
     "front": _front,
     "products": _products,
+    "session_keys": _session_keys,
     "scaling": _scaling,
     "profile": _profile,
     "pruning": _pruning,

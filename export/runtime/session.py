@@ -6,6 +6,7 @@ measured beside it.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +37,7 @@ def open_session(
     graph: "ModelProto | None" = None,
     prepack: bool = True,
     profile: Path | None = None,
+    keys: Mapping[str, str] | None = None,
 ) -> Any:
     """A session of the bundle in `folder`; of `graph` in its stead where one is given, with the bundle's weights.
 
@@ -43,6 +45,7 @@ def open_session(
         threads: of one product; None: as many as there are cores.
         prepack: keep the weights in the order in which the kernels like to read them, in a copy if they are float.
         profile: where ONNX Runtime writes its profile, as the beginning of a file's name.
+        keys: session configuration entries beside, or in place of, our own.
 
     Raises:
         ProviderError: the provider is not available or did not load.
@@ -60,6 +63,8 @@ def open_session(
     declare_logits_from(model)
     options = _options(onnxruntime, place, threads, profile)
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
+    for key, value in (keys or {}).items():
+        options.add_session_config_entry(key, value)
     try:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=[(name, SETTINGS[provider])]
