@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from compress.checkpoints.compressed_tensors import CODES
 from compress.checkpoints.layout import Layout, read_tensor
-from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
+from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from compress.errors import DemitasseError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _matrices(layout: Layout) -> dict[str, QuantizedMatrix]:
         for weight in layout.taken
         if weight.number in ("int8", "int4")
     }
-    return {written.get(name, name): matrix for name, matrix in read_quantized_matrices(layout.folder).items()}
+    return {written.get(name, name): matrix for name, matrix in layout.matrices()}
 
 
 def _floats(layout: Layout, matrices: dict[str, QuantizedMatrix]) -> dict[str, "Tensor"]:

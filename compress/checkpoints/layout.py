@@ -33,7 +33,7 @@ from compress.checkpoints.config import (
     quantization_method,
 )
 from compress.checkpoints.one_at_a_time import one_at_a_time
-from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE, quantized_matrices
+from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE, QuantizedMatrix, quantized_matrices
 from compress.checkpoints.weight_files import Stored, headers
 from compress.models.components import Held
 
@@ -101,6 +101,8 @@ class Layout:
     """A checkpoint's files, as transformers takes them."""
 
     folder: Path
+    config: Mapping[str, Any]
+    """config.json as `read_config` gave it."""
     model: "PreTrainedModel"
     """The float model, without memory; its config makes no claim of a tie that the files contradict."""
     taken: tuple[Weight, ...]
@@ -143,8 +145,12 @@ class Layout:
         counted = [weight for weight in self.weights() if weight.number in WEIGHTS]
         plain = sum(int(read_tensor(weight.stored).count_nonzero()) for weight in counted if weight.packed is None)
         packed = {weight.stored.name.removesuffix(CODES) for weight in counted if weight.packed is not None}
-        matrices = quantized_matrices(self.folder) if packed else ()
+        matrices = self.matrices() if packed else ()
         return plain + sum(matrix.count_nonzero() for name, matrix in matrices if name in packed)
+
+    def matrices(self) -> Iterator[tuple[str, QuantizedMatrix]]:
+        """Each quantized matrix, as `read_quantized_matrices` names them."""
+        return quantized_matrices(self.folder, self.config)
 
 
 @contextmanager
@@ -179,7 +185,7 @@ def find_layout(folder: Path, plain: Mapping[str, Any], stored: Sequence[Stored]
         for settings in (config, config.get_text_config()):
             settings.tie_word_embeddings = False
         model = _empty(folder, config, len(stored))
-    return Layout(folder=folder, model=model, taken=tuple(taken), ignored=left, tied=tied, apart=apart)
+    return Layout(folder=folder, config=plain, model=model, taken=tuple(taken), ignored=left, tied=tied, apart=apart)
 
 
 def check_loading(folder: Path, report: Mapping[str, Iterable[object]]) -> None:

@@ -13,7 +13,6 @@ from compress.checkpoints.config import CheckpointError, in_one_line
 from compress.checkpoints.folder import Checkpoint, DType, load_pretrained, no_bars
 from compress.checkpoints.layout import OPENING, Layout, check_loading, read_tensor
 from compress.checkpoints.one_at_a_time import one_at_a_time
-from compress.checkpoints.quantized_matrix import read_quantized_matrices
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +74,7 @@ def _multiplied_out(checkpoint: Checkpoint, dtype: DType) -> "PreTrainedModel":
             model, report = type(layout.model).from_pretrained(
                 None,
                 config=config,
-                state_dict=_floats(folder, layout),
+                state_dict=_floats(layout),
                 dtype=getattr(torch, dtype),
                 output_loading_info=True,
             )
@@ -89,12 +88,12 @@ def _multiplied_out(checkpoint: Checkpoint, dtype: DType) -> "PreTrainedModel":
     return model.eval()
 
 
-def _floats(folder: Path, layout: Layout) -> "dict[str, torch.Tensor]":
+def _floats(layout: Layout) -> "dict[str, torch.Tensor]":
     """Every weight by the file's name of it, the packed ones multiplied out."""
     import torch
 
     floats = {weight.stored.name: read_tensor(weight.stored) for weight in layout.taken if weight.number == "float"}
-    matrices = read_quantized_matrices(folder)
+    matrices = dict(layout.matrices())
     for name in [name for name in matrices if f"{name}.weight" not in floats]:  # a rounded embedding is there as floats
         floats[f"{name}.weight"] = torch.from_numpy(matrices.pop(name).dequantize())
     return floats

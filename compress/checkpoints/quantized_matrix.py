@@ -17,7 +17,7 @@ ignores and the ONNX export carries. There SCB may be float32 [out, groups].
 Source: bitsandbytes 0.50 (Linear8bitLt) and "LLM.int8()" (arXiv 2208.07339), section 2.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,27 +97,27 @@ def read_quantized_matrices(folder: Path) -> dict[str, QuantizedMatrix]:
     Raises:
         CheckpointError: a matrix's tensors do not fit each other, or one is missing.
     """
-    return dict(quantized_matrices(folder))
+    return dict(quantized_matrices(folder, read_config(folder)))
 
 
-def quantized_matrices(folder: Path) -> Iterator[tuple[str, QuantizedMatrix]]:
-    """The same, one after the other."""
+def quantized_matrices(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, QuantizedMatrix]]:
+    """The same, one after the other, of a checkpoint whose config.json is known."""
     for files in (weight_files(folder), [*folder.glob(EMBEDDINGS_FILE)]):  # which holds tensors of the same names
         with ExitStack() as stack:
             opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
             held = {name: tensors for tensors in opened for name in tensors.keys()}  # noqa: SIM118 (not iterable)
             try:
-                yield from _matrices(held, folder)
+                yield from _matrices(held, config)
             except (KeyError, ValueError) as error:
                 raise CheckpointError(
                     f"{folder}: a quantized matrix cannot be read ({error}); download or quantize the checkpoint again"
                 ) from error
 
 
-def _matrices(held: dict[str, Any], folder: Path) -> Iterator[tuple[str, QuantizedMatrix]]:
+def _matrices(held: dict[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, QuantizedMatrix]]:
     """(module, matrix) for each of the matrices in open safetensors files; `held` says where a tensor lies."""
     packed = any(name.endswith(CODES) for name in held)
-    sizes = group_sizes(read_config(folder)["quantization_config"]) if packed else set()
+    sizes = group_sizes(config["quantization_config"]) if packed else set()
 
     def read(name: str) -> Any:
         return held[name].get_tensor(name)
