@@ -34,6 +34,13 @@ def test_headers_tell_what_the_model_has(gpt2: Path) -> None:
     assert checkpoint.disk_bytes == (gpt2 / "model.safetensors").stat().st_size
 
 
+def test_what_was_looked_at_is_not_read_again(folder: Path) -> None:
+    checkpoint = inspect_checkpoint(folder)
+    shutil.rmtree(folder)
+    assert checkpoint.weight_bytes == 4 * checkpoint.parameters > 0
+    assert max(checkpoint.tokenizer("a b c")["input_ids"]) < checkpoint.vocabulary
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no such folder; give a folder with config\.json"):
         inspect_checkpoint(tmp_path / "absent")
