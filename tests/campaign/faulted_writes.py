@@ -41,11 +41,11 @@ class FaultedWrites:
         assert self.calls > 100, f"only {self.calls} calls were counted: the library does nothing"
 
     def draw(self, random: Random) -> Case:
-        name, kinds = random.choices(list(RECIPES), (30, 2, 1))[0], random.choice(KINDS)
+        name, kinds = random.choices(list(RECIPES), (100, 3, 1))[0], random.choice(KINDS)
         at = int(self.calls ** random.random())  # early calls and late ones alike, as some kinds of calls are few
         return {
             "recipe": name,
-            "sized": random.random() < 0.95,
+            "sized": random.random() < 0.98,
             "at": at,
             "calls": kinds,
             "errno": random.choice(list(ERRORS)),

@@ -17,7 +17,7 @@ from random import Random
 
 from attempt import INCONCLUSIVE, INVALID, PASSED, Ended, Finding, Running, command
 from campaign import Case
-from tiny import CHAIN, SHORT, TIMED, artifacts, dense, finished, texts
+from tiny import CHAIN, SHORT, TIMED, artifacts, dense, finished, known_footprints, texts
 
 KILLS = 25
 """In a chain."""
@@ -42,13 +42,16 @@ class KilledRuns:
         times = [round(random.choice((0.3, 0.6, 1.2, 3.0)) * random.random(), 3) for _ in range(KILLS)]
         numbers = random.choices(("SIGKILL", "SIGTERM", "SIGINT"), (8, 1, 1), k=KILLS)
         ops = [{"after": after, "signal": number} for after, number in zip(times, numbers, strict=True)]
-        return {"recipe": random.choices(list(RECIPES), (4, 3, 3))[0], "ops": ops}
+        recipe = random.choices(list(RECIPES), (4, 1, 5))[0]
+        return {"recipe": recipe, "sized": random.random() < 0.7, "ops": ops}
 
     def attempt(self, case: Case, place: Path) -> list[Finding]:
         name, killed = case["recipe"], []
         for file in (f"{name}.yaml", "train.txt", "calibration.txt", "test.txt"):
             shutil.copy(self.given / file, place)
         shutil.copytree(self.given / "gpt2", place / "gpt2")
+        if case["sized"]:
+            known_footprints(self.given / f"{name}-run", place / "run")
         found: list[Finding] = []
         for op in case["ops"]:
             ended, process = _run_and_kill(place, name, op)
