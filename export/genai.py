@@ -3,6 +3,9 @@
 The model's type there is always "llama": in onnxruntime-genai that stands for "a decoder with one key and one value
 cache per layer", while its "gpt2" stands for an old layout with both in one tensor, which it would look for and not
 find.
+
+There is no `speculative` section: onnxruntime-genai 0.18 takes one, but a bundle that rounds activations then writes
+other tokens than without it (`export.runtime.check_graph` says why, docs/bundle.md how many).
 """
 
 import json

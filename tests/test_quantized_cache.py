@@ -19,6 +19,7 @@ from export.manifest import read_manifest
 from export.parity import TOLERANCES
 from export.passes.quantized_cache import longest_pairs
 from export.runtime.model import OnnxCausalLM
+from export.runtime.speculation import ROWS
 
 FAMILIES = ("gpt2", "llama", "gptj", "gemma3_text")
 
@@ -114,6 +115,14 @@ def test_a_pair_is_as_long_at_every_position(rotated: int, interleaved: bool) ->
 def test_genai_decodes_it_alike(made: Exported) -> None:
     ids, added = genai_greedy(made.bundle, "The old house stood", 8)
     assert OnnxCausalLM.open(made.bundle).generate([ids], max_new_tokens=8, stop_ids=[]) == [added]
+
+
+def test_several_tokens_in_one_pass_are_steps_to_the_bit_with_it_too(made: Exported) -> None:
+    model, ids = OnnxCausalLM.open(made.bundle, threads=1), np.random.default_rng(6).integers(0, 300, 8 + ROWS)
+    batch = model.new_batch(1, 24)
+    batch.feed(ids[None, :8], np.asarray([8]))
+    steps = np.stack([batch.step(np.asarray([token]))[0].copy() for token in ids[8:]])
+    assert np.array_equal(batch.rewind(8).check(ids[8:], model.checker), steps)
 
 
 def test_its_readme_has_no_program_that_makes_float_caches(made: Exported) -> None:

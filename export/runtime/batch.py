@@ -38,6 +38,8 @@ LOGITS_FROM = "logits_from"
 """The first position whose logits are wanted, int64 [1]: a constant of the stored graph, 0, which `open_session`
 makes an input that may be left out.
 """
+TOKEN = "@"
+"""Between a cache's name and the place of a token, where a graph has its tokens attend one by one."""
 CAPTURES = count(1)
 """Numbers of CUDA graphs: a batch captures its own, since a graph is tied to the addresses it was captured with."""
 NO_CAPTURE = "-1"
@@ -77,6 +79,7 @@ class Batch:
         logits = session.get_outputs()[0]
         self._vocabulary, self._dtype = int(logits.shape[-1]), NUMPY_TYPES[logits.type]
         self._step = Binding(self, _blank(rows, 1, capacity), capture=True)
+        self._check: Binding | None = None
 
     def _allocate(self) -> "Iterator[tuple[str, OrtValue]]":
         from onnxruntime import OrtValue
@@ -134,6 +137,32 @@ class Batch:
         self.length_B += 1
         return self._step.run()[:, 0]
 
+    def check(self, next_T: Ids, session: Any) -> Floats:
+        """Append several tokens to the only row: logits (T, V) after each, overwritten by the next check.
+
+        `rewind` takes tokens back.
+
+        Args:
+            session: of the graph that `export.runtime.check_graph` makes for T tokens.
+
+        Raises:
+            PromptError: there are more rows, or the cache has no room.
+        """
+        length, tokens = int(self.length_B[0]), len(next_T)
+        if self.rows != 1 or length + tokens > self.capacity:
+            raise PromptError(
+                f"expected one row with room for {tokens} tokens, got {self.rows} with {self.capacity - length}"
+            )
+        mask_BC = self._step.inputs["attention_mask"]
+        if self._check is None:
+            self._check = Binding(self, _blank(1, tokens, 0) | {"attention_mask": mask_BC}, session=session)
+        inputs = self._check.inputs
+        inputs["input_ids"][0] = next_T
+        inputs["position_ids"][0] = np.arange(length, length + tokens)
+        mask_BC[0, length : length + tokens] = 1
+        self.length_B += tokens
+        return self._check.run()[0, :]
+
 
 def _blank(rows: int, tokens: int, mask: int) -> dict[str, Ids]:
     shapes = {"input_ids": tokens, "attention_mask": mask, "position_ids": tokens}
@@ -143,12 +172,20 @@ def _blank(rows: int, tokens: int, mask: int) -> dict[str, Ids]:
 class Binding:
     """Runs of one shape over a batch's cache: the inputs as arrays to be written to, and the logits that come back."""
 
-    def __init__(self, batch: Batch, inputs: dict[str, Ids], *, logits_from: int = 0, capture: bool = False) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        inputs: dict[str, Ids],
+        *,
+        logits_from: int = 0,
+        capture: bool = False,
+        session: Any = None,
+    ) -> None:
         from onnxruntime import OrtValue, RunOptions
 
         self.inputs = inputs
-        self._session, self._device = batch.session, batch.device
-        self._binding = batch.session.io_binding()
+        self._session, self._device = session or batch.session, batch.device
+        self._binding = self._session.io_binding()
         self._values = {
             name: OrtValue.ortvalue_from_numpy(array, batch.device)
             for name, array in inputs.items()
@@ -160,7 +197,8 @@ class Binding:
             self._binding.bind_ortvalue_input(LOGITS_FROM, OrtValue.ortvalue_from_numpy(np.asarray([logits_from])))
         for present, value in batch.cache.items():
             self._binding.bind_ortvalue_input(present.replace("present.", "past_key_values."), value)
-            self._binding.bind_ortvalue_output(present, value)
+        for name in [value.name for value in self._session.get_outputs()][1:]:
+            self._binding.bind_ortvalue_output(name, batch.cache[name.partition(TOKEN)[0]])
         rows, tokens = inputs["input_ids"].shape
         logits_BTV = np.empty((rows, tokens - logits_from, batch._vocabulary), dtype=batch._dtype)
         self._host_BTV = logits_BTV

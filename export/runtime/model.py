@@ -8,9 +8,10 @@ last position on for `generate`. `export.runtime.batch` holds the cache and what
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from export.external_data import BundleError, read_graph
 from export.genai import CONFIG
 from export.manifest import MANIFEST, bundle_folder, check_listed, read_manifest
 from export.runtime.batch import Batch, Floats, Ids, PromptError
+from export.runtime.check_graph import attend_one_by_one
 from export.runtime.sampling import Sampling, choose
 from export.runtime.session import Provider, open_session
+from export.runtime.speculation import ROWS, Speculate, check_speculation, speculative
 
 __all__ = ["Batch", "BundleConfig", "Floats", "Ids", "OnnxCausalLM", "PromptError", "Sampling", "log_softmax"]
 AT_ONCE = 32
@@ -62,8 +65,12 @@ class BundleConfig:
 class OnnxCausalLM:
     """A decoder in ONNX Runtime."""
 
-    def __init__(self, session: Any, config: BundleConfig, *, provider: Provider) -> None:
+    def __init__(
+        self, session: Any, config: BundleConfig, *, provider: Provider, reopen: Callable[[], Any] | None = None
+    ) -> None:
+        """`reopen` gives the session that checks drafts, which is not opened before there are any."""
         self.session = session
+        self._reopen = reopen
         self.config = config
         self.provider = provider
         self._idle: deque[Batch] = deque(maxlen=1)
@@ -90,8 +97,12 @@ class OnnxCausalLM:
             manifest = read_manifest(bundle)
             check_listed(graph, bundle, manifest)
             provider = manifest["provider"] if provider is None else provider
-        session = open_session(bundle, provider=provider, threads=threads, graph=graph, prepack=prepack)
-        return cls(session, config, provider=provider)
+        opened = partial(open_session, bundle, provider=provider, threads=threads, prepack=prepack)
+
+        def reopen() -> Any:
+            return opened(graph=attend_one_by_one(read_graph(bundle), ROWS))
+
+        return cls(opened(graph=graph), config, provider=provider, reopen=reopen)
 
     def score(self, ids_BT: Ids) -> Floats:
         """Log-probabilities of the next token at every position: float32 (B, T, V). Padding on the right does no
@@ -115,10 +126,15 @@ class OnnxCausalLM:
         max_new_tokens: int,
         stop_ids: Sequence[int] | None = None,
         sampling: Sampling | None = None,
+        speculate: Speculate | None = None,
     ) -> list[list[int]]:
         """New tokens of every prompt, without its stop token; rows may be of unequal length. Ends where the context
-        is full.
+        is full. `speculate` is as in `stream`, and for one prompt.
         """
+        if speculate is not None:
+            check_speculation(speculate, len(prompts), sampling, self.provider)
+            found = self.stream(prompts[0], max_new_tokens=max_new_tokens, stop_ids=stop_ids, speculate=speculate)
+            return [list(found)]
         texts: list[list[int]] = [[] for _ in prompts]
         for tokens in self.stream_batch(prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling):
             for text, token in zip(texts, tokens, strict=True):
@@ -133,8 +149,21 @@ class OnnxCausalLM:
         max_new_tokens: int,
         stop_ids: Sequence[int] | None = None,
         sampling: Sampling | None = None,
+        speculate: Speculate | None = None,
     ) -> Iterator[int]:
-        """New tokens of one prompt as they come; ends before a stop token, or where the context is full."""
+        """New tokens of one prompt as they come; ends before a stop token, or where the context is full.
+
+        Args:
+            speculate: "ngram": several tokens that stood in the text before are checked in one pass, which is faster
+                where the answer copies and writes what is written without it (`export.runtime.speculation`).
+
+        Raises:
+            PromptError: the prompt is not usable, or something is asked for beside `speculate` that it cannot be had
+                with: sampling, a repetition penalty, CUDA.
+        """
+        if speculate is not None:
+            check_speculation(speculate, 1, sampling, self.provider)
+            return self._speculated(prompt, max_new_tokens, self.config.stop_ids if stop_ids is None else stop_ids)
         steps = self.stream_batch([prompt], max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling)
         return (token for (token,) in steps if token is not None)
 
@@ -170,6 +199,25 @@ class OnnxCausalLM:
                     return
                 seen_BV[np.arange(len(prompts)), next_B] = True
                 logits_BV = batch.step(np.asarray(next_B, dtype=np.int64))
+
+    @cached_property
+    def checker(self) -> Any:
+        """A session for passes of `ROWS` tokens that attend one by one, with weights of its own."""
+        if self._reopen is None:
+            raise PromptError("speculate: expected a model that `OnnxCausalLM.open` gave")
+        return self._reopen()
+
+    def _speculated(self, prompt: Sequence[int], tokens: int, stop_ids: Sequence[int]) -> Iterator[int]:
+        self._check([prompt])
+        if tokens < 1:
+            return
+        context, stops = self.config.context, frozenset(stop_ids)
+        with self._borrowed(1, min(context, len(prompt) + tokens)) as batch:
+            first_V = _read(batch, [prompt])[0]
+            for token in speculative(batch, lambda: self.checker, first_V, prompt, tokens=tokens, context=context):
+                if token in stops:
+                    return
+                yield token
 
     def cursor(self) -> "Cursor":
         """A place of its own in a text; callers that share the model take one each."""

@@ -295,6 +295,12 @@ def generate(
     top_p: Annotated[float, typer.Option("--top-p", max=1, help="Draw from the likeliest tokens of this sum.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="Above 1: repeat less.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
+    speculate: Annotated[
+        Literal["ngram"] | None,
+        typer.Option(
+            "--speculate", help="ngram: copies from the text are checked 4 tokens at a time.", show_default="none"
+        ),
+    ] = None,
     provider: Annotated[
         Literal["cpu", "cuda"] | None,
         typer.Option("--provider", help="Where to run.", show_default="where the bundle was exported for"),
@@ -313,7 +319,7 @@ def generate(
         "seed": seed,
     }
     given = {"bundle": bundle, "prompt": prompt, "tokens": tokens, "provider": provider, "threads": threads}
-    carry("recipes.cli.bundle:generate", debug=debug, sampling=sampling, **given)
+    carry("recipes.cli.bundle:generate", debug=debug, sampling=sampling, speculate=speculate, **given)
 
 
 def verify(bundle: Bundle, replay: Replay = True, debug: DEBUG = False) -> None:

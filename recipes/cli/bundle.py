@@ -18,12 +18,19 @@ def generate(
     prompt: str,
     tokens: int,
     sampling: dict[str, Any],
+    speculate: Literal["ngram"] | None,
     provider: Literal["cpu", "cuda"] | None,
     threads: int | None,
 ) -> None:
     """Stream text from a bundle."""
     request = GenerationRequest(
-        bundle=bundle_of(bundle), prompt=prompt, tokens=tokens, sampling=sampling, provider=provider, threads=threads
+        bundle=bundle_of(bundle),
+        prompt=prompt,
+        tokens=tokens,
+        sampling=sampling,
+        speculate=speculate,
+        provider=provider,
+        threads=threads,
     )
     shown = visible if terminal.console.is_terminal else str  # what the model wrote, but a terminal obeys none of it
     for piece in generate_text(request):

@@ -12,6 +12,7 @@ from export.runtime.prompts import TOKENIZER, open_tokenizer, read_prompt, strea
 
 if TYPE_CHECKING:
     from export.runtime.session import Provider
+    from export.runtime.speculation import Speculate
 
 FINAL = "final"
 """The link in a run's folder to its last artifact."""
@@ -29,6 +30,8 @@ class GenerationRequest:
     provider: "Provider | None"
     """None: where the bundle was exported for."""
     threads: int | None
+    speculate: "Speculate | None" = None
+    """As `OnnxCausalLM.stream` has it."""
 
 
 def generate_text(request: GenerationRequest) -> Iterator[str]:
@@ -51,8 +54,9 @@ def generate_text(request: GenerationRequest) -> Iterator[str]:
     except ValueError as error:
         raise PromptError(str(error)) from error
     model = OnnxCausalLM.open(request.bundle, provider=request.provider, threads=request.threads)
+    tokens = model.stream(ids, max_new_tokens=request.tokens, sampling=sampling, speculate=request.speculate)
     yield request.prompt
-    yield from stream_text(tokenizer, ids, model.stream(ids, max_new_tokens=request.tokens, sampling=sampling))
+    yield from stream_text(tokenizer, ids, tokens)
     yield "\n"
 
 
