@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.checkpoints.compressed_tensors import CODES
 from compress.checkpoints.layout import Layout, read_tensor
+<<<<<<< HEAD
+=======
+from compress.checkpoints.quantized_files import read_quantized_matrices
+>>>>>>> ac8685a (GPTQ and AWQ checkpoints are read; a format of quantized matrices is one file and one line)
 from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from compress.errors import DemitasseError
 
@@ -64,15 +67,19 @@ class CodeTable:
         names = self.modules(rows)
         matrices = [self.matrices[name] for name in names]
         shapes = {(matrix.codes_OI.shape[1], matrix.scale_OG.shape[1], matrix.bits) for matrix in matrices}
-        if len(shapes) > 1 or len({matrix.zero_OG is None for matrix in matrices}) > 1:
+        if len(shapes) > 1:
             raise WeightError(
-                f"{', '.join(names)}: expected matrices of one width, group size and number of bits, all with zero "
-                f"points or none, got (columns, groups, bits) of {', '.join(map(str, sorted(shapes)))}"
+                f"{', '.join(names)}: expected matrices of one width, group size and number of bits, got (columns, "
+                f"groups, bits) of {', '.join(map(str, sorted(shapes)))}"
             )
         return shapes.pop()
 
+    def symmetric(self, rows: Rows) -> bool:
+        """Whether none of the matrices that the rows come from has zero points."""
+        return all(self.matrices[name].zero_OG is None for name in self.modules(rows))
+
     def matrix(self, rows: Rows) -> QuantizedMatrix:
-        """The rows as one matrix; a view where they lie together in one.
+        """The rows as one matrix, a view where they lie together in one; with zero points where any part has some.
 
         Raises:
             WeightError: as `shape`.
@@ -82,11 +89,11 @@ class CodeTable:
         parts = [part for run in runs for part in self._parts(run)]
         if len(parts) == 1:
             return parts[0]
-        zeros = [part.zero_OG for part in parts if part.zero_OG is not None]
+        symmetric = all(part.zero_OG is None for part in parts)
         return QuantizedMatrix(
             np.concatenate([part.codes_OI for part in parts]),
             np.concatenate([part.scale_OG for part in parts]),
-            np.concatenate(zeros) if zeros else None,
+            None if symmetric else np.concatenate([part.zeros_OG() for part in parts]),
             parts[0].bits,
         )
 
@@ -131,12 +138,17 @@ def read_weights(layout: Layout, module: Any, conv1d: frozenset[str]) -> GraphWe
 
 def _matrices(layout: Layout) -> dict[str, QuantizedMatrix]:
     """Every quantized matrix by its module's name, with the base model's prefix where the model has it."""
+<<<<<<< HEAD
     written = {
         weight.stored.name.removesuffix(CODES).removesuffix(WEIGHT): weight.written.removesuffix(WEIGHT)
         for weight in layout.taken
         if weight.number in ("int8", "int4")
     }
     return {written.get(name, name): matrix for name, matrix in layout.matrices()}
+=======
+    written = {weight.matrix: weight.written.removesuffix(WEIGHT) for weight in layout.taken if weight.matrix}
+    return {written.get(name, name): matrix for name, matrix in read_quantized_matrices(layout.folder).items()}
+>>>>>>> ac8685a (GPTQ and AWQ checkpoints are read; a format of quantized matrices is one file and one line)
 
 
 def _floats(layout: Layout, matrices: dict[str, QuantizedMatrix]) -> dict[str, "Tensor"]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from compress import CheckpointError
-from compress.checkpoints.config import open_config, quantization_method, read_config
+from compress.checkpoints.config import open_config, read_config
+from compress.checkpoints.quantized_formats import quantization_method
 
 PLAIN: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 512}
 

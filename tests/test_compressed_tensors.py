@@ -17,9 +17,9 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from compress import Checkpoint, CheckpointError, StageError, StageInput, inspect_checkpoint
-from compress.checkpoints.config import PACKED, packed_faults
+from compress.checkpoints.compressed_tensors import WEIGHTS, packed_faults
 from compress.checkpoints.loading import load_float_model, load_model
-from compress.checkpoints.quantized_matrix import read_quantized_matrices
+from compress.checkpoints.quantized_files import read_quantized_matrices
 from compress.quantization.config import QuantizeConfig
 from compress.quantization.stage import run
 from export import verify_bundle
@@ -278,7 +278,7 @@ def test_what_is_not_covered_is_refused_by_name(change: Any, dense: Path, tmp_pa
 
 def test_every_entry_of_weights_has_its_refusal() -> None:
     refused = {key for _, weights, _ in CHANGES.values() for key in weights}
-    assert refused == set(PACKED)
+    assert refused == set(WEIGHTS)
     assert packed_faults(settings(Format(64))) == packed_faults(settings(Format())) == []
 
 
@@ -288,7 +288,7 @@ def test_quantized_activations_are_refused() -> None:
     assert packed_faults(changed) == ["`group_0.input_activations`: expected None, got {'num_bits': 8}"]
 
 
-@pytest.mark.parametrize("method", ["gptq", None])
+@pytest.mark.parametrize("method", ["hqq", None])
 def test_other_methods_are_refused(method: str | None, dense: Path, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     shutil.copytree(dense, folder)

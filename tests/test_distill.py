@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from compress import DistillConfig, QuantizeConfig, StageError, StageInput, TextSource
 from compress.checkpoints.folder import load_tokenizer
 from compress.checkpoints.loading import load_model
-from compress.checkpoints.quantized_matrix import read_quantized_matrices
+from compress.checkpoints.quantized_files import read_quantized_matrices
 from compress.distillation.config import LAYER_LOSSES
 from compress.distillation.objective import weight_at
 from compress.distillation.stage import run

@@ -14,7 +14,8 @@ from exported import exported, quantized, sharpened
 from onnx import numpy_helper
 
 from compress import Checkpoint, CheckpointError
-from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
+from compress.checkpoints.quantized_files import read_quantized_matrices
+from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from compress.stage import StageError, StageInput
 from compress.text import TextSource
 from export import EXPORT, verify_bundle

@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from compress import QuantizeConfig, StageError, StageInput
 from compress.checkpoints.folder import Checkpoint, load_tokenizer, save_checkpoint
 from compress.checkpoints.loading import load_float_model, load_model
-from compress.checkpoints.quantized_matrix import QuantizedMatrix, quantize_rows, read_quantized_matrices
+from compress.checkpoints.quantized_files import read_quantized_matrices
+from compress.checkpoints.quantized_matrix import QuantizedMatrix, quantize_rows
 from compress.models.block_linears import block_linears
 from compress.quantization.fake_quantize import BITSANDBYTES, ROWS, effective_weight, round_weights, rounded, unround
 from compress.quantization.stage import run

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 
 from compress import Checkpoint, StageError, inspect_checkpoint
 from compress.checkpoints.compressed_tensors import pack, unpack
-from compress.checkpoints.config import CheckpointError, packed_faults
+from compress.checkpoints.compressed_tensors import packed_faults
+from compress.checkpoints.config import CheckpointError
 from compress.checkpoints.loading import load_float_model
-from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
+from compress.checkpoints.quantized_files import read_quantized_matrices
+from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from compress.models.calibration import inputs_of
 from compress.quantization.config import QUANTIZE
 from compress.quantization.rounding import gptq, rtn

@@ -13,7 +13,8 @@ import pytest
 from exported import exported, quantized, sharpened
 from onnx import numpy_helper
 
-from compress.checkpoints.quantized_matrix import QuantizedMatrix, read_quantized_matrices
+from compress.checkpoints.quantized_files import read_quantized_matrices
+from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from export.coverage import CoverageError, check_carried
 from export.external_data import read_graph
 from export.passes.context import block_in

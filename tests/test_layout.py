@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from compress import Checkpoint, CheckpointError, StageError, inspect_checkpoint
+from compress.checkpoints.int8_rows import EMBEDDINGS_FILE
 from compress.checkpoints.loading import empty_model, load_float_model, load_model
-from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
 from compress.checkpoints.safetensors_files import TensorFiles
 from compress.pruning.config import PRUNE
 from compress.stage import StageInput

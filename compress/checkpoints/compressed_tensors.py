@@ -9,58 +9,102 @@ A matrix W [out, in] is stored as tensors of its module, here for 4 bits (of 8, 
     weight_zero_point    int32 [out / 8, groups]    packed along the rows; only where codes are asymmetric
     weight_shape         int64 [2]                  (out, in); the last int32 of a row may hold padding
 
-What config.json says of them is checked first (`config.py`), and whatever else the library can do is refused: quantized
-activations or caches, other widths, columns in another order, sparsity, rotations.
+What config.json says of them is checked first, and whatever else the library can do is refused: quantized activations
+or caches, other widths, columns in another order, sparsity, rotations.
 Source: compressed-tensors 0.20, compressors/pack_quantized and quantization/quant_args.py.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.checkpoints.codes import from_bytes, to_bytes
+from compress.checkpoints.codes import WORD, from_words, to_bytes, words
+from compress.checkpoints.matrix_format import MatrixFormat, Role, Tensors, choice_faults, group_of
+from compress.checkpoints.quantized_matrix import QuantizedMatrix
 
 CODES, SCALES, ZEROS, SHAPE = ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape"
 """Ends of the names of a matrix's tensors."""
 WIDTHS = (4, 8)
 """Bits of a code."""
-WORD = 32
+WEIGHTS: dict[str, tuple[Any, ...]] = {
+    "num_bits": WIDTHS,
+    "type": ("int",),
+    "symmetric": (True, False),
+    "strategy": ("group", "channel"),
+    "dynamic": (False, None),
+    "actorder": (None, False, "weight", "static"),  # these two order the calibration, not the columns
+}
+"""What the entries of `weights` may be."""
 FORMAT = "pack-quantized"
 
 
-def group_sizes(settings: dict[str, Any]) -> set[int | None]:
+class PackQuantized(MatrixFormat):
+    """compressed-tensors' packed weights."""
+
+    title = "compressed-tensors"
+    roles: ClassVar[Mapping[str, Role]] = {CODES: "codes", SCALES: "scales", ZEROS: "zeros", SHAPE: "storage"}
+    mark = CODES
+
+    def faults(self) -> list[str]:
+        return packed_faults(self.settings)
+
+    def bits(self, stored: tuple[int, ...], rows: int, columns: int) -> int | None:
+        fits = [bits for bits in WIDTHS if stored == (rows, words(columns, bits))]
+        return fits[-1] if fits else None
+
+    def has_zeros(self, tensors: Tensors) -> bool:
+        zero_OG = self._zeros(tensors)
+        return zero_OG is not None and bool(zero_OG.any())
+
+    def read(self, tensors: Tensors) -> QuantizedMatrix:
+        packed_OJ, scale_OG = tensors[CODES], tensors[SCALES]
+        rows, columns = tensors[SHAPE].tolist()
+        bits = self.bits(packed_OJ.shape, rows, columns)
+        if bits is None:
+            raise ValueError(f"expected int32 codes of {rows} x {columns}, got {packed_OJ.dtype} {packed_OJ.shape}")
+        group_of(scale_OG.shape, rows, columns, _group_sizes(self.settings))
+        codes_OI = from_words(packed_OJ, (rows, columns), bits)
+        return QuantizedMatrix(codes_OI, scale_OG, self._zeros(tensors), bits)
+
+    def _zeros(self, tensors: Tensors) -> NDArray[np.int8] | None:
+        """[rows, groups]; None where they are left out."""
+        if ZEROS not in tensors:
+            return None
+        packed_GJ, (rows, _) = tensors[ZEROS].T, tensors[SHAPE].tolist()
+        groups = packed_GJ.shape[0]
+        bits = self.bits(packed_GJ.shape, groups, rows)
+        if bits is None:
+            raise ValueError(f"expected int32 zero points of {rows} rows, got {packed_GJ.dtype} {packed_GJ.T.shape}")
+        return np.ascontiguousarray(from_words(packed_GJ, (groups, rows), bits).T)
+
+
+def packed_faults(settings: Mapping[str, Any]) -> list[str]:
+    """What in a `quantization_config` of compressed-tensors is not covered, each as "key: expected, got"."""
+    faults = choice_faults(settings, {"format": (FORMAT,), "quantization_status": ("compressed", None)})
+    for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
+        if settings.get(key) and settings[key] != {"format": "dense"}:
+            faults.append(f"`{key}`: expected none, got {settings[key]!r}")
+    groups = settings.get("config_groups")
+    if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
+        return [*faults, f"`config_groups`: expected groups with their `weights`, got {groups!r}"]
+    for name, group in groups.items():
+        plain: dict[str, tuple[Any, ...]] = {"input_activations": (None,), "output_activations": (None,)}
+        faults += choice_faults(group, plain | {"format": (FORMAT, None)}, f"{name}.")
+        faults += choice_faults(group.get("weights") or {}, WEIGHTS, f"{name}.weights.")
+    return faults
+
+
+def _group_sizes(settings: Mapping[str, Any]) -> set[int | None]:
     """Columns that share a scale, of each of the groups of matrices; None: all of a row."""
     weights = [group["weights"] for group in settings["config_groups"].values()]
     return {entry.get("group_size") if entry["strategy"] == "group" else None for entry in weights}
 
 
-def width_of(packed: Sequence[int], columns: int) -> int | None:
-    """Bits of the codes of rows of `columns`, told by the shape of the packed ones; None: they fit no width."""
-    fits = [bits for bits in WIDTHS if packed[-1] == _words(columns, bits)]
-    return fits[-1] if fits else None
-
-
-def _words(count: int, bits: int) -> int:
-    return -(-count * bits // WORD)
-
-
-def unpack(packed_OJ: NDArray[np.int32], shape: tuple[int, int], bits: int) -> NDArray[np.int8]:
-    """codes_OI of that shape from the packed ones.
-
-    Raises:
-        ValueError: they do not fit the shape.
-    """
-    rows, columns = shape
-    if packed_OJ.dtype != np.int32 or packed_OJ.shape != (rows, _words(columns, bits)):
-        raise ValueError(f"expected int32 codes of {rows} x {columns}, got {packed_OJ.dtype} {packed_OJ.shape}")
-    return from_bytes(packed_OJ.astype("<i4", copy=False).view(np.uint8), bits)[:, :columns]
-
-
 def pack(codes_OI: NDArray[np.int8], bits: int) -> NDArray[np.int32]:
-    """The packed codes [out, in * bits / 32, rounded up], as `unpack` reads them; what fills up a row is 0."""
-    width = _words(codes_OI.shape[1], bits) * WORD // bits
+    """The packed codes [out, in * bits / 32, rounded up]; what fills up a row is 0."""
+    width = words(codes_OI.shape[1], bits) * WORD // bits
     return to_bytes(codes_OI, bits, width, fill=0).view("<i4").astype(np.int32, copy=False)
 
 

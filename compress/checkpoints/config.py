@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.compressed_tensors import FORMAT, WIDTHS
 from compress.checkpoints.json_file import LIMIT, JsonError, kind_of, read_object
+from compress.checkpoints.quantized_formats import quantization_faults
 from compress.errors import DemitasseError
 from compress.names import did_you_mean
 
@@ -50,15 +50,6 @@ SIZES: dict[str, int] = {
 """Keys that hold a whole number above zero, and the most that it may be."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok")
 """Keys that hold the same, or zero in a model that is no mixture."""
-PACKED: dict[str, tuple[Any, ...]] = {
-    "num_bits": WIDTHS,
-    "type": ("int",),
-    "symmetric": (True, False),
-    "strategy": ("group", "channel"),
-    "dynamic": (False, None),
-    "actorder": (None, False, "weight", "static"),  # these two order the calibration, not the columns
-}
-"""What the entries of `weights` may be in compressed-tensors' format."""
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ELSEWHERE = {
     "transformers_weights": "another name for its weight files; call them model.safetensors and take the key out",
@@ -299,53 +290,12 @@ def _named_kernels(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _check_quantization(folder: Path, config: Mapping[str, Any]) -> None:
-    settings = config.get("quantization_config")
-    if settings is None:
-        return
-    method = quantization_method(config)
-    if method == "compressed-tensors":
-        faults = packed_faults(settings)
-    elif method == "bitsandbytes":
-        faults = [] if settings.get("load_in_8bit") else ["`load_in_8bit`: expected true"]
-    else:
-        faults = [f"`quant_method`: expected 'bitsandbytes' or 'compressed-tensors', got {method!r}"]
+    faults = quantization_faults(config)
     if faults:
         raise CheckpointError(
-            f"{folder}: quantized in a way that is not covered: {'; '.join(faults)}; start from the float checkpoint"
+            f"{folder}: quantized in a way that is not covered: {'; '.join(faults)}; start from the float checkpoint, "
+            "which `quantize` takes to 8 or 4 bits"
         )
-
-
-def packed_faults(settings: dict[str, Any]) -> list[str]:
-    """What in a `quantization_config` of compressed-tensors is not covered, each as "key: expected, got"."""
-    faults = _faults("", settings, {"format": (FORMAT,), "quantization_status": ("compressed", None)})
-    for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
-        if settings.get(key) and settings[key] != {"format": "dense"}:
-            faults.append(f"`{key}`: expected none, got {settings[key]!r}")
-    groups = settings.get("config_groups")
-    if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
-        return [*faults, f"`config_groups`: expected groups with their `weights`, got {groups!r}"]
-    for name, group in groups.items():
-        plain: dict[str, tuple[Any, ...]] = {"input_activations": (None,), "output_activations": (None,)}
-        faults += _faults(f"{name}.", group, plain | {"format": (FORMAT, None)})
-        faults += _faults(f"{name}.weights.", group.get("weights") or {}, PACKED)
-    return faults
-
-
-def _faults(place: str, settings: dict[str, Any], covered: dict[str, tuple[Any, ...]]) -> list[str]:
-    return [
-        f"`{place}{key}`: expected {' or '.join(map(repr, values))}, got {settings.get(key)!r}"
-        for key, values in covered.items()
-        if settings.get(key) not in values
-    ]
-
-
-def quantization_method(config: Mapping[str, Any]) -> str | None:
-    """What a checkpoint was quantized with; None: it holds floats."""
-    settings = config.get("quantization_config")
-    if settings is None:
-        return None
-    in_8_bits = settings.get("load_in_8bit") and not settings.get("quant_method")  # as bitsandbytes once wrote it
-    return "bitsandbytes" if in_8_bits else settings.get("quant_method")
 
 
 def _check_adapter(folder: Path) -> None:

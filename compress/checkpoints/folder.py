@@ -1,8 +1,7 @@
 """Checkpoint folders: what one must hold, what its headers tell, and how its model and tokenizer are opened.
 
   dense       a plain Hugging Face folder: config.json, *.safetensors, tokenizer files
-  quantized   the same in bitsandbytes' 8-bit format (see `quantized_matrix.py`), or in compressed-tensors' (see
-              `compressed_tensors.py`)
+  quantized   the same in one of the formats of `quantized_formats.py`
 
 Only safetensors is ever read: a pickle runs code when it is opened. Code that a checkpoint brings along is never run.
 What is opened is compared with what was read of the folder before (`layout.py`).
@@ -24,14 +23,15 @@ from compress.checkpoints.config import (
     context_length,
     in_one_line,
     open_config,
-    quantization_method,
     read_config,
     read_generation,
     vocabulary_size,
 )
+from compress.checkpoints.int8_rows import EMBEDDINGS_FILE
 from compress.checkpoints.layout import OPENING, Layout, check_loading, find_layout
+from compress.checkpoints.matrix_format import MatrixFormat
 from compress.checkpoints.one_at_a_time import one_at_a_time
-from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE
+from compress.checkpoints.quantized_formats import quantized_format
 from compress.checkpoints.weight_files import is_pointer, stored_tensors, weight_files
 from compress.digests import digest_file, digest_of
 
@@ -65,9 +65,9 @@ class Checkpoint:
         return "dense" if self.quantization is None else "quantized"
 
     @property
-    def quantization(self) -> str | None:
-        """What it was quantized with; None: it holds floats."""
-        return quantization_method(self.config)
+    def quantization(self) -> MatrixFormat | None:
+        """How its quantized matrices are read; None: it holds floats."""
+        return quantized_format(self.config)
 
     @property
     def model_type(self) -> str:
@@ -109,7 +109,7 @@ class Checkpoint:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights as they are held to run: int8 codes 1, everything else float32."""
+        """Bytes of the weights as they are held to run: codes of 8 bits 1, of 4 bits a half, everything else float32."""
         return sum(size for _, _, size in self.layout.in_memory())
 
     @property

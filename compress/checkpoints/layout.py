@@ -14,7 +14,7 @@ transformers keeps them apart, and the config that comes from here says so.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -24,16 +24,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import safe_open
 
-from compress.checkpoints.compressed_tensors import CODES, SCALES, SHAPE, ZEROS, width_of
 from compress.checkpoints.config import (
     CONFIG,
     CheckpointError,
     in_one_line,
     open_config,
-    quantization_method,
 )
+from compress.checkpoints.int8_rows import EMBEDDINGS_FILE
+from compress.checkpoints.matrix_format import MatrixFormat, Part
 from compress.checkpoints.one_at_a_time import one_at_a_time
-from compress.checkpoints.quantized_matrix import EMBEDDINGS_FILE, QuantizedMatrix, quantized_matrices
+from compress.checkpoints.quantized_files import modules_with_zeros, quantized_matrices
+from compress.checkpoints.quantized_formats import quantized_format
+from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from compress.checkpoints.weight_files import Stored, headers
 from compress.models.components import Held
 
@@ -45,15 +47,6 @@ Number = Literal["float", "int8", "int4", "scales", "storage"]
 """What a stored tensor holds: weights, codes of weights, scales and zero points, or only how to read those."""
 WEIGHTS: dict[Number, int] = {"float": 32, "int8": 8, "int4": 4}
 """Bits of a weight as it is held to run."""
-ENDS: dict[str, Number] = {
-    ".SCB": "scales",
-    ".weight_format": "storage",
-    CODES: "int8",
-    SCALES: "scales",
-    ZEROS: "scales",
-    SHAPE: "storage",
-}
-"""Ends of the names of what belongs to a quantized matrix, in either format."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 BYTES_PER_FLOAT = 4
 CONSTANTS = re.compile(
@@ -80,13 +73,15 @@ class Weight:
     """Whether transformers makes its parameters of several tensors, or several of one."""
     also: tuple[str, ...] = ()
     """Further parameters that come of it."""
-    packed: int | None = None
-    """Weights that packed codes stand for; None: an element is one."""
+    matrix: str | None = None
+    """Module, as the files name it, of the quantized matrix whose codes these are."""
+    coded: int | None = None
+    """Weights that codes stand for; None: they are none, or do not fit the model's shape."""
 
     @property
     def count(self) -> int:
         """Number of weights, or of elements of whatever else it holds."""
-        return self.stored.count if self.packed is None else self.packed
+        return self.stored.count if self.coded is None else self.coded
 
     @property
     def bytes(self) -> int:
@@ -143,10 +138,10 @@ class Layout:
     def count_nonzero(self) -> int:
         """How many of the weights are not exactly zero, read one tensor at a time."""
         counted = [weight for weight in self.weights() if weight.number in WEIGHTS]
-        plain = sum(int(read_tensor(weight.stored).count_nonzero()) for weight in counted if weight.packed is None)
-        packed = {weight.stored.name.removesuffix(CODES) for weight in counted if weight.packed is not None}
-        matrices = self.matrices() if packed else ()
-        return plain + sum(matrix.count_nonzero() for name, matrix in matrices if name in packed)
+        plain = sum(int(read_tensor(weight.stored).count_nonzero()) for weight in counted if weight.matrix is None)
+        coded = {weight.matrix for weight in counted if weight.matrix is not None}
+        matrices = self.matrices() if coded else ()
+        return plain + sum(matrix.count_nonzero() for name, matrix in matrices if name in coded)
 
     def matrices(self) -> Iterator[tuple[str, QuantizedMatrix]]:
         """Each quantized matrix, as `read_quantized_matrices` names them."""
@@ -171,7 +166,8 @@ def find_layout(folder: Path, plain: Mapping[str, Any], stored: Sequence[Stored]
     """
     config = open_config(folder, plain)
     model = _empty(folder, config, len(stored))
-    taken, left = _places(stored, model, quantization_method(plain))
+    format = quantized_format(plain)
+    taken, left = _places(stored, model, format, modules_with_zeros(folder, format))
     claimed = model.all_tied_weights_keys
     tied = {alias: name for alias, name in claimed.items() if not _differ(taken, alias, name)}
     taken = [_under_one_name(weight, taken, tied) for weight in taken]
@@ -236,38 +232,46 @@ def _empty(folder: Path, config: "PreTrainedConfig", tensors: int) -> "PreTraine
 
 
 def _places(
-    stored: Sequence[Stored], model: "PreTrainedModel", method: str | None
+    stored: Sequence[Stored], model: "PreTrainedModel", format: MatrixFormat | None, with_zeros: Collection[str]
 ) -> tuple[list[Weight], dict[str, str]]:
     """The tensors that have a place in the model, and the others: their names in the files and how transformers would
     call them.
     """
-    names, find = {tensor.name for tensor in stored}, Renaming(model)
+    find = Renaming(model)
+    parts = {} if format is None else format.parts([tensor.name for tensor in stored])
     taken, left = [], {}
     for tensor in stored:
-        end = next((end for end in ENDS if method is not None and tensor.name.endswith(end)), "")
-        base = f"{tensor.name.removesuffix(end)}.weight" if end else tensor.name
-        coded = method is not None and f"{base.removesuffix('.weight')}.SCB" in names
-        number: Number = ENDS[end] if end else "int8" if coded else "float"
+        part = parts.get(tensor.name)
+        base = tensor.name if part is None else f"{part.module}.weight"
         place, pattern = find(base)
-        if place in find.held:
-            shape, packed = tuple(find.held[place].shape), None
-            if end == CODES:
-                number = "int4" if width_of(tensor.shape, shape[-1]) == 4 else "int8"
-                packed = math.prod(shape)
-            taken.append(
-                Weight(
-                    name=place,
-                    stored=tensor,
-                    number=number,
-                    written=find.written(base, place),
-                    merged=pattern is not None,
-                    also=find.also(place, pattern),
-                    packed=packed,
-                )
-            )
-        else:
+        if place not in find.held:
             left[tensor.name] = place
+            continue
+        weight = Weight(
+            name=place,
+            stored=tensor,
+            number="float",
+            written=find.written(base, place),
+            merged=pattern is not None,
+            also=find.also(place, pattern),
+        )
+        if part is not None and format is not None:
+            weight = _coded(weight, part, format, tuple(find.held[place].shape), with_zeros)
+        taken.append(weight)
     return taken, left
+
+
+def _coded(
+    weight: Weight, part: Part, format: MatrixFormat, shape: tuple[int, ...], with_zeros: Collection[str]
+) -> Weight:
+    """A tensor that is part of a quantized matrix; `shape` is its parameter's, which may be [in, out]."""
+    if part.role == "codes":
+        fits = [format.bits(weight.stored.shape, *sides) for sides in (shape, shape[::-1]) if len(sides) == 2]
+        bits = next((bits for bits in fits if bits is not None), None)
+        number: Number = "int4" if bits == 4 else "int8"
+        return replace(weight, number=number, matrix=part.module, coded=None if bits is None else math.prod(shape))
+    held = part.role == "scales" or (part.role == "zeros" and part.module in with_zeros)
+    return replace(weight, number="scales" if held else "storage")
 
 
 class Renaming:
@@ -350,8 +354,9 @@ def _without_exceptions(
 
 
 def _fits(weight: Weight, model: "PreTrainedModel") -> bool:
-    """Whether a tensor has its parameter's shape; quantized matrices are [out, in], also where the model's are not."""
-    if weight.merged or weight.number in ("scales", "storage") or weight.packed is not None:
+    """Whether a tensor has its parameter's shape, or codes stand for a matrix of it, [out, in] or [in, out]."""
+    if weight.merged or weight.number in ("scales", "storage"):
         return True
-    shape = tuple(model.state_dict()[weight.name].shape)
-    return weight.stored.shape == shape or (weight.number == "int8" and weight.stored.shape == shape[::-1])
+    if weight.matrix is not None:
+        return weight.coded is not None
+    return weight.stored.shape == tuple(model.state_dict()[weight.name].shape)

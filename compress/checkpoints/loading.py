@@ -1,8 +1,8 @@
 """A checkpoint's model, opened: as it runs, and in float32 whatever it is stored as; and the model without its weights.
 
 Every model is one that transformers has loaded. Where a format's library runs it with rounded activations, or is not
-here, its matrices are multiplied out: bitsandbytes' by that library, compressed-tensors' before transformers loads
-them under the names that they had as floats. So a reference never rests on our own reading of names, ties or buffers.
+here, its matrices are multiplied out: bitsandbytes' by that library, all others' before transformers loads them under
+the names that they had as floats. So a reference never rests on our own reading of names, ties or buffers.
 """
 
 from copy import deepcopy
@@ -21,31 +21,32 @@ if TYPE_CHECKING:
 
 @one_at_a_time
 def load_model(folder: Path, *, dtype: DType = "float32") -> "PreTrainedModel":
-    """The checkpoint's model in evaluation mode on the CPU. An int8 one runs through bitsandbytes in its format, and
-    multiplied out in compressed-tensors'.
+    """The checkpoint's model in evaluation mode on the CPU. One of bitsandbytes runs through that library, any other
+    quantized one multiplied out.
 
     Raises:
         CheckpointError: the weights do not fit the architecture: some missing, some left over, or of another shape.
     """
-    checkpoint = Checkpoint(folder)
-    if checkpoint.quantization != "compressed-tensors":
-        return load_pretrained(checkpoint, dtype=dtype)
-    return _multiplied_out(checkpoint, dtype)
+    return _opened(Checkpoint(folder), dtype)
 
 
 @one_at_a_time
 def load_float_model(checkpoint: Checkpoint) -> "PreTrainedModel":
-    """The checkpoint's model in float32, its int8 matrices multiplied out: the weights that an export must reproduce.
+    """The checkpoint's model in float32, quantized matrices multiplied out: the weights that an export must reproduce.
 
     Raises:
         CheckpointError: as `load_model`.
     """
-    if checkpoint.quantization == "compressed-tensors":
-        return _multiplied_out(checkpoint, "float32")
-    model = load_pretrained(checkpoint, dtype="float32")
-    if checkpoint.quantization is not None:
+    model = _opened(checkpoint, "float32")
+    if checkpoint.quantization is not None and checkpoint.quantization.library is not None:
         _dequantize(model)
     return model
+
+
+def _opened(checkpoint: Checkpoint, dtype: DType) -> "PreTrainedModel":
+    if checkpoint.quantization is None or checkpoint.quantization.library is not None:
+        return load_pretrained(checkpoint, dtype=dtype)
+    return _multiplied_out(checkpoint, dtype)
 
 
 def _dequantize(model: "PreTrainedModel") -> None:
@@ -64,7 +65,7 @@ def _dequantize(model: "PreTrainedModel") -> None:
 
 
 def _multiplied_out(checkpoint: Checkpoint, dtype: DType) -> "PreTrainedModel":
-    """A checkpoint of compressed-tensors as transformers loads its floats."""
+    """A quantized checkpoint as transformers loads its floats."""
     import torch
 
     folder, layout = checkpoint.folder, checkpoint.layout
@@ -89,13 +90,17 @@ def _multiplied_out(checkpoint: Checkpoint, dtype: DType) -> "PreTrainedModel":
 
 
 def _floats(layout: Layout) -> "dict[str, torch.Tensor]":
-    """Every weight by the file's name of it, the packed ones multiplied out."""
+    """Every weight by the file's name of it, the coded ones multiplied out, [in, out] where the model holds them so."""
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     floats = {weight.stored.name: read_tensor(weight.stored) for weight in layout.taken if weight.number == "float"}
     matrices = dict(layout.matrices())
-    for name in [name for name in matrices if f"{name}.weight" not in floats]:  # a rounded embedding is there as floats
-        floats[f"{name}.weight"] = torch.from_numpy(matrices.pop(name).dequantize())
+    homes = {weight.matrix: weight.name.removesuffix(".weight") for weight in layout.taken if weight.matrix}
+    for name, home in homes.items():  # a rounded embedding is there as floats
+        weight_OI = torch.from_numpy(matrices.pop(name).dequantize())
+        turned = isinstance(layout.model.get_submodule(home), Conv1D)
+        floats[f"{name}.weight"] = weight_OI.T.contiguous() if turned else weight_OI
     return floats
 
 

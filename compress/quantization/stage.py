@@ -1,4 +1,4 @@
-"""Quantization to 8 bits: the block linears become int8 with one scale per output row (`quantized_matrix.py`).
+"""Quantization to 8 bits: the block linears become int8 with one scale per output row (`int8_rows.py`).
 
     W [out, in]  ->  codes int8 [out, in], scale float32 [out],   W' = codes * scale / 127
 
@@ -19,12 +19,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from compress.checkpoints.config import CheckpointError
 from compress.checkpoints.folder import Checkpoint, load_pretrained, no_bars
-from compress.checkpoints.quantized_matrix import (
-    EMBEDDINGS_FILE,
-    QuantizedMatrix,
-    quantize_rows,
-    read_quantized_matrices,
-)
+from compress.checkpoints.int8_rows import EMBEDDINGS_FILE
+from compress.checkpoints.quantized_files import read_quantized_matrices
+from compress.checkpoints.quantized_matrix import QuantizedMatrix, quantize_rows
 from compress.models.block_linears import block_linears
 from compress.quantization.config import SCHEMES, QuantizeConfig
 from compress.stage import StageError, StageInput, StageMetadata

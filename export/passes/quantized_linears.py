@@ -137,11 +137,10 @@ def _pack(graph: ir.Graph, rows: Rows, context: PassContext) -> Packed:
         return table.matrix(rows).scale_OG.astype(scale_type.numpy())
 
     def zeros() -> NDArray[Any]:
-        zero_OG = table.matrix(rows).zero_OG
-        assert zero_OG is not None
+        zero_OG = table.matrix(rows).zeros_OG()
         return to_bytes(np.repeat(zero_OG, blocks // groups, axis=1), bits, even, fill=0)
 
-    symmetric, even = table.matrix(rows[:1]).zero_OG is None, -(-blocks * bits // 8) * 8 // bits
+    symmetric, even = table.symmetric(rows), -(-blocks * bits // 8) * 8 // bits
     return Packed(
         codes=initializer("codes", byte, (len(rows), blocks, block * bits // 8), codes),
         scales=initializer("scales", scale_type, (len(rows), groups), scales),

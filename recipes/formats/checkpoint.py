@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.checkpoints.config import context_length, quantization_method, read_config, vocabulary_size
+from compress.checkpoints.config import context_length, read_config, vocabulary_size
 from compress.checkpoints.folder import Checkpoint, inspect_checkpoint
 from compress.checkpoints.loading import load_model
+from compress.checkpoints.quantized_formats import quantized_format
 from compress.models.components import bytes_by_part
 from evaluation.latency import Variant
 from recipes.formats.base import NOT_NUMBERS, Device, Ids, Sizes
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
 
     from recipes.formats.hidden_states import HiddenStates
 
-RUNTIMES: dict[str | None, str] = {
-    None: "PyTorch float32",
-    "bitsandbytes": "PyTorch with bitsandbytes (activations rounded to 8 bits per token)",
-    "compressed-tensors": "PyTorch float32, the weights of compressed-tensors' format multiplied out",
-}
-"""By the method of quantization that a checkpoint's config names."""
 UNLIMITED = 2048
 """Tokens at once of a model whose config names no limit."""
 
@@ -62,7 +57,12 @@ class CheckpointFormat:
 
     def runtime(self, folder: Path) -> str:
         """PyTorch, and what it computes the products with."""
-        return RUNTIMES[quantization_method(read_config(folder))]
+        format = quantized_format(read_config(folder))
+        if format is None:
+            return "PyTorch float32"
+        if format.library is not None:
+            return f"PyTorch with {format.library} (activations rounded to 8 bits per token)"
+        return f"PyTorch float32, the weights of {format.title}'s format multiplied out"
 
     def sizes(self, folder: Path) -> Sizes:
         """Context and vocabulary, as config.json has them."""

@@ -43,7 +43,7 @@ def _matrices(layout: Layout) -> Iterator[tuple[str, int]]:
     """(name, number of weights) of every weight of two or more dimensions."""
     for weight in layout.weights():
         if weight.number in WEIGHTS and len(weight.stored.shape) >= 2:
-            yield weight.stored.name, weight.count
+            yield weight.name, weight.count
 
 
 def _share_of_experts(config: dict[str, Any]) -> float:

@@ -1,0 +1,108 @@
+"""GPTQ's weights of 4 and 8 bits, as GPTQModel, AutoGPTQ and AutoRound (`auto_gptq`) write them, read without those.
+
+A matrix W [out, in] is stored as tensors of its module, here for 4 bits (of 8, an int32 holds four):
+
+    qweight    int32 [in / 8, out]        eight codes of a column each, the first in the lowest bits
+    scales     float [groups, out]        W = (code - zero point) * scale of its group of in / groups inputs
+    qzeros     int32 [groups, out / 8]    zero points, packed along the outputs
+    g_idx      int32 [in]                 the group of each input; may be left out
+
+Codes and zero points are stored without a sign, 0 to 15; less 8 they are ours. Version 1 of the format ("gptq") stores
+zero points less 1, version 2 ("gptq_v2") as they are. A zero point of 0 has no place in version 1: what is stored for
+it, 15, is read by one tool as 16, by another as 0 with a carry into the next, and is refused.
+
+Not covered: columns in order of activation (act-order, `desc_act`), where the inputs of a group lie scattered:
+MatMulNBits has groups of neighbors alone. `desc_act` with one group a row orders nothing, and is read.
+Source: GPTQModel 7.7, nn_modules/qlinear and utils/model.py (convert_gptq_v1_to_v2_format_module).
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.checkpoints.codes import WORD, from_words, words
+from compress.checkpoints.matrix_format import (
+    MatrixFormat,
+    Role,
+    Tensors,
+    choice_faults,
+    grid_faults,
+    group_of,
+    group_size,
+)
+from compress.checkpoints.quantized_matrix import QuantizedMatrix
+
+CODES, SCALES, ZEROS, ORDER = ".qweight", ".scales", ".qzeros", ".g_idx"
+"""Ends of the names of a matrix's tensors."""
+WIDTHS = (4, 8)
+"""Bits of a code."""
+VERSIONS = ("gptq", "gptq_v2")
+LEFT_OUT = "-:"
+"""How the name of modules that stay floats begins in `dynamic`."""
+OTHERWISE = ("is_marlin_format", "rotation", "adapter", "activation")
+"""Keys that change the layout, the weights or what they are multiplied by."""
+
+
+class Gptq(MatrixFormat):
+    """GPTQ, versions 1 and 2."""
+
+    title = "GPTQ"
+    roles: ClassVar[Mapping[str, Role]] = {CODES: "codes", SCALES: "scales", ZEROS: "zeros", ORDER: "storage"}
+    mark = CODES
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(settings)
+        self._bits = settings.get("bits", WIDTHS[0])
+        self._version = settings.get("checkpoint_format") or settings.get("format") or VERSIONS[0]
+
+    def faults(self) -> list[str]:
+        return [
+            *choice_faults({"checkpoint_format": self._version}, {"checkpoint_format": VERSIONS}),
+            *grid_faults(self.settings, WIDTHS),
+            *choice_faults(self.settings, {"pack_dtype": ("int32", None)}),
+            *(f"`{key}`: expected none, got {self.settings[key]!r}" for key in OTHERWISE if self.settings.get(key)),
+            *_override_faults(self.settings.get("dynamic") or {}),
+        ]
+
+    def bits(self, stored: tuple[int, ...], rows: int, columns: int) -> int | None:
+        return self._bits if stored == (words(columns, self._bits), rows) else None
+
+    def has_zeros(self, tensors: Tensors) -> bool:
+        return bool(self._zeros(tensors).any())
+
+    def read(self, tensors: Tensors) -> QuantizedMatrix:
+        zero_OG, scale_OG = self._zeros(tensors), np.ascontiguousarray(tensors[SCALES].T)
+        codes_OI = from_words(tensors[CODES].T, self._shape(tensors), self._bits)
+        return QuantizedMatrix(codes_OI, scale_OG, zero_OG, self._bits)
+
+    def _shape(self, tensors: Tensors) -> tuple[int, int]:
+        height, rows = tensors.shape(CODES)
+        return rows, height * WORD // self._bits
+
+    def _zeros(self, tensors: Tensors) -> NDArray[np.int8]:
+        """[rows, groups], of a matrix whose groups are neighbors."""
+        rows, columns = self._shape(tensors)
+        groups = columns // group_of(tensors.shape(SCALES)[::-1], rows, columns, {group_size(self.settings)})
+        if ORDER in tensors and not np.array_equal(tensors[ORDER], np.arange(columns) // (columns // groups)):
+            raise ValueError(
+                "`g_idx`: expected groups of neighbors, got columns in order of activation (act-order); quantize it "
+                "with desc_act: false"
+            )
+        stored_GO = from_words(tensors[ZEROS], (groups, rows), self._bits)
+        if self._version == VERSIONS[0]:
+            highest = (1 << self._bits) - 1
+            if (stored_GO == highest >> 1).any():
+                raise ValueError(
+                    f"a zero point is stored as {highest}, which tools read in two ways; save it as gptq_v2"
+                )
+            stored_GO = stored_GO + np.int8(1)
+        return np.ascontiguousarray(stored_GO.T)
+
+
+def _override_faults(dynamic: Any) -> list[str]:
+    """`dynamic` may leave modules out; whatever gives some a grid of their own is not followed."""
+    if isinstance(dynamic, dict) and all(name.startswith(LEFT_OUT) for name in dynamic):
+        return []
+    return [f"`dynamic`: expected modules that are left out ({LEFT_OUT}...) and no others, got {dynamic!r}"]
