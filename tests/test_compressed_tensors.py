@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from carried import Format, Made, assert_carried, rounded
 from exported import exported, sharpened
-from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from compress import Checkpoint, CheckpointError, StageError, StageInput, inspect_checkpoint
@@ -25,30 +24,6 @@ from compress.quantization.stage import run
 from export import verify_bundle
 
 Make = Callable[..., Path]
-
-
-@dataclass(frozen=True)
-class Format:
-    """What llm-compressor's W8A16 and W4A16 differ in."""
-
-    group: int | None = None
-    """None: a scale for a row."""
-    bits: int = 8
-    symmetric: bool = True
-
-
-@dataclass(frozen=True)
-class Made:
-    """A matrix as it was written."""
-
-    codes: np.ndarray
-    scales: np.ndarray
-    zeros: np.ndarray
-
-    def weight(self) -> np.ndarray:
-        """What it stands for."""
-        group = self.codes.shape[1] // self.scales.shape[1]
-        return (self.codes - self.zeros.repeat(group, axis=1).astype(np.float32)) * self.scales.repeat(group, axis=1)
 
 
 FORMATS = {
@@ -78,26 +53,6 @@ def settings(format: Format) -> dict[str, Any]:
         "ignore": ["lm_head"],
         "kv_cache_scheme": None,
     }
-
-
-def rounded(weight_OI: torch.Tensor, format: Format) -> Made:
-    """Codes, scales (bfloat16) and zero points, one number after the other."""
-    lowest, highest = -(1 << format.bits - 1), (1 << format.bits - 1) - 1
-    group = format.group or weight_OI.shape[1]
-    codes, scales, zeros = [], [], []
-    for row in weight_OI.tolist():
-        parts = [row[start : start + group] for start in range(0, len(row), group)]
-        if format.symmetric:
-            steps = [max(map(abs, part)) / highest for part in parts]
-        else:
-            steps = [(max(*part, 0) - min(*part, 0)) / (highest - lowest) for part in parts]
-        steps = torch.tensor(steps).to(torch.bfloat16).tolist()
-        empty = [round(lowest - min(*part, 0) / step) for part, step in zip(parts, steps, strict=True)]
-        zeros.append([0 if format.symmetric else max(lowest, min(highest, zero)) for zero in empty])
-        scales.append(steps)
-        places = [(w, place // group) for place, w in enumerate(row)]
-        codes.append([max(lowest, min(highest, round(w / steps[at]) + zeros[-1][at])) for w, at in places])
-    return Made(np.asarray(codes, np.int8), np.asarray(scales, np.float32), np.asarray(zeros, np.int8))
 
 
 def packed(codes: list[list[int]], bits: int) -> torch.Tensor:
@@ -171,36 +126,10 @@ def test_export_carries_codes_scales_and_zero_points_bit_for_bit(
     checkpoint: Packed, text_file: Path, tmp_path: Path
 ) -> None:
     bundle = exported(checkpoint.folder, tmp_path / "bundle", text_file)
-    graph = onnx.load(bundle / "model.onnx").graph
-    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    bits, found = checkpoint.format.bits, []
-    for name in (name.removesuffix(".codes") for name in held if name.endswith(".codes")):
-        parts = [checkpoint.made[module] for module in name.split("+")]
-        codes, scales, zeros = (
-            np.concatenate([getattr(part, key) for part in parts]) for key in ("codes", "scales", "zeros")
-        )
-        assert np.array_equal(numbers(held[f"{name}.codes"], bits).reshape(codes.shape), codes)
-        assert np.array_equal(held[f"{name}.scales"], scales)
-        blocks = held[f"{name}.codes"].shape[1]
-        assert blocks % scales.shape[1] == 0, "a block lies in one group"
-        assert (f"{name}.zeros" not in held) == checkpoint.format.symmetric
-        if not checkpoint.format.symmetric:
-            stored = numbers(held[f"{name}.zeros"], bits)[:, :blocks]
-            assert np.array_equal(stored, zeros.repeat(blocks // scales.shape[1], axis=1))
-        found += name.split("+")
-    assert sorted(found) == sorted(checkpoint.made)
-    assert {attribute.i for node in graph.node for attribute in node.attribute if attribute.name == "bits"} == {bits}
+    assert_carried(bundle, checkpoint.made, checkpoint.format.bits)
     summary = verify_bundle(bundle)
     assert summary.parity["float32"]["prefill"]["log_probability"] <= 2e-3
-    assert summary.coverage[f"int{bits}"] == sorted(checkpoint.made)
-
-
-def numbers(stored: np.ndarray, bits: int) -> np.ndarray:
-    """What unsigned codes stand for, those of 4 bits by two in a byte."""
-    flat = stored.reshape(len(stored), -1).astype(np.int16)
-    if bits == 4:
-        flat = np.asarray([[half for byte in row for half in (byte % 16, byte // 16)] for row in flat.tolist()])
-    return flat - (1 << bits - 1)
+    assert summary.coverage[f"int{checkpoint.format.bits}"] == sorted(checkpoint.made)
 
 
 def test_what_it_holds_is_counted(checkpoint: Packed, dense: Path) -> None:

@@ -37,7 +37,7 @@ CODES, SCALES, ZEROS = ".qweight", ".scales", ".qzeros"
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """The output that each code of a word is for."""
-LAYOUT = "gemm"
+LAYOUT, OTHER_LAYOUT = "gemm", "llm-awq"
 
 
 class Awq(MatrixFormat):
@@ -50,6 +50,8 @@ class Awq(MatrixFormat):
     def faults(self) -> list[str]:
         told = self.settings.get("version") or self.settings.get("format") or LAYOUT
         layout = told.lower() if isinstance(told, str) else told
+        if self.settings.get("backend") == OTHER_LAYOUT:  # which transformers lets stand for the version
+            layout = OTHER_LAYOUT
         return [
             *choice_faults({"version": layout}, {"version": (LAYOUT,)}),
             *grid_faults(self.settings, (BITS,)),

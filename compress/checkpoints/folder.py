@@ -109,7 +109,7 @@ class Checkpoint:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights as they are held to run: codes of 8 bits 1, of 4 bits a half, everything else float32."""
+        """Bytes of the weights as they are held to run: codes 1 or a half each, everything else float32."""
         return sum(size for _, _, size in self.layout.in_memory())
 
     @property

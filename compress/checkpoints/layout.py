@@ -174,6 +174,7 @@ def find_layout(folder: Path, plain: Mapping[str, Any], stored: Sequence[Stored]
     held = {name for weight in taken for name in (weight.name, *weight.also)}
     missing = {name for name in model.state_dict() if tied.get(name, name) not in held}
     missing, unexpected = _without_exceptions(model, missing, left)
+    unexpected -= _empty_biases(stored, format)
     misfits = [weight.stored.name for weight in taken if not _fits(weight, model)]
     check_loading(folder, {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": misfits})
     apart = frozenset(claimed) - frozenset(tied)
@@ -351,6 +352,13 @@ def _without_exceptions(
     computed = {place for place in left.values() if {place, f"{model.base_model_prefix}.{place}"} & own}
     computed |= {place for place in left.values() if CONSTANTS.search(place)}
     return report.missing_keys, {name for name, place in left.items() if place in report.unexpected_keys - computed}
+
+
+def _empty_biases(stored: Sequence[Stored], format: MatrixFormat | None) -> set[str]:
+    """Biases of zeros beside quantized matrices, which AutoGPTQ once stored for linears that have none."""
+    parts = {} if format is None else format.parts([tensor.name for tensor in stored])
+    names = {f"{part.module}.bias" for part in parts.values()}
+    return {tensor.name for tensor in stored if tensor.name in names and not read_tensor(tensor).any()}
 
 
 def _fits(weight: Weight, model: "PreTrainedModel") -> bool:
