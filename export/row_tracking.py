@@ -17,10 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.checkpoints.layout import Layout, read_tensor
-<<<<<<< HEAD
-=======
-from compress.checkpoints.quantized_files import read_quantized_matrices
->>>>>>> ac8685a (GPTQ and AWQ checkpoints are read; a format of quantized matrices is one file and one line)
 from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from compress.errors import DemitasseError
 
@@ -138,17 +134,8 @@ def read_weights(layout: Layout, module: Any, conv1d: frozenset[str]) -> GraphWe
 
 def _matrices(layout: Layout) -> dict[str, QuantizedMatrix]:
     """Every quantized matrix by its module's name, with the base model's prefix where the model has it."""
-<<<<<<< HEAD
-    written = {
-        weight.stored.name.removesuffix(CODES).removesuffix(WEIGHT): weight.written.removesuffix(WEIGHT)
-        for weight in layout.taken
-        if weight.number in ("int8", "int4")
-    }
-    return {written.get(name, name): matrix for name, matrix in layout.matrices()}
-=======
     written = {weight.matrix: weight.written.removesuffix(WEIGHT) for weight in layout.taken if weight.matrix}
-    return {written.get(name, name): matrix for name, matrix in read_quantized_matrices(layout.folder).items()}
->>>>>>> ac8685a (GPTQ and AWQ checkpoints are read; a format of quantized matrices is one file and one line)
+    return {written.get(name, name): matrix for name, matrix in layout.matrices()}
 
 
 def _floats(layout: Layout, matrices: dict[str, QuantizedMatrix]) -> dict[str, "Tensor"]:

@@ -14,8 +14,7 @@ from exported import exported, quantized, sharpened
 from safetensors.torch import load_file
 
 from compress import Checkpoint, StageError, inspect_checkpoint
-from compress.checkpoints.compressed_tensors import pack, unpack
-from compress.checkpoints.compressed_tensors import packed_faults
+from compress.checkpoints.compressed_tensors import pack, packed_faults, unpack
 from compress.checkpoints.config import CheckpointError
 from compress.checkpoints.loading import load_float_model
 from compress.checkpoints.quantized_files import read_quantized_matrices

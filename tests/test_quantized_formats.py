@@ -138,7 +138,7 @@ def assert_read(folder: Path, expected: dict[str, Made], bits: int) -> None:
     """Our reader and the model that it opens agree with what is expected, bit for bit."""
     matrices = read_quantized_matrices(folder)
     assert set(matrices) == set(expected)
-    model = load_float_model(folder)
+    model = load_float_model(Checkpoint(folder))
     for name, matrix in matrices.items():
         assert matrix.bits == bits
         assert np.array_equal(matrix.codes_OI, expected[name].codes)
@@ -341,7 +341,7 @@ def test_biases_of_zeros_that_the_model_lacks_are_passed_over(llama: Path, tmp_p
     tensors["model.layers.0.mlp.up_proj.bias"] = torch.zeros(128)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert inspect_checkpoint(folder).parameters == inspect_checkpoint(llama).parameters
-    load_float_model(folder)
+    load_float_model(Checkpoint(folder))
     tensors["model.layers.0.mlp.up_proj.bias"][3] = 1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"left over: model\.layers\.0\.mlp\.up_proj\.bias"):

@@ -44,14 +44,14 @@ def read_quantized_matrices(folder: Path) -> dict[str, QuantizedMatrix]:
     Raises:
         CheckpointError: a matrix's tensors do not fit each other, or one is missing.
     """
-    return dict(quantized_matrices(folder))
+    return dict(quantized_matrices(folder, read_config(folder)))
 
 
-def quantized_matrices(folder: Path) -> Iterator[tuple[str, QuantizedMatrix]]:
-    """The same, one after the other."""
+def quantized_matrices(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, QuantizedMatrix]]:
+    """The same, one after the other, of a checkpoint whose config.json is known."""
     embeddings: MatrixFormat = Int8Rows({})
     for files, format in (
-        (weight_files(folder), quantized_format(read_config(folder))),
+        (weight_files(folder), quantized_format(config)),
         ([*folder.glob(EMBEDDINGS_FILE)], embeddings),  # which holds tensors of the same names
     ):
         if format is not None:
