@@ -70,7 +70,7 @@ def test_old_bitsandbytes_is_known_by_its_width(tmp_path: Path) -> None:
         ({"architectures": "LlamaForCausalLM"}, "`architectures`: expected a list, got 'LlamaForCausalLM'"),
         ({"architectures": [3]}, "`architectures`: expected names"),
         ({"eos_token_id": "2"}, "`eos_token_id`: expected a token's number, or a list of them, got '2'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "`quant_method`: expected 'bitsandbytes'"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "`quant_method`: expected 'awq', 'bitsandbytes'"),
         ({"transformers_weights": "other.safetensors"}, "`transformers_weights`: expected none"),
     ],
 )

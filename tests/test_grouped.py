@@ -14,7 +14,8 @@ from exported import exported, quantized, sharpened
 from safetensors.torch import load_file
 
 from compress import Checkpoint, StageError, inspect_checkpoint
-from compress.checkpoints.compressed_tensors import pack, packed_faults, unpack
+from compress.checkpoints.codes import from_words
+from compress.checkpoints.compressed_tensors import pack, packed_faults
 from compress.checkpoints.config import CheckpointError
 from compress.checkpoints.loading import load_float_model
 from compress.checkpoints.quantized_files import read_quantized_matrices
@@ -143,7 +144,7 @@ def test_a_zero_point_is_taken_off_before_the_scale() -> None:
 def test_packing_is_undone_by_unpacking(columns: int, bits: int) -> None:
     half = 1 << bits - 1
     codes = np.random.default_rng(columns).integers(-half, half, (3, columns)).astype(np.int8)
-    assert np.array_equal(unpack(pack(codes, bits), (3, columns), bits), codes)
+    assert np.array_equal(from_words(pack(codes, bits), (3, columns), bits), codes)
 
 
 def test_the_checkpoint_holds_what_rounding_gives(checkpoint: Path, dense: Path, group: int) -> None:

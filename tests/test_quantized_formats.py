@@ -27,7 +27,7 @@ from compress.checkpoints.quantized_files import read_quantized_matrices
 from compress.checkpoints.quantized_formats import NOT_READ, QUANTIZED_FORMATS
 from export import verify_bundle
 from export.coverage import CoverageError, check_carried
-from export.external_data import BundleIntegrityError
+from export.external_data import BundleIntegrityError, read_graph
 from export.runtime.model import OnnxCausalLM
 from recipes.formats import FORMATS
 
@@ -251,10 +251,10 @@ def test_a_bit_flipped_in_the_bundle_is_found(what: str, shared: Share, text_fil
     bundle = Path(shutil.copytree(whole, tmp_path / "bundle"))
     flip(bundle, f"o_proj.{what}")
     matrices = {name: matrix for name, matrix in read_quantized_matrices(source).items() if "o_proj" in name}
-    check_carried(whole, matrices, matrices.items())
+    check_carried(read_graph(whole), whole, matrices, matrices.items())
     kind = {"zeros": "zero points"}.get(what, what)
     with pytest.raises(CoverageError, match=f"o_proj: the bundle's {kind} are not the checkpoint's"):
-        check_carried(bundle, matrices, matrices.items())
+        check_carried(read_graph(bundle), bundle, matrices, matrices.items())
     with pytest.raises(BundleIntegrityError, match="its content changed"):
         verify_bundle(bundle)
 
