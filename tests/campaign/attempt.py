@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -197,7 +197,8 @@ class Running:
             elif now - looked > LOOK_SECONDS:
                 looked, before, spent = now, all_spent, processor_seconds(self.process)
                 all_spent = spent + sum(processor_seconds(one.process) for one in beside if one is not self)
-                stirred = now if abs(all_spent - before) > STIRS else stirred
+                starved = any(runnable(one.process) for one in (self, *beside))
+                stirred = now if starved or abs(all_spent - before) > STIRS else stirred
                 hung = spent > seconds or now - stirred > HANG_SECONDS
                 if hung:
                     self.kill(signal.SIGKILL)
@@ -236,11 +237,21 @@ class Running:
 
 def processor_seconds(process: int) -> float:
     """What a process and all its children, those that have ended too, have computed so far."""
-    ticks, todo = 0, [process]
+    return sum(sum(map(int, fields[11:15])) for fields in _family(process)) / os.sysconf("SC_CLK_TCK")
+
+
+def runnable(process: int) -> bool:
+    """Whether it or one of its children would compute, if a busy machine let it."""
+    return any(fields[0] == "R" for fields in _family(process))
+
+
+def _family(process: int) -> Iterator[list[str]]:
+    """What the kernel tells of a process and of all its children, from its state on."""
+    todo = [process]
     while todo:
         one = todo.pop()
         try:
-            ticks += sum(map(int, Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:15]))
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
             todo += [
                 int(child)
                 for file in Path(f"/proc/{one}/task").glob("*/children")
@@ -248,7 +259,7 @@ def processor_seconds(process: int) -> float:
             ]
         except (OSError, ValueError):  # it has ended meanwhile
             continue
-    return ticks / os.sysconf("SC_CLK_TCK")
+        yield fields
 
 
 def _child(work: Callable[[], object], place: Path, argv: list[str], said: list[Path]) -> int:
