@@ -77,6 +77,12 @@ def _session_keys(run: Json) -> dict[str, list[Table]]:
     return session_tables(run)
 
 
+def _speculation(run: Json) -> dict[str, list[Table]]:
+    from benchmarks.speculation_tables import speculation_tables
+
+    return speculation_tables(run)
+
+
 def _scaling(run: Json) -> dict[str, list[Table]]:
     from benchmarks.scaling_tables import scaling_tables
 
@@ -107,6 +113,7 @@ TABLES: dict[str, Callable[[Json], dict[str, list[Table]]]] = {
     "front": _front,
     "products": _products,
     "session_keys": _session_keys,
+    "speculation": _speculation,
     "scaling": _scaling,
     "profile": _profile,
     "pruning": _pruning,
