@@ -115,9 +115,20 @@ def test_groups_are_left_on_the_grid_that_quantize_finds(
         )
 
 
+def test_gpt2_is_left_on_the_grid_of_4_bits(gpt2: Path, tmp_path: Path) -> None:
+    config, model = QuantizeConfig(scheme="int4"), load_model(gpt2)
+    names = round_weights(model, config)
+    trained(model)
+    computed = {name: effective_weight(model.get_submodule(name)).detach().numpy().T for name in names}
+    unround(model)
+    for name, matrix in read_quantized_matrices(quantized(model, gpt2, tmp_path, config=config)).items():
+        np.testing.assert_allclose(matrix.dequantize(), computed.pop(name), rtol=1e-5, atol=1e-7, err_msg=name)
+    assert not computed
+
+
 def test_what_groups_cannot_hold_is_refused_as_quantize_does(gpt2: Path) -> None:
-    with pytest.raises(StageError, match=r"int4: gpt2 holds .* as Conv1D"):
-        round_weights(load_model(gpt2), QuantizeConfig(scheme="int4"))
+    with pytest.raises(StageError, match=r"bits: gpt2 holds .* as Conv1D"):
+        round_weights(load_model(gpt2), QuantizeConfig(scheme="int4", bits={"*": 8}))
 
 
 def test_codes_differ_from_those_before_training(gpt2: Path) -> None:

@@ -14,8 +14,8 @@ from exported import exported, quantized, sharpened
 from safetensors.torch import load_file
 
 from compress import Checkpoint, StageError, inspect_checkpoint
-from compress.checkpoints.codes import from_words
-from compress.checkpoints.compressed_tensors import pack, packed_faults
+from compress.checkpoints.codes import from_words, to_words
+from compress.checkpoints.compressed_tensors import packed_faults
 from compress.checkpoints.config import CheckpointError
 from compress.checkpoints.loading import load_float_model
 from compress.checkpoints.quantized_files import read_quantized_matrices
@@ -24,6 +24,7 @@ from compress.models.calibration import inputs_of
 from compress.quantization.config import QUANTIZE
 from compress.quantization.rounding import gptq, rtn
 from export import verify_bundle
+from export.manifest import read_manifest
 from recipes.formats import FORMATS
 
 Make = Callable[..., Path]
@@ -144,7 +145,7 @@ def test_a_zero_point_is_taken_off_before_the_scale() -> None:
 def test_packing_is_undone_by_unpacking(columns: int, bits: int) -> None:
     half = 1 << bits - 1
     codes = np.random.default_rng(columns).integers(-half, half, (3, columns)).astype(np.int8)
-    assert np.array_equal(from_words(pack(codes, bits), (3, columns), bits), codes)
+    assert np.array_equal(from_words(to_words(codes, bits), (3, columns), bits), codes)
 
 
 def test_the_checkpoint_holds_what_rounding_gives(checkpoint: Path, dense: Path, group: int) -> None:
@@ -260,8 +261,49 @@ def test_knobs_that_do_not_go_together_are_refused(knobs: dict[str, Any], messag
 
 
 def test_what_the_format_cannot_hold_is_refused(gpt2: Path, make_checkpoint: Make, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"gpt2 holds transformer\.h\.0\.attn\.c_attn as Conv1D.* choose scheme int8"):
-        quantized(gpt2, tmp_path / "a", scheme="int8_group")
+    with pytest.raises(
+        StageError, match=r"bits: gpt2 holds transformer\.h\.0\.attn\.c_attn as Conv1D.* leave `bits` out"
+    ):
+        quantized(gpt2, tmp_path / "a", scheme="int4", bits={"*": 8})
+    odd = make_checkpoint("gpt2", n_inner=100, n_layer=1)
+    with pytest.raises(StageError, match=r"h\.0\.mlp\.c_fc has 100 outputs, and GPTQ's format needs a multiple of 8"):
+        quantized(odd, tmp_path / "odd", scheme="int4")
     narrow = make_checkpoint("llama", hidden_size=96, intermediate_size=128, num_hidden_layers=1)
     with pytest.raises(StageError, match=r"the columns of model\..* \(96\) are no multiple of 64"):
         quantized(narrow, tmp_path / "b", scheme="int8_group", group=64)
+
+
+@pytest.mark.parametrize(("scheme", "method"), [("int4", "gptq"), ("int8_group", "rtn")])
+def test_gpt2_is_written_as_gptq_holds_it(
+    scheme: str, method: str, gpt2: Path, short_text: Path, tmp_path: Path
+) -> None:
+    """Codes, zero points and scales unpacked here by loops over the file, as the format's description has them."""
+    text = short_text if method == "gptq" else None
+    out = quantized(gpt2, tmp_path / "out", text=text, scheme=scheme, method=method, group=32, embeddings=True)
+    settings = json.loads((out / "config.json").read_text())["quantization_config"]
+    bits = {"int4": 4, "int8_group": 8}[scheme]
+    assert (settings["quant_method"], settings["bits"], settings["group_size"]) == ("gptq", bits, 32)
+    tensors, dense = load_file(out / "model.safetensors"), load_file(gpt2 / "model.safetensors")
+    name = "transformer.h.1.attn.c_attn"
+    held = 32 // bits
+    words, zeros, scales = (tensors[f"{name}.{end}"].numpy() for end in ("qweight", "qzeros", "scales"))
+    columns, rows = words.shape[0] * held, words.shape[1]
+    weight_IO = np.empty((columns, rows), dtype=np.float32)
+    for i in range(columns):
+        for o in range(rows):
+            code = int(words[i // held, o]) >> bits * (i % held) & (1 << bits) - 1
+            zero = (int(zeros[i // 32, o // held]) >> bits * (o % held) & (1 << bits) - 1) + 1
+            weight_IO[i, o] = (code - zero) * scales[i // 32, o]
+    assert tensors[f"{name}.g_idx"].tolist() == [i // 32 for i in range(columns)]
+    opened = load_float_model(Checkpoint(out)).get_submodule(name)
+    np.testing.assert_array_equal(opened.weight.detach().numpy(), weight_IO)
+    apart = np.abs(weight_IO - dense[f"{name}.weight"].numpy())
+    assert np.median(apart / np.repeat(scales, 32, axis=0)) < (1.0 if method == "gptq" else 0.5)
+
+
+def test_gpt2_in_4_bits_is_exported_with_parity(gpt2: Path, short_text: Path, tmp_path: Path) -> None:
+    source = quantized(sharpened(gpt2, tmp_path / "dense"), tmp_path / "int4", scheme="int4", embeddings=True)
+    bundle = exported(source, tmp_path / "bundle", short_text, block_size=32, parity_context=48)
+    covered = read_manifest(bundle)["coverage"]
+    assert len(covered["int4"]) == 4 * 3
+    assert len(covered["int8"]) == 1

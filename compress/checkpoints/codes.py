@@ -29,6 +29,12 @@ def from_bytes(stored_NJ: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
     return (stored_NJ - np.uint8(1 << bits - 1)).view(np.int8)  # modulo 256, as an int8 is read
 
 
+def to_words(codes_NK: NDArray[np.int8], bits: int) -> NDArray[np.int32]:
+    """The words [N, K * bits / 32, rounded up]; what fills up a row is stored as 0."""
+    width = words(codes_NK.shape[1], bits) * WORD // bits
+    return to_bytes(codes_NK, bits, width, fill=0).view("<i4").astype(np.int32, copy=False)
+
+
 def from_words(stored_NJ: NDArray[Any], shape: tuple[int, int], bits: int) -> NDArray[np.int8]:
     """The codes of that shape, without what filled up a row.
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.checkpoints.codes import WORD, from_words, to_bytes, words
+from compress.checkpoints.codes import from_words, to_words, words
 from compress.checkpoints.matrix_format import MatrixFormat, Role, Tensors, choice_faults, group_of
 from compress.checkpoints.quantized_matrix import QuantizedMatrix
 
@@ -102,10 +102,13 @@ def _group_sizes(settings: Mapping[str, Any]) -> set[int | None]:
     return {entry.get("group_size") if entry["strategy"] == "group" else None for entry in weights}
 
 
-def pack(codes_OI: NDArray[np.int8], bits: int) -> NDArray[np.int32]:
-    """The packed codes [out, in * bits / 32, rounded up]; what fills up a row is 0."""
-    width = words(codes_OI.shape[1], bits) * WORD // bits
-    return to_bytes(codes_OI, bits, width, fill=0).view("<i4").astype(np.int32, copy=False)
+def tensors_of(matrix: QuantizedMatrix) -> dict[str, NDArray[Any]]:
+    """The tensors of a matrix without zero points, by the ends of their names."""
+    return {
+        CODES: to_words(matrix.codes_OI, matrix.bits),
+        SCALES: matrix.scale_OG,
+        SHAPE: np.asarray(matrix.codes_OI.shape),
+    }
 
 
 def settings_of(group: int, ignore: Sequence[str], bits: Mapping[int, Sequence[str]]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""GPTQ's weights of 4 and 8 bits, as GPTQModel, AutoGPTQ and AutoRound (`auto_gptq`) write them, read without those.
+"""GPTQ's weights of 4 and 8 bits, as GPTQModel, AutoGPTQ and AutoRound (`auto_gptq`) write them, read and written
+without those.
 
 A matrix W [out, in] is stored as tensors of its module, here for 4 bits (of 8, an int32 holds four):
 
@@ -16,13 +17,13 @@ MatMulNBits has groups of neighbors alone. `desc_act` with one group a row order
 Source: GPTQModel 7.7, nn_modules/qlinear and utils/model.py (convert_gptq_v1_to_v2_format_module).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.checkpoints.codes import WORD, from_words, words
+from compress.checkpoints.codes import WORD, from_words, to_words, words
 from compress.checkpoints.matrix_format import (
     MatrixFormat,
     Role,
@@ -99,6 +100,45 @@ class Gptq(MatrixFormat):
                 )
             stored_GO = stored_GO + np.int8(1)
         return np.ascontiguousarray(stored_GO.T)
+
+
+def tensors_of(matrix: QuantizedMatrix) -> dict[str, NDArray[Any]]:
+    """The tensors of a matrix without zero points, by the ends of their names, in version 1.
+
+    Raises:
+        ValueError: its rows do not fill whole int32 of zero points.
+    """
+    rows, columns = matrix.codes_OI.shape
+    if rows * matrix.bits % WORD:
+        raise ValueError(f"expected a multiple of {WORD // matrix.bits} rows, got {rows}")
+    groups = matrix.scale_OG.shape[1]
+    stored_GO = np.full((groups, rows), -1, dtype=np.int8)  # zero points of 0, less 1
+    return {
+        CODES: np.ascontiguousarray(to_words(matrix.codes_OI, matrix.bits).T),
+        SCALES: np.ascontiguousarray(matrix.scale_OG.T),
+        ZEROS: to_words(stored_GO, matrix.bits),
+        ORDER: np.arange(columns, dtype=np.int32) // np.int32(columns // groups),
+    }
+
+
+def settings_of(group: int, ignore: Sequence[str], bits: Mapping[int, Sequence[str]]) -> dict[str, Any]:
+    """`quantization_config` of a checkpoint whose block linears all have codes of the same bits.
+
+    Args:
+        ignore: names of linears that are float; the format has no list of them.
+        bits: bits of a code -> names of the linears that have them.
+    """
+    [width] = bits
+    return {
+        "quant_method": "gptq",
+        "checkpoint_format": VERSIONS[0],
+        "bits": width,
+        "group_size": group,
+        "sym": True,
+        "desc_act": False,
+        "pack_dtype": "int32",
+        "lm_head": False,
+    }
 
 
 def _override_faults(dynamic: Any) -> list[str]:

@@ -60,15 +60,19 @@ SCHEMES: dict[str, Scheme] = {
         grouped=False,
     ),
     "int8_group": Scheme(
-        summary="int8 codes with one float32 scale for each `group` columns of a row (compressed-tensors' format)",
+        summary="int8 codes, a float32 scale for each `group` columns of a row (compressed-tensors' or GPTQ's format)",
         run=lazy("compress.quantization.grouped:run"),
     ),
     "int4": Scheme(
-        summary="int4 codes with one float32 scale for each `group` columns of a row (compressed-tensors' format)",
+        summary="int4 codes, a float32 scale for each `group` columns of a row (compressed-tensors' or GPTQ's format)",
         run=lazy("compress.quantization.grouped:run"),
         bits=4,
     ),
 }
+
+
+ROWS_OF_A_WORD = 8
+"""Zero points of 4 bits in an int32."""
 
 
 class QuantizeConfig(StageConfig):
@@ -117,12 +121,17 @@ class QuantizeConfig(StageConfig):
         """Raise a StageError where a linear, or an embedding of this width, cannot be held in groups."""
         columns = {} if width is None else {"the embedding": width}
         for linear in linears:
-            if linear.transposed:
+            rows, columns[linear.name] = linear.weight_OI().shape
+            if linear.transposed and self.bits:
                 raise StageError(
-                    f"quantize: {self.scheme}: {family} holds {linear.name} as Conv1D, which compressed-tensors does "
-                    "not know; choose scheme int8"
+                    f"quantize: bits: {family} holds {linear.name} as Conv1D, and so is written in GPTQ's format, "
+                    "whose linears all have the same bits; leave `bits` out"
                 )
-            columns[linear.name] = linear.parameter.shape[1]
+            if linear.transposed and rows % ROWS_OF_A_WORD:
+                raise StageError(
+                    f"quantize: {self.scheme}: {linear.name} has {rows} outputs, and GPTQ's format needs a multiple of "
+                    f"{ROWS_OF_A_WORD}; choose scheme int8"
+                )
         unfit = [name for name, held in columns.items() if held % self.group]
         if unfit:
             raise StageError(

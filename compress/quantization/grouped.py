@@ -1,23 +1,26 @@
-"""Codes of 8 or 4 bits with a scale for each group of a row's columns, in compressed-tensors' pack-quantized format.
+"""Codes of 8 or 4 bits with a scale for each group of a row's columns, in compressed-tensors' pack-quantized format; in
+GPTQ's where a family holds its linears as Conv1D (GPT-2), which compressed-tensors does not know.
 
     W [out, in]  ->  codes [out, in], scales float32 [out, in / group]
 
 One block of the model is in memory at a time, with the calibration text flowing through it where the method reads any:
 every linear is rounded as its input arrives, so that later ones see what they will be fed. Every other tensor stays as
-it was. Plain transformers loads the folder with the library compressed-tensors, and so does vLLM. `embeddings` rounds
-the token embedding to 8 bits in the same groups.
+it was. Plain transformers loads the folder with the library compressed-tensors or GPTQModel, and so does vLLM.
+`embeddings` rounds the token embedding to 8 bits in the same groups.
 
-Not covered: matrices that are no nn.Linear, which that format does not know (GPT-2's Conv1D).
+Not covered: several widths in GPTQ's format.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
-from compress.checkpoints.compressed_tensors import CODES, SCALES, SHAPE, pack, settings_of
+from compress.checkpoints import compressed_tensors, gptq
 from compress.checkpoints.config import CONFIG, GENERATION
 from compress.checkpoints.folder import Checkpoint
 from compress.checkpoints.layout import read_tensor
@@ -31,7 +34,7 @@ from compress.stage import StageInput, StageMetadata
 
 
 def run(config: QuantizeConfig, given: StageInput) -> StageMetadata:
-    """Leaves a checkpoint in compressed-tensors' format.
+    """Leaves a checkpoint in the format that can hold its linears.
 
     Raises:
         StageError: a block linear cannot be held in it, or `bits` names none.
@@ -46,18 +49,18 @@ def run(config: QuantizeConfig, given: StageInput) -> StageMetadata:
     width = walk.model.get_input_embeddings().weight.shape[1] if config.embeddings else None
     config.check_columns(walk.model.config.model_type, linears, width)
     bits = config.bits_of([linear.name for linear in linears])
+    format = gptq if any(linear.transposed for linear in linears) else compressed_tensors
     found = dict[str, Tensor]()
 
     def round_linear(linear: BlockLinear, inputs: Inputs) -> None:
         matrix: QuantizedMatrix = method.run(linear.weight_OI(), inputs, config.group, bits[linear.name])
         linear.weight_OI().copy_(torch.from_numpy(matrix.dequantize()))
-        found[linear.name + CODES] = torch.from_numpy(pack(matrix.codes_OI, matrix.bits))
-        found[linear.name + SCALES] = torch.from_numpy(matrix.scale_OG)
-        found[linear.name + SHAPE] = torch.tensor(matrix.codes_OI.shape)
+        for end, values in format.tensors_of(matrix).items():
+            found[linear.name + end] = torch.from_numpy(values)
 
     with given.progress.task("quantize", total=len(walk)) as task, torch.inference_mode():
         layerwise_pass(walk, method.reads, bits, round_linear, "quantize", task)
-    embeddings = _write(walk, config, given.source, given.out, found, bits)
+    embeddings = _write(walk, config, given.source, given.out, found, bits, format.settings_of)
     names = {width: [name for name, own in bits.items() if own == width] for width in sorted(set(bits.values()))}
     return {
         "scheme": config.scheme,
@@ -70,7 +73,13 @@ def run(config: QuantizeConfig, given: StageInput) -> StageMetadata:
 
 
 def _write(
-    walk: BlockWalk, config: QuantizeConfig, source: Path, out: Path, found: dict[str, Tensor], bits: dict[str, int]
+    walk: BlockWalk,
+    config: QuantizeConfig,
+    source: Path,
+    out: Path,
+    found: dict[str, Tensor],
+    bits: dict[str, int],
+    settings_of: Callable[..., dict[str, Any]],
 ) -> str | None:
     """Write the checkpoint; the name of the embedding that was rounded."""
     checkpoint = Checkpoint(source)
