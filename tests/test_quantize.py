@@ -9,13 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress import Checkpoint, CheckpointError, QuantizeConfig, StageInput, inspect_checkpoint
+from compress.checkpoints.int8_rows import EMBEDDINGS_FILE
 from compress.checkpoints.loading import load_float_model, load_model
-from compress.checkpoints.quantized_matrix import (
-    EMBEDDINGS_FILE,
-    QuantizedMatrix,
-    quantize_rows,
-    read_quantized_matrices,
-)
+from compress.checkpoints.quantized_files import read_quantized_matrices
+from compress.checkpoints.quantized_matrix import QuantizedMatrix, quantize_rows
 from compress.models.block_linears import block_linears
 from compress.quantization.stage import run
 
