@@ -70,6 +70,14 @@ class CodeTable:
             )
         return shapes.pop()
 
+    def alike(self, rows: Rows) -> list[Rows]:
+        """The rows in as few parts, in order, as each have one width, group size and number of bits."""
+        starts, matrices = np.asarray(list(self.first.values())), list(self.matrices.values())
+        owners = np.searchsorted(starts, rows, side="right") - 1
+        kinds = [(matrix.codes_OI.shape[1], matrix.scale_OG.shape[1], matrix.bits) for matrix in matrices]
+        kind_N = np.asarray([kinds.index(kinds[owner]) for owner in owners])
+        return np.split(rows, np.flatnonzero(np.diff(kind_N)) + 1)
+
     def symmetric(self, rows: Rows) -> bool:
         """Whether none of the matrices that the rows come from has zero points."""
         return all(self.matrices[name].zero_OG is None for name in self.modules(rows))

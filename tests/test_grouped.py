@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from compress.models.calibration import inputs_of
 from compress.quantization.config import QUANTIZE
 from compress.quantization.rounding import gptq, rtn
 from export import verify_bundle
+from export.external_data import read_graph
+from export.initializers import attributes_of
 from export.manifest import read_manifest
 from recipes.formats import FORMATS
 
@@ -237,6 +240,22 @@ def test_what_is_no_linear_of_a_block_stays_as_it_was(int4: Path, dense: Path) -
     kept = [name for name in before if not name.endswith("_proj.weight") and "embed" not in name]
     assert kept
     assert all(torch.equal(after[name], before[name]) for name in kept)
+
+
+def test_values_of_other_bits_than_queries_and_keys_are_a_product_of_their_own(
+    dense: Path, short_text: Path, tmp_path: Path
+) -> None:
+    """The graph packs the three; what differs is multiplied by alone."""
+    source = quantized(dense, tmp_path / "int4", scheme="int4", group=32, bits={"*.v_proj": 8})
+    bundle = exported(source, tmp_path / "bundle", short_text, block_size=32)
+    products = Counter(
+        (settings["bits"], settings["N"])
+        for node in read_graph(bundle).graph.node
+        if node.op_type == "MatMulNBits" and (settings := attributes_of(node))
+    )
+    assert products[8, 64] == 1
+    assert products[4, 192] == 1
+    assert verify_bundle(bundle).coverage["int8"] == ["model.layers.0.self_attn.v_proj"]
 
 
 def test_a_glob_that_names_no_linear_is_refused(dense: Path, tmp_path: Path) -> None:

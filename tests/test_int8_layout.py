@@ -173,3 +173,16 @@ def test_packing_matrices_that_differ_is_refused(shapes: tuple[tuple[int, int], 
     }
     with pytest.raises(WeightError, match="a, b: expected matrices of one width, group size"):
         CodeTable.of(matrices).matrix(np.arange(6, dtype=np.int32))
+
+
+def test_rows_that_are_alike_stay_together_in_their_order() -> None:
+    shapes = {"a": (4, 2), "b": (4, 2), "c": (4, 1), "d": (4, 2)}
+    table = CodeTable.of(
+        {
+            name: QuantizedMatrix(np.ones((2, columns), np.int8), np.ones((2, groups), np.float32))
+            for name, (columns, groups) in shapes.items()
+        }
+    )
+    rows = np.asarray([2, 3, 0, 1, 4, 5, 7], dtype=np.int32)
+    assert [part.tolist() for part in table.alike(rows)] == [[2, 3, 0, 1], [4, 5], [7]]
+    assert [part.tolist() for part in table.alike(rows[:4])] == [[2, 3, 0, 1]]

@@ -8,6 +8,8 @@ there as c + Z, so the weights are the checkpoint's, bit for bit. Columns that p
 Zero points of the checkpoint are stored in the same way, one per block. The block is also the grain at which
 accuracy_level 4 rounds activations.
 
+Parts of a packed matrix that differ in bits or groups are multiplied by one after the other, and their results joined.
+
 A row, or a group of its columns, has one scale, and the file holds it once: [N, groups]. Repeated over the blocks, the
 scales would be a sixteenth of the codes. The graph spreads them out, and ONNX Runtime computes that once, as it opens
 a session (constant folding, which every optimization level but "none" does, on the CPU, for every provider), so that
@@ -38,12 +40,24 @@ class QuantizedLinears(GraphPass):
         rows = rows_of_transposed(node.inputs[1], self.context)
         if rows is None:
             return False
+        parts = self.context.weights.quantized.alike(rows)
+        names = [node.name, *(f"{node.name}.{number}" for number in range(1, len(parts)))]
+        products = [self._product(graph, node.inputs[0], part, name) for part, name in zip(parts, names, strict=True)]
+        nodes = [node for product in products for node in product]
+        if len(parts) > 1:
+            found = [product[-1].outputs[0] for product in products]
+            nodes.append(ir.node("Concat", found, {"axis": -1}, name=f"{node.name}.parts"))
+        ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, nodes[-1].outputs)
+        return True
+
+    def _product(self, graph: ir.Graph, value: ir.Value | None, rows: Rows, name: str | None) -> list[ir.Node]:
+        """What multiplies by rows that are alike; the product is the last node."""
         packed = pack(graph, rows, self.context)
         spread = _spread(graph, packed)
         product = ir.node(
             "MatMulNBits",
             inputs=[
-                node.inputs[0],
+                value,
                 packed.codes,
                 spread[-1].outputs[0] if spread else packed.scales,
                 *([packed.zeros] if packed.zeros is not None else []),
@@ -56,11 +70,9 @@ class QuantizedLinears(GraphPass):
                 "accuracy_level": self.context.accuracy_level,
             },
             domain="com.microsoft",
-            name=node.name,
+            name=name,
         )
-        nodes = [*spread, product]
-        ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, product.outputs)
-        return True
+        return [*spread, product]
 
 
 def _spread(graph: ir.Graph, packed: Packed) -> list[ir.Node]:
