@@ -106,4 +106,4 @@ def test_the_kl_is_that_of_the_bundle_read_at_once(make_checkpoint: Callable[...
     page = tmp_path / "page.md"
     write_page(tmp_path, page)
     assert "groups of 32, int8 cache" in page.read_text(encoding="utf-8")
-    assert len(front_tables(found)) == 4
+    assert len(front_tables(found)) == 3  # against the peers stand times at longer contexts alone
