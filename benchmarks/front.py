@@ -125,11 +125,15 @@ def quality(
     files: dict[str, Files], checkpoint: Path, texts: dict[str, Path], settings: Settings, work: Path, tell: Tell
 ) -> Json:
     """{variant: {text: {"kl": [ROWS], "same": [ROWS], "nll": [ROWS], "reference": [ROWS]}}}, means of each row."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     found: Json = {name: {} for name in files}
     for text, file in texts.items():
         rows = rows_of(checkpoint, file)
         references = [work / f"reference-{text}-{row}.npy" for row in range(ROWS)]
-        nll = [_take_reference(checkpoint, ids, file) for ids, file in zip(rows, references, strict=True)]
+        nll = [_take_reference(model, ids, file) for ids, file in zip(rows, references, strict=True)]
         for name, made in files.items():
             tell(f"quality on {text}: {name}")
             found[name][text] = _score(name, made, rows, references, settings, work) | {"reference": nll}
@@ -148,24 +152,11 @@ def rows_of(checkpoint: Path, file: Path) -> list[list[int]]:
     return [[int(token) for token in tokenizer(text[at : at + at_most])["input_ids"][:count]] for at in starts]
 
 
-def _take_reference(checkpoint: Path, ids: list[int], file: Path) -> float:
+def _take_reference(model: Any, ids: list[int], file: Path) -> float:
     """PyTorch's log-probabilities (T, V) into a file; its mean negative log-likelihood of the row."""
-    scores_TV = scores(_opened(checkpoint), np.asarray(ids, dtype=np.int64), len(ids))
+    scores_TV = scores(model, np.asarray(ids, dtype=np.int64), len(ids))
     np.save(file, scores_TV)
     return -float(np.mean([scores_TV[place, token] for place, token in enumerate(ids[1:])]))
-
-
-_MODELS: dict[Path, Any] = {}
-
-
-def _opened(checkpoint: Path) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    if checkpoint not in _MODELS:
-        _MODELS.clear()
-        _MODELS[checkpoint] = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    return _MODELS[checkpoint]
 
 
 def _score(

@@ -3,6 +3,7 @@
 Each disc is a variant: to the right is faster, below is closer to the float model, its area is its weights' bytes.
 """
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def _draw_panel(axes: "Axes", model: Json, key: str, text: str) -> None:
     largest = max(model["sizes"].values())
     for name in FRONT:
         seconds, kl = seconds_of(model["variants"], name, key), kl_of(model, name, text)
-        if not seconds or kl is None:
+        if not seconds or not math.isfinite(kl):
             continue
         place, color = (1 / float(np.median(seconds)), kl), OWN if name in OF_OURS else PEER
         axes.scatter(*place, s=AREA * model["sizes"][name] / largest, color=color, alpha=0.55, linewidth=0)

@@ -4,6 +4,7 @@ more than it does.
 Intervals of quality are of the mean over rows (Student's t, paired with PyTorch's rows), of speed over blocks.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from evaluation.measurement import Interval
 Json = dict[str, Any]
 DECODE = ("decode-128-1", "decode-900-1")
 OF_OURS = tuple(name for name in FRONT if VARIANTS[name].runner.endswith(":Demitasse"))
-PEERS = tuple(name for name in FRONT if name not in OF_OURS)
+OF_OTHERS = tuple(name for name in FRONT if name not in OF_OURS)
 assert OURS in OF_OURS
 
 
@@ -43,13 +44,13 @@ def quality_table(model: Json) -> Table:
 
 
 def _by_kl(model: Json, texts: list[str]) -> list[str]:
-    return sorted(model["quality"], key=lambda name: kl_of(model, name, texts[0]) or np.inf)
+    return sorted(model["quality"], key=lambda name: kl_of(model, name, texts[0]))
 
 
-def kl_of(model: Json, name: str, text: str) -> float | None:
-    """Mean KL of a variant on a text; None where it has none."""
+def kl_of(model: Json, name: str, text: str) -> float:
+    """Mean KL of a variant on a text; infinite where it has none."""
     found = model["quality"].get(name, {}).get(text)
-    return float(np.mean(found["kl"])) if found and found["kl"] and not found["reason"] else None
+    return float(np.mean(found["kl"])) if found and found["kl"] and not found["reason"] else math.inf
 
 
 def _cells(found: Json | None) -> Iterator[str]:
@@ -72,7 +73,7 @@ def mean_of(rows: Any) -> tuple[float, Interval]:
 def against_table(model: Json) -> Table:
     """For each peer the one of ours that decodes fastest among those with at most its KL on every text."""
     texts = list(dict.fromkeys(text for found in model["quality"].values() for text in found))
-    rows = tuple(_against(model, peer, texts) for peer in PEERS if seconds_of(model["variants"], peer, DECODE[0]))
+    rows = tuple(_against(model, peer, texts) for peer in OF_OTHERS if seconds_of(model["variants"], peer, DECODE[0]))
     columns = ("peer", "ours with at most its KL", *(f"decode at {key.split('-')[1]}" for key in DECODE), "weights")
     return Table(title="Against each peer: as good, how fast, how large", columns=columns, rows=rows)
 
@@ -83,7 +84,7 @@ def _against(model: Json, peer: str, texts: list[str]) -> tuple[str, ...]:
         name
         for name in OF_OURS
         if seconds_of(model["variants"], name, DECODE[0])
-        and all(limits[text] is not None and (kl_of(model, name, text) or np.inf) <= limits[text] for text in texts)
+        and all(kl_of(model, name, text) <= limits[text] < math.inf for text in texts)
     ]
     if not as_good:
         return VARIANTS[peer].title, "none", *("" for _ in DECODE), ""

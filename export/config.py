@@ -28,8 +28,8 @@ class ExportConfig(StageConfig):
     Without it: 4 on the cpu, 0 on cuda.
     """
     cache: Literal["float", "int8"] = "float"
-    """Keys and values: float, or 8 bits with a scale for each channel, calibrated on the calibration text: long texts
-    decode faster, and the cache takes a quarter of the memory. On the cpu.
+    """Keys and values: float, or 8 bits with a scale for each channel, calibrated on the calibration text: the
+    cache takes a quarter of the memory. On the cpu.
     """
     parity_tokens: int = Field(default=192, ge=8, le=4096)
     """Tokens in each of the rows of calibration text on which parity is checked; the model's context if that is
