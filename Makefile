@@ -32,7 +32,7 @@ test-all:
 # Thousands of attempts to break it, for hours: before a release. One kind: make campaign ONLY=flips COUNT=200 SEED=7
 campaign: $(DEV_STAMP)
 	$(BIN)/python tests/campaign $(if $(ONLY),--only $(ONLY)) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) \
-		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(REPLAY),--replay $(REPLAY))
+		$(if $(FIRST),--first $(FIRST)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(REPLAY),--replay $(REPLAY))
 
 # Beside the types, which take one core for a minute where nothing is cached.
 abreast: $(DEV_STAMP)

@@ -114,7 +114,8 @@ VARIANTS: dict[str, Variant] = {
     **{f"llama.cpp-{kind}": llama_cpp(kind, f"gguf_{kind}") for kind in ("Q4_0", "Q4_K_S", "Q4_K_M")},
     **{
         scheme + cache: Variant(
-            title=f"demitasse {scheme.replace('_group', ', groups of ')}{', int8 cache' if cache else ''}",
+            title=f"demitasse {scheme.replace('_group', ', groups of ').replace('_', ' ')}"
+            f"{', int8 cache' if cache else ''}",
             runner="benchmarks.onnx_variants:Demitasse",
             files=f"bundle_{scheme}{cache}",
         )

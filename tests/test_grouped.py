@@ -270,6 +270,9 @@ def test_a_glob_that_names_no_linear_is_refused(dense: Path, tmp_path: Path) -> 
     [
         ({"method": "gptq"}, "method: gptq: expected scheme int8_group or int4 beside it, got int8"),
         ({"scheme": "int8_group", "bits": {"*": 4}}, "bits: expected scheme int4 beside it, got int8_group"),
+        ({"scheme": "int8_group", "average_bits": 5}, "average_bits: expected scheme int4 beside it, got int8_group"),
+        ({"scheme": "int4", "average_bits": 5, "bits": {"*": 8}}, "expected either `bits` or `average_bits`"),
+        ({"scheme": "int4", "average_bits": 3}, "greater than or equal to 4"),
         ({"scheme": "int4", "group": 48}, "group"),
         ({"scheme": "int2"}, "int8_group"),
     ],
@@ -279,17 +282,21 @@ def test_knobs_that_do_not_go_together_are_refused(knobs: dict[str, Any], messag
         QUANTIZE.config(**knobs)
 
 
-def test_what_the_format_cannot_hold_is_refused(gpt2: Path, make_checkpoint: Make, tmp_path: Path) -> None:
+def test_what_the_format_cannot_hold_is_refused(
+    gpt2: Path, short_text: Path, make_checkpoint: Make, tmp_path: Path
+) -> None:
     with pytest.raises(
         StageError, match=r"bits: gpt2 holds transformer\.h\.0\.attn\.c_attn as Conv1D.* leave `bits` out"
     ):
         quantized(gpt2, tmp_path / "a", scheme="int4", bits={"*": 8})
+    with pytest.raises(StageError, match=r"Conv1D.* leave `average_bits` out"):
+        quantized(gpt2, tmp_path / "b", text=short_text, scheme="int4", average_bits=5, rows=2, length=16)
     odd = make_checkpoint("gpt2", n_inner=100, n_layer=1)
     with pytest.raises(StageError, match=r"h\.0\.mlp\.c_fc has 100 outputs, and GPTQ's format needs a multiple of 8"):
         quantized(odd, tmp_path / "odd", scheme="int4")
     narrow = make_checkpoint("llama", hidden_size=96, intermediate_size=128, num_hidden_layers=1)
     with pytest.raises(StageError, match=r"the columns of model\..* \(96\) are no multiple of 64"):
-        quantized(narrow, tmp_path / "b", scheme="int8_group", group=64)
+        quantized(narrow, tmp_path / "c", scheme="int8_group", group=64)
 
 
 @pytest.mark.parametrize(("scheme", "method"), [("int4", "gptq"), ("int8_group", "rtn")])

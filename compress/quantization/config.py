@@ -86,8 +86,12 @@ class QuantizeConfig(StageConfig):
     """int8_group, int4: how weights become codes; gptq reads calibration text and loses less."""
     bits: dict[str, Literal[4, 8]] = Field(default_factory=dict)
     """int4: bits of some linears, glob over their names -> 4 or 8, such as {"*.down_proj": 8}; the last match holds."""
+    average_bits: float | None = Field(default=None, ge=4, le=8)
+    """int4: bits of a code, on the average over the block linears: those whose 4 bits would cost most, as measured on
+    calibration text, keep 8.
+    """
     rows: int = Field(default=32, ge=1)
-    """gptq: sequences of calibration text."""
+    """gptq, average_bits: sequences of calibration text."""
     length: int = Field(default=512, ge=8)
     """gptq: tokens per sequence of calibration text, no more than the model's context."""
     embeddings: bool = False
@@ -101,9 +105,16 @@ class QuantizeConfig(StageConfig):
     def _knobs_of_the_scheme(self) -> "QuantizeConfig":
         if self.method != "rtn" and not SCHEMES[self.scheme].grouped:
             raise ValueError(f"method: {self.method}: expected scheme int8_group or int4 beside it, got {self.scheme}")
-        if self.bits and SCHEMES[self.scheme].bits != 4:
-            raise ValueError(f"bits: expected scheme int4 beside it, got {self.scheme}")
+        mixes = [name for name, given in (("bits", self.bits), ("average_bits", self.average_bits)) if given]
+        if mixes and SCHEMES[self.scheme].bits != 4:
+            raise ValueError(f"{mixes[0]}: expected scheme int4 beside it, got {self.scheme}")
+        if len(mixes) == 2:
+            raise ValueError("expected either `bits` or `average_bits`: both say which linears keep 8 bits")
         return self
+
+    def reads_text(self) -> bool:
+        """Whether it runs the model on calibration text."""
+        return self.average_bits is not None or ROUNDING[self.method].reads != "nothing"
 
     def bits_of(self, names: list[str]) -> dict[str, int]:
         """Bits of the codes of each of the linears of these names.
@@ -122,10 +133,11 @@ class QuantizeConfig(StageConfig):
         columns = {} if width is None else {"the embedding": width}
         for linear in linears:
             rows, columns[linear.name] = linear.weight_OI().shape
-            if linear.transposed and self.bits:
+            if linear.transposed and (self.bits or self.average_bits is not None):
+                knob = "bits" if self.bits else "average_bits"
                 raise StageError(
-                    f"quantize: bits: {family} holds {linear.name} as Conv1D, and so is written in GPTQ's format, "
-                    "whose linears all have the same bits; leave `bits` out"
+                    f"quantize: {knob}: {family} holds {linear.name} as Conv1D, and so is written in GPTQ's format, "
+                    f"whose linears all have the same bits; leave `{knob}` out"
                 )
             if linear.transposed and rows % ROWS_OF_A_WORD:
                 raise StageError(
@@ -142,7 +154,7 @@ class QuantizeConfig(StageConfig):
 
 def inputs_read(config: QuantizeConfig) -> frozenset[StageInputName]:
     """Calibration text, where these knobs look at what the linears are fed."""
-    return frozenset() if ROUNDING[config.method].reads == "nothing" else frozenset({"calibration_text"})
+    return frozenset({"calibration_text"}) if config.reads_text() else frozenset()
 
 
 QUANTIZE = Stage(

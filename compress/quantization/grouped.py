@@ -16,8 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress.checkpoints import compressed_tensors, gptq
@@ -28,6 +30,7 @@ from compress.checkpoints.quantized_matrix import QuantizedMatrix
 from compress.models.block_linears import BlockLinear, block_linears
 from compress.models.calibration import Inputs, rows_of_stage
 from compress.models.layerwise import BlockWalk, layerwise_pass
+from compress.quantization.allocation import bits_within, costs
 from compress.quantization.config import ROUNDING, QuantizeConfig
 from compress.quantization.stage import round_table
 from compress.stage import StageInput, StageMetadata
@@ -41,14 +44,12 @@ def run(config: QuantizeConfig, given: StageInput) -> StageMetadata:
     """
     assert given.source is not None
     method = ROUNDING[config.method]
-    ids_NT = None
-    if method.reads != "nothing":
-        ids_NT = rows_of_stage("quantize", given, config.rows, config.length)
-    walk = BlockWalk(given.source, ids_NT)
+    ids_NT = rows_of_stage("quantize", given, config.rows, config.length) if config.reads_text() else None
+    walk = BlockWalk(given.source, None if method.reads == "nothing" else ids_NT)
     linears = list(block_linears(walk.model))
     width = walk.model.get_input_embeddings().weight.shape[1] if config.embeddings else None
     config.check_columns(walk.model.config.model_type, linears, width)
-    bits = config.bits_of([linear.name for linear in linears])
+    bits, cost = _bits(config, given, linears, ids_NT)
     format = gptq if any(linear.transposed for linear in linears) else compressed_tensors
     found = dict[str, Tensor]()
 
@@ -69,7 +70,21 @@ def run(config: QuantizeConfig, given: StageInput) -> StageMetadata:
         **{f"int{width}_linears": len(own) for width, own in names.items()},
         "int8_embeddings": embeddings,
         **({} if ids_NT is None else {"calibration_tokens": ids_NT.size}),
+        **({} if cost is None else {"cost_of_4_bits": cost}),
     }
+
+
+def _bits(
+    config: QuantizeConfig, given: StageInput, linears: list[BlockLinear], ids_NT: NDArray[np.int64] | None
+) -> tuple[dict[str, int], dict[str, float] | None]:
+    """The bits of each linear, and the nats per token that 4 would cost where that decides."""
+    sizes = {linear.name: linear.parameter.numel() for linear in linears}
+    if config.average_bits is None:
+        return config.bits_of(list(sizes)), None
+    assert given.source is not None
+    assert ids_NT is not None
+    cost = costs(given.source, ids_NT, config.group, given.seed, given.progress)
+    return bits_within(config.average_bits, cost, sizes), cost
 
 
 def _write(

@@ -1,6 +1,7 @@
 """The campaign: thousands of seeded attempts to get a wrong number, a lie or a mess out of demitasse.
 
-    python tests/campaign [--only KIND ...] [--count N] [--seed S] [--minutes M] [--workers W] [--replay FILE ...]
+    python tests/campaign [--only KIND ...] [--count N] [--seed S] [--first N] [--minutes M] [--workers W]
+    python tests/campaign --replay FILE ...
 
 One summary line a kind; the exit code is 1 if anything was found, and 0 if nothing was. What failed lies shrunk in
 build/campaign (`--failures DIR`), a file a case, and is carried out again by `--replay FILE`.
@@ -39,8 +40,9 @@ def main() -> int:
                 kind,
                 place=Path(scratch) / name,
                 out=options.failures,
-                count=options.count or kind.count,
+                count=options.count or kind.count - options.first,
                 seed=options.seed,
+                first=options.first,
                 workers=options.workers,
                 seconds=60 * options.minutes,
             )
@@ -57,7 +59,9 @@ def _with_library(options: argparse.Namespace, scratch: Path) -> bool:
     if not environment:
         print(f"{PRELOADED:<12} skipped: it needs a C compiler (gcc or cc), and there is none", flush=True)
         return True
-    given = [f"--{name}={getattr(options, name)}" for name in ("count", "seed", "minutes", "workers", "failures")]
+    given = [
+        f"--{name}={getattr(options, name)}" for name in ("count", "seed", "first", "minutes", "workers", "failures")
+    ]
     given = [one for one in given if not one.endswith("=None")]
     command = [sys.executable, sys.argv[0], "--only", PRELOADED, *given, f"--scratch={scratch}"]
     return subprocess.run(command, env=os.environ | environment).returncode == 0
@@ -68,6 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(KINDS), metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--count", type=int, help="attempts of each kind (default: what a release makes)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="go on with this attempt: those before are made already")
     parser.add_argument("--minutes", type=float, default=600.0, help="the most that a kind may take")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--failures", type=Path, default=Path("build/campaign"), help="where failing cases are saved")

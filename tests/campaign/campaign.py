@@ -63,6 +63,8 @@ class Tally:
 
     kind: str
     seed: int
+    first: int
+    """The number of its first attempt."""
     unit: str
     tried: int = 0
     seconds: float = 0.0
@@ -78,24 +80,27 @@ class Tally:
         """The summary."""
         faults = ", ".join(f"{self.found[what]} {name}" for what, name in WHATS.items())
         more = "".join(f", {count} {name}" for name, count in sorted(self.counted.items()))
-        return f"{self.kind:<12} {self.tried:>5} {self.unit}{more} in {self.seconds:.0f} s, seed {self.seed}: {faults}"
+        which = f"seed {self.seed}" + (f" from {self.first} on" if self.first else "")
+        return f"{self.kind:<12} {self.tried:>5} {self.unit}{more} in {self.seconds:.0f} s, {which}: {faults}"
 
 
 _kind: Kind
 _place: Path
 
 
-def carry_out(kind: Kind, *, place: Path, out: Path, count: int, seed: int, workers: int, seconds: float) -> Tally:
-    """Make `count` attempts, or as many as the time allows."""
+def carry_out(
+    kind: Kind, *, place: Path, out: Path, count: int, seed: int, workers: int, seconds: float, first: int = 0
+) -> Tally:
+    """Make `count` attempts from number `first` on, or as many as the time allows."""
     global _kind, _place
     _kind, _place = kind, place / "attempts"
-    tally = Tally(kind=kind.name, seed=seed, unit=kind.unit)
+    tally = Tally(kind=kind.name, seed=seed, first=first, unit=kind.unit)
     began = time.monotonic()
     kind.prepare(emptied(place / "given"))
     until, seen = time.monotonic() + seconds, Counter[str]()
     with multiprocessing.get_context("fork").Pool(1 if kind.alone else workers) as pool:
         told = time.monotonic()
-        numbers = ((seed, number, until) for number in range(count))
+        numbers = ((seed, number, until) for number in range(first, first + count))
         for done in pool.imap_unordered(_attempt, numbers):
             if done is None:
                 continue
