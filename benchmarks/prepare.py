@@ -136,9 +136,9 @@ OUR_SOURCES = ("compress", "export")
 SCHEMES: dict[str, dict[str, Any]] = {
     "int8": {},
     "int8_group32": {"scheme": "int8_group", "group": 32},
-    "int4_group32": {"scheme": "int4", "group": 32, "method": "gptq"},
+    "int4_group32": {"scheme": "int4", "group": 32, "method": "gptq", "average_bits": 4},
     "int4_mixed_group32": {"scheme": "int4", "group": 32, "method": "gptq", "average_bits": 4.25},
-    "int4_group64": {"scheme": "int4", "group": 64, "method": "gptq"},
+    "int4_group64": {"scheme": "int4", "group": 64, "method": "gptq", "average_bits": 4},
 }
 """Kind of a quantized checkpoint -> the knobs of `quantize`."""
 PROVEN = 1024

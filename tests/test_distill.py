@@ -324,6 +324,10 @@ def test_what_cannot_be_is_an_error(
             {"quantization_aware": {"scheme": "int4", "method": "gptq"}, "losses": {"forward_kl": 1}},
             "method: expected rtn",
         ),
+        (
+            {"quantization_aware": {"scheme": "int4", "average_bits": 5}, "losses": {"forward_kl": 1}},
+            "average_bits: expected `bits`",
+        ),
     ],
 )
 def test_knobs_that_contradict_each_other_are_refused(knobs: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -282,15 +283,7 @@ def test_knobs_that_do_not_go_together_are_refused(knobs: dict[str, Any], messag
         QUANTIZE.config(**knobs)
 
 
-def test_what_the_format_cannot_hold_is_refused(
-    gpt2: Path, short_text: Path, make_checkpoint: Make, tmp_path: Path
-) -> None:
-    with pytest.raises(
-        StageError, match=r"bits: gpt2 holds transformer\.h\.0\.attn\.c_attn as Conv1D.* leave `bits` out"
-    ):
-        quantized(gpt2, tmp_path / "a", scheme="int4", bits={"*": 8})
-    with pytest.raises(StageError, match=r"Conv1D.* leave `average_bits` out"):
-        quantized(gpt2, tmp_path / "b", text=short_text, scheme="int4", average_bits=5, rows=2, length=16)
+def test_what_the_format_cannot_hold_is_refused(make_checkpoint: Make, tmp_path: Path) -> None:
     odd = make_checkpoint("gpt2", n_inner=100, n_layer=1)
     with pytest.raises(StageError, match=r"h\.0\.mlp\.c_fc has 100 outputs, and GPTQ's format needs a multiple of 8"):
         quantized(odd, tmp_path / "odd", scheme="int4")
@@ -305,7 +298,8 @@ def test_gpt2_is_written_as_gptq_holds_it(
 ) -> None:
     """Codes, zero points and scales unpacked here by loops over the file, as the format's description has them."""
     text = short_text if method == "gptq" else None
-    out = quantized(gpt2, tmp_path / "out", text=text, scheme=scheme, method=method, group=32, embeddings=True)
+    bits = {"bits": {"*": 4}} if scheme == "int4" else {}
+    out = quantized(gpt2, tmp_path / "out", text=text, scheme=scheme, method=method, group=32, embeddings=True, **bits)
     settings = json.loads((out / "config.json").read_text())["quantization_config"]
     bits = {"int4": 4, "int8_group": 8}[scheme]
     assert (settings["quant_method"], settings["bits"], settings["group_size"]) == ("gptq", bits, 32)
@@ -333,3 +327,36 @@ def test_gpt2_in_4_bits_is_exported_with_parity(gpt2: Path, short_text: Path, tm
     covered = read_manifest(bundle)["coverage"]
     assert len(covered["int4"]) == 4 * 3
     assert len(covered["int8"]) == 1
+
+
+def test_some_linears_of_gpt2_have_8_bits(gpt2: Path, short_text: Path, tmp_path: Path) -> None:
+    """GPTQModel looks a module's own bits up in `dynamic`, by a match from the beginning of its name."""
+    knobs = {"method": "gptq", "rows": 4, "length": 32, "average_bits": 5, "group": 32}
+    source = quantized(sharpened(gpt2, tmp_path / "dense"), tmp_path / "out", text=short_text, scheme="int4", **knobs)
+    settings = json.loads((source / "config.json").read_text())["quantization_config"]
+    matrices = read_quantized_matrices(source)
+    eight = {name for name, matrix in matrices.items() if matrix.bits == 8}
+    assert 0 < len(eight) < len(matrices) == 12
+    for name, matrix in matrices.items():
+        found = [values["bits"] for glob, values in settings["dynamic"].items() if re.match(glob[2:], name)]
+        assert found == ([8] if matrix.bits == 8 else [])
+        assert matrix.codes_OI.min() < -8 or matrix.bits == 4
+    assert settings["bits"] == 4
+    coverage = read_manifest(exported(source, tmp_path / "bundle", short_text, block_size=32))["coverage"]
+    assert set(coverage["int8"]) == eight
+    assert len(coverage["int4"]) == 12 - len(eight)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "average"),
+    [
+        ({"method": "gptq"}, 4.25),
+        ({"method": "gptq", "average_bits": 4}, 4),
+        ({"method": "gptq", "bits": {"*.a": 8}}, None),
+        ({"method": "rtn"}, None),
+        ({}, None),
+    ],
+)
+def test_four_bits_are_mixed_where_text_is_read(knobs: dict[str, Any], average: float | None) -> None:
+    assert QUANTIZE.config(scheme="int4", **knobs).average_bits == average
+    assert QUANTIZE.config().average_bits is None

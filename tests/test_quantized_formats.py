@@ -365,8 +365,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "other words": ("gptq", {"pack_dtype": "int16"}, "`pack_dtype`: expected 'int32' or None, got 'int16'"),
     "a grid of its own": (
         "gptq",
-        {"dynamic": {"+:.*up_proj": {"bits": 8}}},
-        "`dynamic`: expected modules that are left",
+        {"dynamic": {"+:.*up_proj": {"bits": 8, "group_size": 64}}},
+        r"`dynamic`: expected modules that are left out \(-:...\) or have other bits \(4 or 8\), got .*64",
     ),
     "no mapping": ("gptq", {"dynamic": ["-:a"]}, "`dynamic`: expected modules that are left out"),
     "AWQ of 8 bits": ("awq", {"bits": 8}, "`bits`: expected 4, got 8"),

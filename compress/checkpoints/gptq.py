@@ -12,11 +12,15 @@ Codes and zero points are stored without a sign, 0 to 15; less 8 they are ours. 
 zero points less 1, version 2 ("gptq_v2") as they are. A zero point of 0 has no place in version 1: what is stored for
 it, 15, is read by one tool as 16, by another as 0 with a carry into the next, and is refused.
 
+`dynamic` of `quantization_config` may give modules other bits, `{"+:REGEX": {"bits": 8}}`, or leave them out, `{"-:REGEX":
+{}}`; the regular expressions match from the beginning of a module's name. Which bits a matrix has is told by its shape.
+
 Not covered: columns in order of activation (act-order, `desc_act`), where the inputs of a group lie scattered:
 MatMulNBits has groups of neighbors alone. `desc_act` with one group a row orders nothing, and is read.
 Source: GPTQModel 7.7, nn_modules/qlinear and utils/model.py (convert_gptq_v1_to_v2_format_module).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -56,6 +60,7 @@ class Gptq(MatrixFormat):
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__(settings)
         self._bits = settings.get("bits", WIDTHS[0])
+        self._widths = list(dict.fromkeys([self._bits, *_other_widths(settings.get("dynamic"))]))
         self._version = settings.get("checkpoint_format") or settings.get("format") or VERSIONS[0]
 
     def faults(self) -> list[str]:
@@ -68,32 +73,43 @@ class Gptq(MatrixFormat):
         ]
 
     def bits(self, stored: tuple[int, ...], rows: int, columns: int) -> int | None:
-        return self._bits if stored == (words(columns, self._bits), rows) else None
+        return next((bits for bits in self._widths if stored == (words(columns, bits), rows)), None)
 
     def has_zeros(self, tensors: Tensors) -> bool:
         return bool(self._zeros(tensors).any())
 
     def read(self, tensors: Tensors) -> QuantizedMatrix:
         zero_OG, scale_OG = self._zeros(tensors), np.ascontiguousarray(tensors[SCALES].T)
-        codes_OI = from_words(tensors[CODES].T, self._shape(tensors), self._bits)
-        return QuantizedMatrix(codes_OI, scale_OG, zero_OG, self._bits)
+        rows, columns, bits = self._shape(tensors)
+        codes_OI = from_words(tensors[CODES].T, (rows, columns), bits)
+        return QuantizedMatrix(codes_OI, scale_OG, zero_OG, bits)
 
-    def _shape(self, tensors: Tensors) -> tuple[int, int]:
+    def _shape(self, tensors: Tensors) -> tuple[int, int, int]:
+        """Rows, columns and bits of a code."""
         height, rows = tensors.shape(CODES)
-        return rows, height * WORD // self._bits
+        if len(self._widths) == 1:
+            return rows, height * WORD // self._bits, self._bits
+        group = group_size(self.settings)
+        if ORDER not in tensors and group is None:
+            raise ValueError("expected `g_idx` where rows have one scale and `dynamic` gives some modules other bits")
+        columns = tensors.shape(ORDER)[0] if ORDER in tensors else tensors.shape(SCALES)[0] * (group or 0)
+        bits = self.bits((height, rows), rows, columns)
+        if bits is None:
+            raise ValueError(f"expected codes of {columns} columns, got {height} x {WORD} bits")
+        return rows, columns, bits
 
     def _zeros(self, tensors: Tensors) -> NDArray[np.int8]:
         """[rows, groups], of a matrix whose groups are neighbors."""
-        rows, columns = self._shape(tensors)
+        rows, columns, bits = self._shape(tensors)
         groups = columns // group_of(tensors.shape(SCALES)[::-1], rows, columns, {group_size(self.settings)})
         if ORDER in tensors and not np.array_equal(tensors[ORDER], np.arange(columns) // (columns // groups)):
             raise ValueError(
                 "`g_idx`: expected groups of neighbors, got columns in order of activation (act-order); quantize it "
                 "with desc_act: false"
             )
-        stored_GO = from_words(tensors[ZEROS], (groups, rows), self._bits)
+        stored_GO = from_words(tensors[ZEROS], (groups, rows), bits)
         if self._version == VERSIONS[0]:
-            highest = (1 << self._bits) - 1
+            highest = (1 << bits) - 1
             if (stored_GO == highest >> 1).any():
                 raise ValueError(
                     f"a zero point is stored as {highest}, which tools read in two ways; save it as gptq_v2"
@@ -122,13 +138,14 @@ def tensors_of(matrix: QuantizedMatrix) -> dict[str, NDArray[Any]]:
 
 
 def settings_of(group: int, ignore: Sequence[str], bits: Mapping[int, Sequence[str]]) -> dict[str, Any]:
-    """`quantization_config` of a checkpoint whose block linears all have codes of the same bits.
+    """`quantization_config` of a checkpoint with a scale for each `group` columns of its quantized linears.
 
     Args:
         ignore: names of linears that are float; the format has no list of them.
         bits: bits of a code -> names of the linears that have them.
     """
-    [width] = bits
+    width, *others = sorted(bits)
+    dynamic = {f"+:^{re.escape(name)}$": {"bits": other} for other in others for name in bits[other]}
     return {
         "quant_method": "gptq",
         "checkpoint_format": VERSIONS[0],
@@ -138,11 +155,30 @@ def settings_of(group: int, ignore: Sequence[str], bits: Mapping[int, Sequence[s
         "desc_act": False,
         "pack_dtype": "int32",
         "lm_head": False,
+        **({"dynamic": dynamic} if dynamic else {}),
     }
 
 
+def _other_widths(dynamic: Any) -> list[int]:
+    """Bits that `dynamic` gives modules, as far as it can be followed."""
+    given = dynamic.values() if isinstance(dynamic, dict) else ()
+    return sorted({values["bits"] for values in given if _is_grid(values) and "bits" in values})
+
+
 def _override_faults(dynamic: Any) -> list[str]:
-    """`dynamic` may leave modules out; whatever gives some a grid of their own is not followed."""
-    if isinstance(dynamic, dict) and all(name.startswith(LEFT_OUT) for name in dynamic):
-        return []
-    return [f"`dynamic`: expected modules that are left out ({LEFT_OUT}...) and no others, got {dynamic!r}"]
+    """`dynamic` may leave modules out and give some other bits; any other grid is not followed."""
+    expected = (
+        f"expected modules that are left out ({LEFT_OUT}...) or have other bits ({' or '.join(map(str, WIDTHS))})"
+    )
+    if not isinstance(dynamic, dict):
+        return [f"`dynamic`: {expected}, got {dynamic!r}"]
+    wrong = {name: values for name, values in dynamic.items() if not (name.startswith(LEFT_OUT) or _is_grid(values))}
+    return [f"`dynamic`: {expected}, got {wrong!r}"] if wrong else []
+
+
+def _is_grid(values: Any) -> bool:
+    """Whether it says nothing of a module's grid but perhaps its bits."""
+    if not isinstance(values, dict) or values.keys() - {"bits"}:
+        return False
+    bits = values.get("bits", WIDTHS[0])
+    return type(bits) is int and bits in WIDTHS

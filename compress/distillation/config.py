@@ -127,6 +127,8 @@ class DistillConfig(TrainingKnobs):
             raise ValueError("save_dtype: expected float32 with quantization_aware: rounded weights round differently")
         if self.quantization_aware and self.rounding().method != "rtn":
             raise ValueError("quantization_aware: method: expected rtn, by which training rounds, got another")
+        if self.quantization_aware and self.rounding().average_bits is not None:
+            raise ValueError("quantization_aware: average_bits: expected `bits`, as what is chosen changes in training")
         return self
 
     def rounding(self) -> QuantizeConfig:

@@ -97,7 +97,7 @@ def round_weights(model: PreTrainedModel, config: QuantizeConfig) -> list[str]:
 def _in_groups(model: PreTrainedModel, config: QuantizeConfig) -> dict[str, Grid]:
     linears = list(block_linears(model))
     width = model.get_input_embeddings().weight.shape[1] if config.embeddings else None
-    config.check_columns(model.config.model_type, linears, width)
+    config.check_columns(linears, width)
     bits = config.bits_of([linear.name for linear in linears])
     return {linear.name: _grid(linear.weight_OI(), config.group, bits[linear.name]) for linear in linears}
 

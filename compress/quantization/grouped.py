@@ -7,8 +7,6 @@ One block of the model is in memory at a time, with the calibration text flowing
 every linear is rounded as its input arrives, so that later ones see what they will be fed. Every other tensor stays as
 it was. Plain transformers loads the folder with the library compressed-tensors or GPTQModel, and so does vLLM.
 `embeddings` rounds the token embedding to 8 bits in the same groups.
-
-Not covered: several widths in GPTQ's format.
 """
 
 import shutil
@@ -48,7 +46,7 @@ def run(config: QuantizeConfig, given: StageInput) -> StageMetadata:
     walk = BlockWalk(given.source, None if method.reads == "nothing" else ids_NT)
     linears = list(block_linears(walk.model))
     width = walk.model.get_input_embeddings().weight.shape[1] if config.embeddings else None
-    config.check_columns(walk.model.config.model_type, linears, width)
+    config.check_columns(linears, width)
     bits, cost = _bits(config, given, linears, ids_NT)
     format = gptq if any(linear.transposed for linear in linears) else compressed_tensors
     found = dict[str, Tensor]()
