@@ -12,8 +12,9 @@ Codes and zero points are stored without a sign, 0 to 15; less 8 they are ours. 
 zero points less 1, version 2 ("gptq_v2") as they are. A zero point of 0 has no place in version 1: what is stored for
 it, 15, is read by one tool as 16, by another as 0 with a carry into the next, and is refused.
 
-`dynamic` of `quantization_config` may give modules other bits, `{"+:REGEX": {"bits": 8}}`, or leave them out, `{"-:REGEX":
-{}}`; the regular expressions match from the beginning of a module's name. Which bits a matrix has is told by its shape.
+`dynamic` of `quantization_config` may give modules other bits, `{"+:REGEX": {"bits": 8}}`, or leave them out,
+`{"-:REGEX": {}}`; a regular expression matches from the beginning of a module's name. Which bits a matrix has is told
+by its shape.
 
 Not covered: columns in order of activation (act-order, `desc_act`), where the inputs of a group lie scattered:
 MatMulNBits has groups of neighbors alone. `desc_act` with one group a row orders nothing, and is read.
