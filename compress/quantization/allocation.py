@@ -27,8 +27,8 @@ from compress.models.block_linears import BlockLinear, block_linears
 from compress.quantization.rounding import rtn
 from compress.stage import Progress
 
-LENGTH = 128
-"""Tokens of each calibration row that costs are measured on."""
+LENGTH = 64
+"""Tokens of each calibration row that costs are measured on: more rows tell more than longer ones."""
 
 
 def costs(folder: Path, ids_NT: NDArray[np.int64], group: int, seed: int, progress: Progress) -> dict[str, float]:
