@@ -12,7 +12,8 @@ speed      as in peers.py: decode and prefill in randomly ordered blocks
 bytes      of the file with the weights
 
 A row is the sampling unit: tokens of one text are good or bad together. Every variant starts from the same checkpoint;
-ours are quantized with `gptq` on the novels that come with the repository, the peers with their own tools' defaults.
+those of ours in 4 bits are rounded with `gptq` on text that is not the one compared on, the peers with their own tools'
+defaults.
 A checkpoint whose weights lie on another quantizer's grid makes group quantizers look better than they are.
 """
 
@@ -33,22 +34,26 @@ import typer
 from benchmarks.grid import TEXT, Settings, Tell, workloads_of
 from benchmarks.page import finish
 from benchmarks.peers import check_names, checkpoint_of, joined, prepare_all, timed
-from benchmarks.prepare import Files
+from benchmarks.prepare import CALIBRATION, Files
 from benchmarks.process import VariantError, VariantProcess
 from benchmarks.results import RESULTS, store, teller
 from benchmarks.shapes import SHAPES
 from benchmarks.variants import FRONT, VARIANTS
 from compress.checkpoints.folder import inspect_checkpoint
+from compress.text import SEPARATOR
 from export.torch_reference import scores
 
 Json = dict[str, Any]
 ROWS, ROW_TOKENS = 8, 256
+PIECE, PIECES = 3000, 60
+"""Characters of a piece of calibration text, and pieces of each file."""
 Part = Literal["all", "quality", "speed"]
 
 
 def main(
     model: Annotated[list[str], typer.Option(help="A checkpoint's folder; repeatable.")],
     text: Annotated[list[str], typer.Option(help="NAME=FILE, beside the novels; repeatable.")] = [],  # noqa: B006
+    calibration: Annotated[list[Path], typer.Option(help="What to calibrate on; repeatable.")] = [CALIBRATION],  # noqa: B006
     variant: Annotated[list[str], typer.Option(help="Only these variants.")] = [],  # noqa: B006
     part: Annotated[Part, typer.Option(help="quality can be taken while the machine is busy, speed cannot.")] = "all",
     blocks: Annotated[int, typer.Option(help="Blocks of a workload.")] = 7,
@@ -65,7 +70,7 @@ def main(
     )
     with tempfile.TemporaryDirectory(prefix="demitasse-front-") as temporary:
         names = tuple(name for name in FRONT if not variant or name in variant)
-        finish(compare(tuple(model), names, texts, settings, part, work or Path(temporary), out), out)
+        finish(compare(tuple(model), names, texts, calibration, settings, part, work or Path(temporary), out), out)
 
 
 def _text_of(given: str) -> tuple[str, Path]:
@@ -79,6 +84,7 @@ def compare(
     models: tuple[str, ...],
     variants: tuple[str, ...],
     texts: dict[str, Path],
+    calibration: list[Path],
     settings: Settings,
     part: Part,
     work: Path,
@@ -99,6 +105,7 @@ def compare(
             "rows": ROWS,
             "tokens": ROW_TOKENS,
             "texts": sorted(texts),
+            "calibration": [f"{file.resolve().parent.name}/{file.name}" for file in calibration],
         },
         "models": {},
     }
@@ -107,7 +114,8 @@ def compare(
         name = model if model in SHAPES else Path(model).resolve().name
         tell, folder = teller(name), work / name
         checkpoint = checkpoint_of(model, folder)
-        files, made = prepare_all(variants, checkpoint, settings.device, folder, tell)
+        text = in_turn(calibration, folder / "calibration.txt")
+        files, made = prepare_all(variants, checkpoint, settings.device, folder, tell, text)
         before = results["models"].get(name, {"variants": {}, "quality": {}})
         found = dict(before)
         if part != "quality":
@@ -119,6 +127,14 @@ def compare(
         results["seconds"] = time.perf_counter() - started
         store(results, out)
     return results
+
+
+def in_turn(files: list[Path], out: Path) -> Path:
+    """A text of pieces of each of the files in turn, enough for all rows of calibration."""
+    texts = [file.read_text(encoding="utf-8").replace(f"\n{SEPARATOR}\n", "\n") for file in files]
+    pieces = [text[at : at + PIECE] for at in range(0, PIECES * PIECE, PIECE) for text in texts]
+    out.write_text(f"\n{SEPARATOR}\n".join(piece for piece in pieces if piece), encoding="utf-8")
+    return out
 
 
 def quality(

@@ -23,7 +23,7 @@ import typer
 
 from benchmarks.grid import FLOOR, Prompts, Settings, Tell, run_grid, workloads_of
 from benchmarks.page import finish
-from benchmarks.prepare import Files, PrepareError, prepared
+from benchmarks.prepare import CALIBRATION, Files, PrepareError, prepared
 from benchmarks.results import RESULTS, sizes_of, store, teller
 from benchmarks.shapes import SHAPES, write_checkpoint
 from benchmarks.variants import OURS, PEERS, REFERENCE, VARIANTS
@@ -159,7 +159,7 @@ def _shape(shape: str, work: Path) -> Path:
 
 
 def prepare_all(
-    variants: tuple[str, ...], checkpoint: Path, device: str, work: Path, tell: Tell
+    variants: tuple[str, ...], checkpoint: Path, device: str, work: Path, tell: Tell, calibration: Path = CALIBRATION
 ) -> tuple[dict[str, Files], Json]:
     """The files of every variant that can take part, and a result to fill for each variant."""
     from compress.checkpoints.config import read_config
@@ -172,7 +172,7 @@ def prepare_all(
         if not reason:
             tell(f"files of {name}")
             try:
-                made = files[name] = prepared(VARIANTS[name].files, checkpoint, work, device)
+                made = files[name] = prepared(VARIANTS[name].files, checkpoint, work, device, calibration)
             except PrepareError as error:
                 reason = f"its files could not be made: {error}"
         if device in VARIANTS[name].devices:

@@ -1,10 +1,10 @@
 """The files that a variant runs, made from one dense checkpoint, each in a process of its own whose time and memory
 count.
 
-    python -m benchmarks.prepare KIND CHECKPOINT OUT DEVICE NEEDED
+    python -m benchmarks.prepare KIND CHECKPOINT OUT DEVICE NEEDED CALIBRATION
 
 prints as its last line {"parts": {name: {"seconds", "peak"}}} (marks.py). `prepared` runs it once and keeps the result
-for as long as the checkpoint, the sources that make it and the libraries' versions stay the same.
+for as long as the checkpoint, the text, the sources that make it and the libraries' versions stay the same.
 """
 
 import hashlib
@@ -40,6 +40,7 @@ class Request:
     device: str
     needed: Path
     """The files of the kind that this one needs; the checkpoint where it needs none."""
+    calibration: Path
 
 
 def make_quantized(request: Request, marks: Marks, **knobs: Any) -> None:
@@ -49,7 +50,7 @@ def make_quantized(request: Request, marks: Marks, **knobs: Any) -> None:
     from compress.stage import StageInput
     from compress.text import TextSource
 
-    text = TextSource(file=CALIBRATION)
+    text = TextSource(file=request.calibration)
     given = StageInput(source=request.checkpoint, out=request.out, scratch=request.out, calibration_text=text)
     QUANTIZE.run(QUANTIZE.config(embeddings=True, **knobs), given)
     marks.done("quantized")
@@ -62,7 +63,7 @@ def make_bundle(request: Request, marks: Marks, **knobs: Any) -> None:
     from compress.text import TextSource
     from export import EXPORT
 
-    text = TextSource(file=CALIBRATION)
+    text = TextSource(file=request.calibration)
     given = StageInput(
         source=request.needed, out=request.out, scratch=request.out, calibration_text=text, progress=marks
     )
@@ -137,8 +138,8 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "int8": {},
     "int8_group32": {"scheme": "int8_group", "group": 32},
     "int4_group32": {"scheme": "int4", "group": 32, "method": "gptq", "average_bits": 4},
-    "int4_mixed_group32": {"scheme": "int4", "group": 32, "method": "gptq", "average_bits": 4.25},
-    "int4_group64": {"scheme": "int4", "group": 64, "method": "gptq", "average_bits": 4},
+    "int4_475_group64": {"scheme": "int4", "group": 64, "method": "gptq", "average_bits": 4.75},
+    "int4_540_group64": {"scheme": "int4", "group": 64, "method": "gptq", "average_bits": 5.4},
 }
 """Kind of a quantized checkpoint -> the knobs of `quantize`."""
 PROVEN = 1024
@@ -183,7 +184,7 @@ class Files:
     parts: Parts = field(default_factory=dict)
 
 
-def prepared(kind: str, checkpoint: Path, work: Path, device: str) -> Files:
+def prepared(kind: str, checkpoint: Path, work: Path, device: str, calibration: Path = CALIBRATION) -> Files:
     """The files of a kind, made now or earlier; "checkpoint" is the checkpoint itself.
 
     Raises:
@@ -192,19 +193,20 @@ def prepared(kind: str, checkpoint: Path, work: Path, device: str) -> Files:
     if kind == "checkpoint":
         return Files(folder=checkpoint)
     needs = KINDS[kind].needs
-    needed = prepared(needs, checkpoint, work, device).folder if needs else checkpoint
-    out = work / f"{kind}-{device}-{_identity(kind, needed)}"
+    needed = prepared(needs, checkpoint, work, device, calibration).folder if needs else checkpoint
+    out = work / f"{kind}-{device}-{_identity(kind, needed, calibration)}"
     metadata = out.with_suffix(".json")
     if not metadata.is_file():
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        metadata.write_text(_make(kind, checkpoint, out, device, needed) + "\n", encoding="utf-8")
+        metadata.write_text(_make(kind, checkpoint, out, device, needed, calibration) + "\n", encoding="utf-8")
     return Files(folder=out, parts=json.loads(metadata.read_text(encoding="utf-8"))["parts"])
 
 
-def _make(kind: str, checkpoint: Path, out: Path, device: str, needed: Path) -> str:
+def _make(kind: str, checkpoint: Path, out: Path, device: str, needed: Path, calibration: Path) -> str:
     """Run this file in a process of its own; the last line that it prints."""
-    command = [sys.executable, "-m", "benchmarks.prepare", kind, str(checkpoint), str(out), device, str(needed)]
+    given = (kind, checkpoint, out, device, needed, calibration)
+    command = [sys.executable, "-m", "benchmarks.prepare", *map(str, given)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     out.with_suffix(".log").write_text(ran.stdout + ran.stderr, encoding="utf-8")
@@ -219,11 +221,11 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-def _identity(kind: str, needed: Path) -> str:
+def _identity(kind: str, needed: Path, calibration: Path) -> str:
     """Changes with what the files are made of, the sources that make them, and the libraries."""
     paths = [ROOT / source for source in ("benchmarks/prepare.py", *KINDS[kind].sources)]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(needed.iterdir())]
-    digest = hashlib.sha256(repr(stats).encode())
+    digest = hashlib.sha256(repr(stats).encode() + calibration.read_bytes())
     for file in sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))):
         digest.update(file.read_bytes())
     for library in LIBRARIES:
@@ -241,9 +243,10 @@ def installed(library: str) -> str:
 
 def main() -> None:
     """Make one kind of files."""
-    kind, checkpoint, out, device, needed = sys.argv[1:]
+    kind, checkpoint, out, device, needed, calibration = sys.argv[1:]
     marks = Marks()
-    request = Request(checkpoint=Path(checkpoint), out=Path(out), device=device, needed=Path(needed))
+    folders = {"checkpoint": Path(checkpoint), "out": Path(out), "needed": Path(needed)}
+    request = Request(device=device, calibration=Path(calibration), **folders)
     KINDS[kind].make(request, marks)
     print(json.dumps({"parts": marks.parts}))
 

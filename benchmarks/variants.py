@@ -52,6 +52,14 @@ def llama_cpp(kind: str, files: str) -> Variant:
     )
 
 
+def title_of(scheme: str, cache: str) -> str:
+    """What a variant of ours is called."""
+    knobs = SCHEMES[scheme]
+    bits = f", {knobs['average_bits']} bits" if knobs.get("average_bits", 4) > 4 else ""
+    group = f", groups of {knobs['group']}" if "group" in knobs else ""
+    return f"demitasse {scheme.partition('_')[0]}{bits}{group}{', int8 cache' if cache else ''}"
+
+
 GENAI_INT8 = Variant(
     title="onnxruntime-genai, its own int8 model",
     runner="benchmarks.onnx_variants:Genai",
@@ -114,8 +122,7 @@ VARIANTS: dict[str, Variant] = {
     **{f"llama.cpp-{kind}": llama_cpp(kind, f"gguf_{kind}") for kind in ("Q4_0", "Q4_K_S", "Q4_K_M")},
     **{
         scheme + cache: Variant(
-            title=f"demitasse {scheme.replace('_group', ', groups of ').replace('_', ' ')}"
-            f"{', int8 cache' if cache else ''}",
+            title=title_of(scheme, cache),
             runner="benchmarks.onnx_variants:Demitasse",
             files=f"bundle_{scheme}{cache}",
         )

@@ -12,12 +12,14 @@ from exported import sharpened
 from scipy.special import log_softmax, rel_entr
 from transformers import AutoModelForCausalLM
 
-from benchmarks.front import compare, rows_of
+from benchmarks.front import compare, in_turn, rows_of
 from benchmarks.front_picture import draw
 from benchmarks.front_tables import against_table, front_tables, mean_of, quality_table
 from benchmarks.grid import Settings, workloads_of
 from benchmarks.page import write_page
+from benchmarks.prepare import CALIBRATION
 from benchmarks.variants import FRONT, PEERS, VARIANTS
+from compress.text import TextSource, read_documents
 from export.runtime.model import OnnxCausalLM
 
 PEER, NEAR, FAR = "llama.cpp", "int8_group32", "int4_group32"
@@ -77,6 +79,13 @@ def test_quality_is_told_with_the_interval_over_rows() -> None:
     assert first[4].startswith("1.28x")  # exp of the mean of 0 and 0.5
 
 
+def test_calibration_takes_pieces_of_each_text_in_turn(tmp_path: Path) -> None:
+    for name, length in (("a", 7000), ("b", 100)):
+        (tmp_path / f"{name}.txt").write_text(name * length, encoding="utf-8")
+    file = in_turn([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "out.txt")
+    assert read_documents(TextSource(file=file)) == ["a" * 3000, "b" * 100, "a" * 3000, "a" * 1000]
+
+
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     draw("tiny", model({PEER: 0.02, NEAR: 0.01}, {PEER: 0.02, NEAR: 0.01}), tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
@@ -91,7 +100,7 @@ def test_the_kl_is_that_of_the_bundle_read_at_once(make_checkpoint: Callable[...
         workloads=workloads_of((24,), (24,), (1,)), blocks=3, steps=2, loads=1, threads=1, load_prompt=16
     )
     out, names = tmp_path / "front.json", ("ort-dynamic", "int8_group32", "int8_group32_cache8")
-    results = compare((str(checkpoint),), names, {"own": text}, settings, "all", tmp_path / "work", out)
+    results = compare((str(checkpoint),), names, {"own": text}, [CALIBRATION], settings, "all", tmp_path / "work", out)
     found = results["models"]["tiny"]
     assert json.loads(out.read_text()) == results
     assert set(found["quality"]) == set(found["sizes"]) == set(found["variants"]) == set(names)

@@ -350,7 +350,7 @@ def test_some_linears_of_gpt2_have_8_bits(gpt2: Path, short_text: Path, tmp_path
 @pytest.mark.parametrize(
     ("knobs", "average"),
     [
-        ({"method": "gptq"}, 4.25),
+        ({"method": "gptq"}, 4.75),
         ({"method": "gptq", "average_bits": 4}, 4),
         ({"method": "gptq", "bits": {"*.a": 8}}, None),
         ({"method": "rtn"}, None),
