@@ -72,14 +72,18 @@ def grid_table(model: Json, kind: str, keys: list[str]) -> Table:
     """Decode as tokens per second, prefill as milliseconds; a column per workload."""
     workloads = [key for key in keys if key.startswith(kind)]
     heads = [f"{tokens} tokens, batch {batch}" for _, tokens, batch in (key.split("-") for key in workloads)]
-    rows = [
-        (variant["title"], *(grid_workload(model, name, key) for key in workloads))
-        for name, variant in model["variants"].items()
-    ]
+    rows = [(variant["title"], *_grid_cells(model, name, workloads)) for name, variant in model["variants"].items()]
     if kind == "decode":
         rows.append(("floor: our weights read once", *(_floor_workload(model, key) for key in workloads)))
     title = {"decode": "Decode, tokens per second", "prefill": "Prefill, milliseconds"}[kind]
     return Table(title=title, columns=("variant", *heads), rows=tuple(rows))
+
+
+def _grid_cells(model: Json, name: str, workloads: list[str]) -> list[str]:
+    """A cell for each workload; of a variant that did not run at all the reason once."""
+    if reason := model["variants"][name]["reason"]:
+        return [f"n/a ({reason})", *[""] * (len(workloads) - 1)]
+    return [grid_workload(model, name, key) for key in workloads]
 
 
 def grid_workload(model: Json, name: str, key: str) -> str:

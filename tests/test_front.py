@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.front import compare, in_turn, rows_of
 from benchmarks.front_picture import draw
-from benchmarks.front_tables import against_table, front_tables, mean_of, quality_table
+from benchmarks.front_tables import against_table, as_good, front_tables, mean_of, quality_table
 from benchmarks.grid import Settings, workloads_of
 from benchmarks.page import write_page
 from benchmarks.prepare import CALIBRATION
@@ -22,6 +22,7 @@ from benchmarks.variants import FRONT, PEERS, VARIANTS
 from compress.text import TextSource, read_documents
 from export.runtime.model import OnnxCausalLM
 
+ROWS = 4
 PEER, NEAR, FAR = "llama.cpp", "int8_group32", "int4_group32"
 
 
@@ -35,10 +36,10 @@ def model(kl: dict[str, float], seconds: dict[str, float]) -> dict[str, Any]:
     quality = {
         name: {
             text: {
-                "kl": [value, 3 * value],
-                "same": [0.5, 1.0],
-                "nll": [2.0, 3.0],
-                "reference": [2.0, 2.5],
+                "kl": [value, 3 * value] * ROWS,
+                "same": [0.5, 1.0] * ROWS,
+                "nll": [2.0, 3.0] * ROWS,
+                "reference": [2.0, 2.5] * ROWS,
                 "reason": "",
             }
             for text in ("novels", "wiki")
@@ -67,6 +68,15 @@ def test_against_a_peer_stands_the_fastest_that_loses_no_more() -> None:
     assert row[2].startswith("2x")
     [row] = against_table(model({PEER: 0.001, NEAR: 0.01, FAR: 0.3}, seconds)).rows
     assert row[1] == "none"
+
+
+def test_as_good_is_what_is_not_shown_to_be_worse() -> None:
+    found = model({PEER: 0.02, NEAR: 0.02, FAR: 0.021}, {})
+    assert as_good(found, NEAR, PEER, "wiki")
+    assert not as_good(found, FAR, PEER, "wiki"), "a little worse in every row"
+    found["quality"][FAR]["wiki"]["kl"] = [0.03, 0.05] * ROWS
+    assert as_good(found, FAR, PEER, "wiki"), "better in half of them"
+    assert not as_good(found, FAR, "genai", "wiki"), "not taken"
 
 
 def test_quality_is_told_with_the_interval_over_rows() -> None:
