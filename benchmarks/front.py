@@ -12,8 +12,7 @@ speed      as in peers.py: decode and prefill in randomly ordered blocks
 bytes      of the file with the weights
 
 A row is the sampling unit: tokens of one text are good or bad together. Every variant starts from the same checkpoint;
-those of ours in 4 bits are rounded with `gptq` on text that is not the one compared on, the peers with their own tools'
-defaults.
+ours in 4 bits are rounded with `gptq` on text that is not the one compared on, the peers by their own tools' defaults.
 A checkpoint whose weights lie on another quantizer's grid makes group quantizers look better than they are.
 """
 

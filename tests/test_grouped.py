@@ -298,8 +298,8 @@ def test_gpt2_is_written_as_gptq_holds_it(
 ) -> None:
     """Codes, zero points and scales unpacked here by loops over the file, as the format's description has them."""
     text = short_text if method == "gptq" else None
-    bits = {"bits": {"*": 4}} if scheme == "int4" else {}
-    out = quantized(gpt2, tmp_path / "out", text=text, scheme=scheme, method=method, group=32, embeddings=True, **bits)
+    knobs = {"bits": {"*": 4}} if scheme == "int4" else {}
+    out = quantized(gpt2, tmp_path / "out", text=text, scheme=scheme, method=method, group=32, embeddings=True, **knobs)
     settings = json.loads((out / "config.json").read_text())["quantization_config"]
     bits = {"int4": 4, "int8_group": 8}[scheme]
     assert (settings["quant_method"], settings["bits"], settings["group_size"]) == ("gptq", bits, 32)
