@@ -131,7 +131,7 @@ def run_grid(files: Mapping[str, Files], prompts: Prompts, settings: Settings, s
         for name, stays in _load_trials(files, settings, random):
             tell(f"starting {name}")
             process = stack.enter_context(start(VARIANTS[name].runner, files[name].folder))
-            _measure_load(results[name], process, prompts.rows(1, settings.load_prompt), settings.room)
+            measure_load(results[name], process, prompts.rows(1, settings.load_prompt), settings.room)
             if stays and not results[name]["reason"]:
                 running[name] = process
             else:
@@ -139,7 +139,7 @@ def run_grid(files: Mapping[str, Files], prompts: Prompts, settings: Settings, s
         ids = prompts.rows(settings.checked, settings.load_prompt)
         for name, process in running.items():
             tell(f"checking {name}")
-            _try(results[name], partial(_check, process, ids, settings.room, results[name]))
+            check_next(results[name], process, ids, settings.room)
         for workload in settings.workloads:
             time_workload(
                 results, running, workload, prompts.rows(workload.batch, workload.tokens), settings, random, tell
@@ -163,7 +163,7 @@ def slow(name: str) -> bool:
     return VARIANTS[name].slow_start
 
 
-def _measure_load(result: Json, process: VariantProcess, ids: list[list[int]], room: int) -> None:
+def measure_load(result: Json, process: VariantProcess, ids: list[list[int]], room: int) -> None:
     """Open, read, decode a little, and say what that took; a variant that fails here takes no further part."""
     try:
         opened = process.order("open")
@@ -206,9 +206,12 @@ def time_workload(
                 _try(workloads[name], partial(_trial, running[name], workload, ids, settings, workloads[name]))
 
 
-def _check(process: VariantProcess, ids: list[list[int]], room: int, result: Json) -> None:
+def check_next(result: Json, process: VariantProcess, ids: list[list[int]], room: int) -> None:
     """The likeliest next token of many prompts: what is fast and wrong is not a contender."""
-    result["check"] = process.order("read", ids=ids, room=room)["next"]
+    try:
+        result["check"] = process.order("read", ids=ids, room=room)["next"]
+    except VariantError as error:
+        result["reason"] = str(error)
 
 
 def _try(result: Json, work: Callable[[], object]) -> None:

@@ -3,16 +3,19 @@
     Demitasse      the bundle in our runtime; the cache is bound once and written in place
     TorchExport    the graph of torch.onnx.export (see torch_export.py), its cache an input and an output of each run,
                    concatenated by the graph; bound through IO binding, so that nothing else is copied
-    Genai          a folder with genai_config.json in onnxruntime-genai's own runtime; GenaiGraph: with CUDA graphs
+    Genai          a folder with genai_config.json in onnxruntime-genai's own runtime
 
 All with the threads they are told, and, where the session is opened here, with ONNX Runtime's own setting that keeps
 idle threads from spinning; onnxruntime-genai opens its own session, with its own defaults. It cannot rewind several
 rows, so there each block of steps goes on from the last, a few tokens deeper in the context; and it stops at an
 end-of-text token, so the vocabulary's last id stands in its place.
+
+On CUDA both capture a step as a CUDA graph or not, as `cuda_graph` says. Ours copies the logits of a step to the host,
+where a user's sampling wants them, and chooses there; onnxruntime-genai chooses on the GPU.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,8 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.worker import Ids, Logits
-from export.runtime.model import OnnxCausalLM
-from export.runtime.session import PROVIDERS
+from export.runtime.model import BundleConfig, OnnxCausalLM
+from export.runtime.session import PROVIDERS, SETTINGS, Provider, open_session
 
 TURNS_WITHOUT_REWIND = 16
 
@@ -32,10 +35,25 @@ def likeliest(logits_BV: Logits) -> Ids:
 
 
 class Demitasse:
-    """Our bundle in our runtime."""
+    """Our bundle in our runtime; with `keys` of the session beside our own."""
 
-    def __init__(self, folder: Path, threads: int, device: str) -> None:
-        self.model = OnnxCausalLM.open(folder, provider="cuda" if device == "cuda" else "cpu", threads=threads)
+    def __init__(
+        self,
+        folder: Path,
+        threads: int,
+        device: str,
+        *,
+        keys: Mapping[str, str] | None = None,
+        cuda_graph: bool = True,
+    ) -> None:
+        provider: Provider = "cuda" if device == "cuda" else "cpu"
+        if not cuda_graph:  # this process has one session, so that what all sessions get is what this one gets
+            SETTINGS["cuda"] = {"enable_cuda_graph": "0"}
+        if keys is None:
+            self.model = OnnxCausalLM.open(folder, provider=provider, threads=threads)
+        else:
+            session = open_session(folder, provider=provider, threads=threads, keys=keys)
+            self.model = OnnxCausalLM(session, BundleConfig.read(folder), provider=provider)
         self.batch: Any = None
 
     def read(self, ids_BT: Ids, room: int) -> Ids:
@@ -126,7 +144,7 @@ class TorchExport:
 class Genai:
     """A folder in onnxruntime-genai."""
 
-    def __init__(self, folder: Path, threads: int, device: str) -> None:
+    def __init__(self, folder: Path, threads: int, device: str, *, cuda_graph: bool = False) -> None:
         import onnxruntime_genai
 
         self.genai = onnxruntime_genai
@@ -136,7 +154,10 @@ class Genai:
         decoder = {"decoder": {"session_options": options}, "eos_token_id": about["vocab_size"] - 1}
         config.overlay(json.dumps({"model": decoder}))
         self.context = int(about["context_length"])
-        self._set_provider(config, device)
+        if device == "cpu":
+            config.clear_providers()
+        else:
+            config.set_provider_option("cuda", "enable_cuda_graph", "1" if cuda_graph else "0")
         self.model = onnxruntime_genai.Model(config)
         self.generator: Any = None
 
@@ -178,13 +199,3 @@ class Genai:
         self.generator.generate_next_token()
         next_B: Ids = np.asarray(self.generator.get_next_tokens()).astype(np.int64)
         return next_B
-
-    def _set_provider(self, config: Any, device: str) -> None:
-        """What the folder itself says is what runs."""
-
-
-class GenaiGraph(Genai):
-    """The same with CUDA graphs."""
-
-    def _set_provider(self, config: Any, device: str) -> None:
-        config.set_provider_option("cuda", "enable_cuda_graph", "1")

@@ -56,7 +56,13 @@ def tables_of(run: Json) -> dict[str, list[Table]]:
 
 
 def _comparison(run: Json) -> dict[str, list[Table]]:
-    return {name: model_tables(model, run["settings"]["device"]) for name, model in run["models"].items()}
+    return {name: model_tables(model) for name, model in run["models"].items()}
+
+
+def _gpu(run: Json) -> dict[str, list[Table]]:
+    from benchmarks.gpu_tables import gpu_tables
+
+    return gpu_tables(run)
 
 
 def _front(run: Json) -> dict[str, list[Table]]:
@@ -109,7 +115,7 @@ def _distillation(run: Json) -> dict[str, list[Table]]:
 
 TABLES: dict[str, Callable[[Json], dict[str, list[Table]]]] = {
     "peers": _comparison,
-    "gpu": _comparison,
+    "gpu": _gpu,
     "front": _front,
     "products": _products,
     "session_keys": _session_keys,

@@ -83,7 +83,7 @@ def compare(
         folder = Path(temporary) if work is None else work
         started = time.perf_counter()
         results: Json = {
-            "kind": "gpu" if settings.device == "cuda" else "peers",
+            "kind": "peers",
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": machine(settings.device),
             "settings": {
@@ -168,33 +168,25 @@ def prepare_all(
     files: dict[str, Files] = {}
     results: Json = {}
     for name in variants:
-        reason, made = VARIANTS[name].reason_against(family, device), Files(folder=checkpoint)
+        reason, made = VARIANTS[name].reason_against(family), Files(folder=checkpoint)
         if not reason:
             tell(f"files of {name}")
             try:
                 made = files[name] = prepared(VARIANTS[name].files, checkpoint, work, device, calibration)
             except PrepareError as error:
                 reason = f"its files could not be made: {error}"
-        if device in VARIANTS[name].devices:
-            results[name] = {
-                "title": VARIANTS[name].title,
-                "reason": reason,
-                "load": [],
-                "check": [],
-                "workloads": {},
-                "idle": 0.0,
-            }
-            results[name] |= {"weight_bytes": 0, "bytes": 0, "made": made.parts}
-            if not reason:
-                results[name] |= sizes_of(made.folder) | {"proofs": proofs_of(made.folder)}
+        results[name] = {
+            "title": VARIANTS[name].title,
+            "reason": reason,
+            "load": [],
+            "check": [],
+            "workloads": {},
+            "idle": 0.0,
+        }
+        results[name] |= {"weight_bytes": 0, "bytes": 0, "made": made.parts}
+        if not reason:
+            results[name] |= sizes_of(made.folder)
     return files, results
-
-
-def proofs_of(folder: Path) -> Json:
-    """What a bundle's manifest says of its proofs; {} for what is no bundle."""
-    file = folder / "manifest.json"
-    manifest: Json = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {key: manifest[key] for key in ("proof_of_provider", "parity") if key in manifest}
 
 
 if __name__ == "__main__":

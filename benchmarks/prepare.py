@@ -57,7 +57,7 @@ def make_quantized(request: Request, marks: Marks, **knobs: Any) -> None:
 
 
 def make_bundle(request: Request, marks: Marks, **knobs: Any) -> None:
-    """`demitasse export` of a quantized checkpoint (or of the dense one, which on CUDA gives float16)."""
+    """`demitasse export` of a quantized checkpoint."""
     marks.imports("torch", "transformers", "onnxruntime", "onnx_ir", "mobius")
     from compress.stage import StageInput
     from compress.text import TextSource
@@ -67,8 +67,19 @@ def make_bundle(request: Request, marks: Marks, **knobs: Any) -> None:
     given = StageInput(
         source=request.needed, out=request.out, scratch=request.out, calibration_text=text, progress=marks
     )
-    EXPORT.run(EXPORT.config(provider="cuda" if request.device == "cuda" else "cpu", **knobs), given)
+    EXPORT.run(EXPORT.config(**knobs), given)
     marks.done("exported")
+
+
+def make_built(request: Request, marks: Marks, **knobs: Any) -> None:
+    """The files that `demitasse export` writes for CUDA, before its proofs: these need a GPU, the files do not."""
+    marks.imports("torch", "transformers", "onnxruntime", "onnx_ir", "mobius")
+    from compress.checkpoints.folder import Checkpoint
+    from export.config import ExportConfig
+    from export.stage import build_bundle
+
+    build_bundle(ExportConfig(provider="cuda", **knobs), Checkpoint(request.needed), request.out)
+    marks.done("built")
 
 
 def make_torch_export(request: Request, marks: Marks) -> None:
@@ -142,6 +153,13 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "int4_540_group64": {"scheme": "int4", "group": 64, "method": "gptq", "average_bits": 5.4},
 }
 """Kind of a quantized checkpoint -> the knobs of `quantize`."""
+CUDA_SCHEMES: dict[str, dict[str, Any]] = {
+    "int8": {},
+    "int8_group32": SCHEMES["int8_group32"],
+    "int8_group64": {"scheme": "int8_group", "group": 64},
+    "int4_group32_rtn": {"scheme": "int4", "group": 32},
+}
+"""The same for the GPU, where random weights are timed: none that reads a text."""
 PROVEN = 1024
 """Tokens up to which parity is checked: a release checks four times as many, which takes minutes."""
 
@@ -158,9 +176,20 @@ def _bundles(scheme: str) -> dict[str, Kind]:
     }
 
 
+def _built(scheme: str) -> dict[str, Kind]:
+    """A quantized checkpoint, and the files of its bundle for CUDA."""
+    knobs = CUDA_SCHEMES[scheme]
+    make = partial(make_built, block_size=knobs.get("group", 64))
+    return {
+        scheme: Kind(make=partial(make_quantized, **knobs), sources=("compress",)),
+        f"built_{scheme}": Kind(make=make, needs=scheme, sources=OUR_SOURCES),
+    }
+
+
 KINDS: dict[str, Kind] = {
+    **{name: kind for scheme in CUDA_SCHEMES for name, kind in _built(scheme).items()},
+    "built_float": Kind(make=make_built, sources=OUR_SOURCES),
     **{name: kind for scheme in SCHEMES for name, kind in _bundles(scheme).items()},
-    "float_bundle": Kind(make=make_bundle, sources=OUR_SOURCES),
     "torch_export": Kind(make=make_torch_export, sources=("benchmarks/torch_export.py",)),
     "quantize_dynamic": Kind(make=make_quantize_dynamic, needs="torch_export"),
     **{

@@ -5,6 +5,7 @@ import os
 import select
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -21,18 +22,31 @@ class VariantError(Exception):
 class VariantProcess:
     """A running variant. Use it as a context manager: it ends with the block."""
 
-    def __init__(self, runner: str, folder: Path, *, threads: int, device: str, scratch: Path) -> None:
+    def __init__(
+        self,
+        runner: str,
+        folder: Path,
+        *,
+        threads: int,
+        device: str,
+        scratch: Path,
+        knobs: Mapping[str, Any] | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        """`knobs` are what the runner is given by name; `patience` is the seconds that an order may take."""
+        self.patience = patience
         scratch.mkdir(parents=True, exist_ok=True)
         settings = {
             "OMP_NUM_THREADS": str(threads),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
-            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            "TORCHINDUCTOR_COMPILE_THREADS": "1" if device == "cpu" else "8",
         }
         self._log: IO[str] = (scratch / f"{runner.rpartition(':')[2]}-{id(self):x}.log").open("w+", encoding="utf-8")
+        arguments = (runner, str(folder), str(threads), device, json.dumps(dict(knobs or {})))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", runner, str(folder), str(threads), device],
+            [sys.executable, "-m", "benchmarks.worker", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -54,9 +68,9 @@ class VariantProcess:
             self._process.stdin.flush()
         except OSError as error:
             raise VariantError(self._last_words()) from error
-        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+        if not select.select([self._process.stdout], [], [], self.patience)[0]:
             self._process.kill()
-            raise VariantError(f"no answer to {do!r} in {PATIENCE:.0f} s")
+            raise VariantError(f"no answer to {do!r} in {self.patience:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise VariantError(self._last_words())

@@ -35,11 +35,11 @@ class Table:
         )
 
 
-def model_tables(model: Json, device: str) -> list[Table]:
+def model_tables(model: Json) -> list[Table]:
     """Every table of one model of a comparison."""
     keys = list(dict.fromkeys(key for variant in model["variants"].values() for key in variant["workloads"]))
     tables = [footprint_table(model), grid_table(model, "decode", keys), grid_table(model, "prefill", keys)]
-    tables.append(targets_table(outcomes(model)) if device == "cpu" else proofs_table(model))
+    tables.append(targets_table(outcomes(model)))
     return [table for table in tables if len(table.columns) > 1 and table.rows]
 
 
@@ -103,28 +103,6 @@ def grid_workload(model: Json, name: str, key: str) -> str:
 def _floor_workload(model: Json, key: str) -> str:
     seconds = floor_seconds(model, key)
     return format_number(int(key.split("-")[2]) / float(np.median(seconds))) if seconds else "n/a"
-
-
-def proofs_table(model: Json) -> Table:
-    """What our bundles proved before they were timed."""
-    proven = [(variant["title"], variant["proofs"]) for variant in model["variants"].values() if variant.get("proofs")]
-    rows = tuple((title, _provider(proofs["proof_of_provider"]), _parity(proofs["parity"])) for title, proofs in proven)
-    return Table(title="Proofs", columns=("variant", "provider", "against the checkpoint"), rows=rows)
-
-
-def _provider(proof: Json) -> str:
-    return f"{proof['nodes']} nodes on {proof['provider']}, {proof['shape_arithmetic']} of shape arithmetic aside"
-
-
-def _parity(parity: Json) -> str:
-    """The largest KL divergence of each group of checks."""
-    largest = {name: _largest(group) for name, group in parity.items() if isinstance(group, dict)}
-    return BREAK.join(f"{name}: KL divergence at most {value:g}" for name, value in largest.items())
-
-
-def _largest(group: Json) -> float:
-    inner = [_largest(value) for name, value in group.items() if isinstance(value, dict) and name != "tolerance"]
-    return max([float(group.get("kl", 0.0)), *inner])
 
 
 def targets_table(found: list[Outcome]) -> Table:

@@ -1,15 +1,16 @@
-"""The variants: who is compared, what each runs, and what it is to be called.
+"""The variants on the CPU: who is compared, what each runs, and what it is to be called.
 
 Adding one is a class with `read`, `step` and `rewind` (see worker.py), a kind of files (see prepare.py) and an entry
-here.
+here. Those on a GPU are in gpu_variants.py.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from benchmarks.prepare import SCHEMES, installed
 
 GENAI = ("onnxruntime-genai-cuda", "onnxruntime-genai")
-EVERYWHERE = frozenset({"cpu", "cuda"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class Variant:
     """"module:class" of its runner."""
     files: str
     """The kind of files that it runs."""
-    devices: frozenset[str] = EVERYWHERE
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    """What its runner is told beside them."""
     families: frozenset[str] = frozenset()
     """Model types that it can run; empty for all."""
     distributions: tuple[str, ...] = ()
@@ -30,10 +32,8 @@ class Variant:
     slow_start: bool = False
     """Whether it compiles when it is first run, so that starting it often would take long."""
 
-    def reason_against(self, family: str, device: str) -> str:
+    def reason_against(self, family: str) -> str:
         """Why this variant cannot take part, or empty."""
-        if device not in self.devices:
-            return f"not on {device}"
         if self.families and family not in self.families:
             return f"has no {family}"
         if self.distributions and not any(installed(name) for name in self.distributions):
@@ -46,7 +46,6 @@ def llama_cpp(kind: str, files: str) -> Variant:
         title=f"llama.cpp {kind}",
         runner="benchmarks.llama_variant:LlamaCpp",
         files=files,
-        devices=frozenset({"cpu"}),
         distributions=("llama-cpp-python",),
         way_out="pip install llama-cpp-python gguf (builds llama.cpp: needs a C++ compiler and CMake)",
     )
@@ -77,24 +76,13 @@ VARIANTS: dict[str, Variant] = {
         title="torch.onnx + ORT fp32",
         runner="benchmarks.onnx_variants:TorchExport",
         files="torch_export",
-        devices=frozenset({"cpu"}),
     ),
     "ort-dynamic": Variant(
         title="ORT quantize_dynamic",
         runner="benchmarks.onnx_variants:TorchExport",
         files="quantize_dynamic",
-        devices=frozenset({"cpu"}),
     ),
     "genai": GENAI_INT8,
-    "genai-fp16": Variant(
-        title="onnxruntime-genai, its own fp16 model",
-        runner="benchmarks.onnx_variants:Genai",
-        files="genai_fp16",
-        devices=frozenset({"cuda"}),
-        families=frozenset({"llama"}),
-        distributions=GENAI,
-        way_out="pip install onnxruntime-genai-cuda",
-    ),
     "genai-bundle": Variant(
         title="onnxruntime-genai, our bundle",
         runner="benchmarks.onnx_variants:Genai",
@@ -102,21 +90,7 @@ VARIANTS: dict[str, Variant] = {
         distributions=GENAI,
         way_out="pip install onnxruntime-genai",
     ),
-    "genai-graph": Variant(
-        title="onnxruntime-genai, our bundle, CUDA graphs",
-        runner="benchmarks.onnx_variants:GenaiGraph",
-        files="bundle_int8",
-        devices=frozenset({"cuda"}),
-        distributions=GENAI,
-        way_out="pip install onnxruntime-genai-cuda",
-    ),
     "llama.cpp": llama_cpp("Q8_0", "gguf"),
-    "float": Variant(
-        title="demitasse fp16",
-        runner="benchmarks.onnx_variants:Demitasse",
-        files="float_bundle",
-        devices=frozenset({"cuda"}),
-    ),
     "demitasse": Variant(title="demitasse int8", runner="benchmarks.onnx_variants:Demitasse", files="bundle_int8"),
     "genai-int4": replace(GENAI_INT8, title="onnxruntime-genai, its own int4 model", files="genai_int4"),
     **{f"llama.cpp-{kind}": llama_cpp(kind, f"gguf_{kind}") for kind in ("Q4_0", "Q4_K_S", "Q4_K_M")},
@@ -138,11 +112,8 @@ PEERS = (
     "ort-fp32",
     "ort-dynamic",
     "genai",
-    "genai-fp16",
     "genai-bundle",
-    "genai-graph",
     "llama.cpp",
-    "float",
     OURS,
 )
 """Who is compared in speed alone, at 8 bits or more."""

@@ -1,10 +1,11 @@
 """One variant in a process of its own, so that it has its own memory, threads and libraries.
 
-    python -m benchmarks.worker MODULE:CLASS FOLDER THREADS DEVICE
+    python -m benchmarks.worker MODULE:CLASS FOLDER THREADS DEVICE KNOBS
 
 It reads one JSON order a line from stdin and writes one JSON answer a line to stdout; what libraries print goes to
 stderr. An order that fails is answered {"error": ...}, and the process goes on.
 
+    {"do": "imports"}                           import its libraries: {}
     {"do": "open"}                              load the model: {"import": seconds, "open": seconds}
     {"do": "read", "ids": [B][T], "room": R,    read a prompt into an empty cache with room for R tokens more, as many
      "times": N}                                times: {"seconds": [N], "next": [B]}
@@ -41,7 +42,8 @@ Answer = dict[str, Any]
 
 
 class Runner(Protocol):
-    """What a variant is to the worker; constructed as `Runner(folder, threads, device)`, which loads the model."""
+    """What a variant is to the worker; constructed as `Runner(folder, threads, device, **knobs)`, which loads the
+    model."""
 
     def read(self, ids_BT: Ids, room: int) -> Ids:
         """Read a prompt into an empty cache that has room for `room` tokens more: the likeliest next ids (B)."""
@@ -59,18 +61,22 @@ class Runner(Protocol):
 class Worker:
     """Carries out orders, one method each."""
 
-    def __init__(self, where: str, folder: Path, threads: int, device: str) -> None:
-        self.where, self.folder, self.threads, self.device = where, folder, threads, device
+    def __init__(self, where: str, folder: Path, threads: int, device: str, knobs: dict[str, Any]) -> None:
+        self.where, self.folder, self.threads, self.device, self.knobs = where, folder, threads, device, knobs
         self.runner: Runner | None = None
         self.next_B: Ids | None = None
         self.idle = _Idle()
+
+    def imports(self) -> Answer:
+        importlib.import_module(self.where.partition(":")[0])
+        return {}
 
     def open(self) -> Answer:
         module, _, name = self.where.partition(":")
         started = time.perf_counter()
         factory = getattr(importlib.import_module(module), name)
         imported = time.perf_counter()
-        self.runner = factory(self.folder, self.threads, self.device)
+        self.runner = factory(self.folder, self.threads, self.device, **self.knobs)
         return {"import": imported - started, "open": time.perf_counter() - imported}
 
     def read(self, ids: list[list[int]], room: int, times: int = 1) -> Answer:
@@ -139,10 +145,10 @@ def _listed(ids_B: Any) -> list[int]:
 
 def main() -> None:
     """Serve until stdin ends."""
-    where, folder, threads, device = sys.argv[1:]
+    where, folder, threads, device, knobs = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    worker = Worker(where, Path(folder), int(threads), device)
+    worker = Worker(where, Path(folder), int(threads), device, json.loads(knobs))
     for line in sys.stdin:
         worker.idle.woke()
         order = json.loads(line)

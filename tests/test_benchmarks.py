@@ -266,7 +266,7 @@ def test_variants_name_files_and_runners_that_exist() -> None:
         assert KINDS.get(KINDS[variant.files].needs or "int8" if variant.files in KINDS else "int8")
         module, _, name = variant.runner.partition(":")
         assert f"class {name}" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
-    assert VARIANTS["genai"].reason_against("gpt2", "cpu") == "has no gpt2"
+    assert VARIANTS["genai"].reason_against("gpt2") == "has no gpt2"
 
 
 FAMILIES = ("gpt2-124m", "smollm2-135m")
