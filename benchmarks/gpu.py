@@ -17,6 +17,7 @@ CPU where the GPU would run them; tables are made of the results. It ends with 0
 """
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,8 +37,9 @@ from benchmarks.gpu_order import Request, Results
 from benchmarks.gpu_parity import VERSIONS
 from benchmarks.gpu_section import SECTIONS, carried_out
 from benchmarks.gpu_speed import kinds_of, shape_of
+from benchmarks.machine import cuda_libraries, machine
 from benchmarks.page import print_results
-from benchmarks.prepare import PrepareError, prepared
+from benchmarks.prepare import ROOT, PrepareError, prepared
 from benchmarks.results import RESULTS, teller
 from benchmarks.shapes import SHAPES
 
@@ -52,14 +54,20 @@ MAKERS = 6
 
 
 def reason_against() -> str:
-    """Why nothing can be measured on a GPU here, or empty: ONNX Runtime must open a session on CUDA."""
-    from export.runtime.session import ProviderError, check_provider
+    """Why nothing can be measured on a GPU here, or empty: ONNX Runtime must open a session on CUDA.
 
-    try:
-        check_provider("cuda")
-    except ProviderError as error:
-        return str(error)
-    return ""
+    It is asked in a process of its own, since a loader looks for libraries where it was told when it started.
+    """
+    command = [sys.executable, "-c", "from export.runtime.session import check_provider; check_provider('cuda')"]
+    asked = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    last = (asked.stderr.strip().splitlines() or ["it died"])[-1]
+    return last.removeprefix("export.runtime.session.ProviderError: ") if asked.returncode else ""
+
+
+def environment() -> dict[str, str]:
+    """The variables of every process that uses the GPU."""
+    path = ":".join(filter(None, (os.environ.get("LD_LIBRARY_PATH"), *cuda_libraries())))
+    return {"OMP_NUM_THREADS": "2"} | os.environ | {"LD_LIBRARY_PATH": path}
 
 
 def main(
@@ -80,7 +88,7 @@ def main(
     if not dry_run and (reason := reason_against()):
         print(f"no GPU here: {reason}")
         raise typer.Exit(NO_GPU)
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ |= environment()
     with tempfile.TemporaryDirectory(prefix="demitasse-gpu-") as temporary:
         folder = (work or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,8 +127,6 @@ def checked(only: str, models: tuple[str, ...]) -> tuple[list[str], tuple[str, .
 
 def measure(sections: Iterable[str], request: Request, out: Path, distill_seconds: float = 150.0) -> dict[str, str]:
     """Run the sections; the error of each, or empty."""
-    from benchmarks.machine import machine
-
     sections, errors = list(sections), dict[str, str]()
     out.parent.mkdir(parents=True, exist_ok=True)
     results = begun(Results(out), machine(request.device))
@@ -143,11 +149,11 @@ def measure(sections: Iterable[str], request: Request, out: Path, distill_second
     return errors
 
 
-def begun(results: Results, machine: dict[str, str]) -> Results:
+def begun(results: Results, here: dict[str, str]) -> Results:
     """Results of this machine: those of another one are no longer there."""
-    if results.content.get("machine") != machine:
+    if results.content.get("machine") != here:
         results.content = {"sections": {}}
-    results.content |= {"kind": "gpu", "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine}
+    results.content |= {"kind": "gpu", "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": here}
     return results
 
 

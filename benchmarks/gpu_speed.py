@@ -1,8 +1,8 @@
 """Section `speed`: demitasse and its peers on the GPU, in the blocks that grid.py describes.
 
 Every variant has a process of its own, and all of them hold their model while the others take their turns. They import
-their libraries at the same time, and then open one after the other, so that what the GPU's memory lost meanwhile is what
-that process took: weights, cache, workspaces, and the library's own context.
+their libraries at the same time, and then open one after the other, so that what the GPU's memory lost meanwhile is
+what that process took: weights, cache, workspaces, and the library's own context.
 
 A step is timed from the ids going in to the next ids being on the host. Ours copies the logits there and chooses there,
 as its users do; PyTorch and onnxruntime-genai choose on the GPU. torch.compile compiles in the trial that is not timed.

@@ -39,7 +39,7 @@ def sections_table(sections: Json) -> Table:
 
 
 def parity_tables(section: Json) -> list[Table]:
-    """Each version against its checkpoint in PyTorch, float32: KL and, below, the largest log-probability difference."""
+    """Each version against its checkpoint in PyTorch: KL and, below, the largest difference of a log-probability."""
     rows = [
         (name, row.get("error") or row["verdict"], *(_figure(row, check) for check in CHECKS))
         for name, row in section["rows"].items()

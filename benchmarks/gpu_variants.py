@@ -1,10 +1,10 @@
 """The variants on a GPU: float16 activations everywhere, a step captured as a CUDA graph or not.
 
-    demitasse             float16, int8 in groups of 32 and of 64, int4 in groups of 32, each with and without CUDA graphs
-    fpA_intB              the same with ONNX Runtime's fast weight-only kernels, which are off by default and take groups
-                          of 32 only; the fusion that would put a bias into a product is off, as they take none
-    PyTorch               eager, and torch.compile in the mode that captures CUDA graphs, over a StaticCache
-    onnxruntime-genai     over our folder, and over what its own builder makes (it has no GPT-2)
+    demitasse            float16, int8 in groups of 32 and of 64, int4 in groups of 32, with CUDA graphs and without
+    fpA_intB             the same with ONNX Runtime's fast weight-only kernels, which are off by default and take groups
+                         of 32 only; the fusion that would put a bias into a product is off, as they take none
+    PyTorch              eager, and torch.compile in the mode that captures CUDA graphs, over a StaticCache
+    onnxruntime-genai    over our folder, and over what its own builder makes (it has no GPT-2)
 
 Adding one is an entry here, and a kind of files in prepare.py where it runs files that no other does.
 """
