@@ -59,8 +59,8 @@ def ask(libraries: Path, questions: list[Asked], *, architecture: int = stub_lib
 
 
 def _read(answer: dict[str, Any]) -> Told:
-    nodes = {key: [(name, operator) for name, operator in answer.pop(key)] for key in ("cuda", "elsewhere")}
-    return Told(**nodes, **answer)
+    nodes = {key: [tuple(node) for node in answer[key]] for key in ("cuda", "elsewhere")}
+    return Told(**(answer | nodes))
 
 
 def open_and_tell(asked: Asked) -> Told:

@@ -46,9 +46,7 @@ def probe(libraries: Path, kernels: list[Kernel]) -> dict[tuple[str, str], HostM
     return found
 
 
-def _write(
-    operator: tuple[str, str], kernels: list[Kernel], folder: Path
-) -> Iterator[tuple[tuple[str, str], Path]]:
+def _write(operator: tuple[str, str], kernels: list[Kernel], folder: Path) -> Iterator[tuple[tuple[str, str], Path]]:
     """The models of an operator, the one that tells most first."""
     domain, name = operator
     own = [kernel for kernel in kernels if kernel[:2] == operator]

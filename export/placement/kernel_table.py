@@ -58,8 +58,8 @@ class KernelTable:
             return "CUDA has no kernel of it"
         if not versions:
             return f"CUDA has no kernel of its version {schema.since}"
-        reasons = [_mismatch(kernel, schema, inputs, outputs) for kernel in versions]
-        return "" if "" in reasons else f"CUDA has no kernel of it {reasons[0]}"
+        found = [_mismatch(kernel, schema, inputs, outputs) for kernel in versions]
+        return "" if None in found else f"CUDA has no kernel of it {_explained(found[0], versions)}"
 
     def host_memory(self, schema: Schema) -> HostMemory | None:
         """What of a node lies in the host's memory; None: nobody knows."""
@@ -118,13 +118,24 @@ def _host(places: list[list[int]] | None) -> HostMemory | None:
     return None if places is None else (frozenset(places[0]), frozenset(places[1]))
 
 
-def _mismatch(kernel: TakenTypes, schema: Schema, inputs: list[str], outputs: list[str]) -> str:
-    """Which type of a node a kernel does not take; empty where it takes all. Of a variable the first value counts."""
+Mismatch = tuple[str, str]
+"""A variable of a schema, and the type that a node gives it."""
+
+
+def _mismatch(kernel: TakenTypes, schema: Schema, inputs: list[str], outputs: list[str]) -> Mismatch | None:
+    """The first type of a node that a kernel does not take. Of a variable with several values the first one counts."""
     for variable, taken in kernel.types.items():
         given = next(_types_of(variable, schema, inputs, outputs), "")
         if given and given not in taken:
-            return f"for {given} ({variable}): it takes {', '.join(sorted(taken))}"
-    return ""
+            return variable, given
+    return None
+
+
+def _explained(mismatch: Mismatch | None, kernels: list[TakenTypes]) -> str:
+    variable, given = mismatch or ("", "")
+    taken = {kind for kernel in kernels for kind in kernel.types.get(variable, ())}
+    other = f"it takes {', '.join(sorted(taken))}" if given not in taken else "beside the node's other types"
+    return f"for {given} ({variable}): {other}"
 
 
 def _types_of(variable: str, schema: Schema, inputs: list[str], outputs: list[str]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Facts of a graph's nodes under the names that the trials cross (`trials`, `one_node`), so that what was tried out of
 a kernel can be said of a node.
 
-    MatMulNBits              type, bits, block_size, zero_points, bias, accuracy_level, N
+    MatMulNBits              type, bits, block_size, zero_points, bias, accuracy_level, N, K
     GroupQueryAttention      type, head_size, groups, cache, do_rotary, rotary_interleaved, local_window_size, softcap,
                              smooth_softmax
     GatherBlockQuantized     type, bits, block_size, zero_points
@@ -46,6 +46,7 @@ def _mat_mul_n_bits(told: Facts, types: list[str], shapes: list[Shape]) -> Facts
         "bias": int(bool(types[5])),
         "accuracy_level": told.get("accuracy_level", 0),
         "N": told.get("N"),
+        "K": told.get("K"),
     }
 
 

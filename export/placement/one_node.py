@@ -52,9 +52,7 @@ class Model:
             for value in given
         ]
         names = ["" if value is None else value.name for value in self.inputs]
-        node = helper.make_node(
-            self.operator, names, self.outputs, name="node", domain=self.domain, **self.attributes
-        )
+        node = helper.make_node(self.operator, names, self.outputs, name="node", domain=self.domain, **self.attributes)
         graph = helper.make_graph([node], "one", values, [ValueInfoProto(name=name) for name in self.outputs if name])
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIBUTED, 1)]
         return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString())
@@ -78,8 +76,9 @@ def _filled(value: Input, tokens: int) -> Any:
 
 def mat_mul_n_bits(facts: Facts) -> Model:
     """[1, tokens, K] by an [N, K] matrix of `bits` bits."""
-    kind, bits, block, rows = (facts.get(*fact) for fact in (("type", "float16"), ("bits", 8), ("block_size", 32), ("N", 64)))
-    columns, blocks = 512, 512 // block
+    kind, bits, block = facts.get("type", "float16"), facts.get("bits", 8), facts.get("block_size", 32)
+    rows, columns = facts.get("N", 64), facts.get("K", 512)
+    blocks = -(-columns // block)
     zeros = {
         "none": None,
         "uint8": Input(name="zeros", type="uint8", shape=[rows, -(-blocks * bits // 8)]),

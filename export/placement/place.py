@@ -86,9 +86,7 @@ def place(graph: "ModelProto", folder: Path) -> Placement:
 
 
 def _unknown(version: str, said: tuple[str, ...], architectures: tuple[str, ...] = ()) -> Placement:
-    return Placement(
-        proven="unknown", onnxruntime=version, sm=architectures, nodes=0, shape_arithmetic=0, remarks=said
-    )
+    return Placement(proven="unknown", onnxruntime=version, sm=architectures, nodes=0, shape_arithmetic=0, remarks=said)
 
 
 def assign(nodes: Nodes, table: KernelTable, folder: Path) -> list[Device]:

@@ -1,5 +1,4 @@
-"""A graph's nodes with all that their placement depends on: operator, types, constants, and facts of their attributes.
-"""
+"""A graph's nodes with all that their placement depends on: operators, types, constants, facts of their attributes."""
 
 from dataclasses import dataclass, field
 from math import prod

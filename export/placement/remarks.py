@@ -12,8 +12,8 @@ from math import gcd
 from export.placement.kernel_table import KernelTable, holds
 from export.placement.read_nodes import Node
 
-ROWS = "N"
-"""The fact whose values in the table are multiples of a number."""
+SIZES = ("N", "K")
+"""Facts of which the table has some multiples of a number, which stand for all."""
 
 
 def remarks(nodes: list[Node], table: KernelTable) -> tuple[str, ...]:
@@ -53,9 +53,10 @@ def _products(nodes: list[Node], table: KernelTable) -> Iterator[str]:
 
 
 def _taken(node: Node, when: dict[str, list[object]]) -> bool:
-    multiple = gcd(*(int(str(rows)) for rows in when.get(ROWS, [])))
-    rest = {name: values for name, values in when.items() if name != ROWS}
-    return bool(when) and holds(rest, node.facts) and node.facts.get(ROWS, 1) % (multiple or 1) == 0
+    rest = {name: values for name, values in when.items() if name not in SIZES}
+    steps = {name: gcd(*(int(str(size)) for size in when[name])) for name in SIZES if name in when}
+    fitting = all(node.facts.get(name, 1) % step == 0 for name, step in steps.items())
+    return bool(when) and holds(rest, node.facts) and fitting
 
 
 def _listed(numbers: list[int]) -> str:

@@ -87,6 +87,4 @@ def _schema(given: Any) -> Schema:
 
 def _parameter(given: Any) -> Parameter:
     option = str(given.option).rpartition(".")[2]
-    return Parameter(
-        name=given.name, type=given.typeStr, optional=option == "Optional", variadic=option == "Variadic"
-    )
+    return Parameter(name=given.name, type=given.typeStr, optional=option == "Optional", variadic=option == "Variadic")

@@ -101,14 +101,19 @@ def _build_one(folder: Path, name: str, functions: set[str], special: set[str]) 
     run_tool("cc", *options, source, folder / "stubs.o", "-o", folder / name)
 
 
+def environment_with(libraries: Path, architecture: int = ARCHITECTURE) -> dict[str, str]:
+    """The environment in which a process finds them."""
+    path = os.pathsep.join([str(libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
+    return os.environ | {"LD_LIBRARY_PATH": path, "STUB_SM": str(architecture)}
+
+
 def run_module(libraries: Path, module: str, *arguments: object, architecture: int = ARCHITECTURE) -> None:
     """Run a module of ours in a child that finds the stand-ins.
 
     Raises:
         StubError: it failed; the message ends as its standard error does.
     """
-    path = os.pathsep.join([str(libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
-    environment = os.environ | {"LD_LIBRARY_PATH": path, "STUB_SM": str(architecture)}
+    environment = environment_with(libraries, architecture)
     command = [sys.executable, "-m", module, *map(str, arguments)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:

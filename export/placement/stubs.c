@@ -5,6 +5,9 @@
  * and library handles are one address that is never read. Every other function of the libraries is made by
  * stub_libraries.py, as one that returns 0, which means success in all of them.
  *
+ * While a stream is captured, calls that CUDA forbids then fail as they do there, so that a step which cannot be
+ * captured is found out.
+ *
  * The device says it is of architecture sm_<STUB_SM>, 90 where the variable is not set. Its properties are a record of
  * which only these fields are filled, by their place in bytes; the rest is 0.
  */
@@ -26,10 +29,13 @@ enum {
     RECORD = 512,
 };
 enum { ATTRIBUTE_MULTIPROCESSORS = 16, ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76, ATTRIBUTE_SHARED_MEMORY_OPTIN = 97 };
-enum { INVALID = 1 };
+enum { INVALID = 1, FORBIDDEN_IN_CAPTURE = 900 };
 static const size_t MEMORY = (size_t)64 << 30;
 static const int VERSION = 13000;
 static char handle[4096];
+static int capturing;
+
+static int unless_capturing(void) { return capturing ? FORBIDDEN_IN_CAPTURE : 0; }
 
 static int sm(void) {
     const char *set = getenv("STUB_SM");
@@ -83,6 +89,7 @@ int cudaDeviceGetAttribute(int *value, int attribute, int device) {
 
 static int allocate(void **place, size_t bytes) {
     *place = NULL;
+    if (capturing) return FORBIDDEN_IN_CAPTURE;
     return posix_memalign(place, 256, bytes ? bytes : 1) ? INVALID : 0;
 }
 
@@ -93,18 +100,24 @@ int cudaMallocFromPoolAsync(void **place, size_t bytes, void *pool, void *stream
     (void)pool; (void)stream;
     return allocate(place, bytes);
 }
-int cudaFree(void *place) { free(place); return 0; }
-int cudaFreeHost(void *place) { free(place); return 0; }
+int cudaFree(void *place) { free(place); return unless_capturing(); }
+int cudaFreeHost(void *place) { free(place); return unless_capturing(); }
 int cudaFreeAsync(void *place, void *stream) { (void)stream; free(place); return 0; }
-int cudaMemcpy(void *to, const void *from, size_t bytes, int kind) { (void)kind; memmove(to, from, bytes); return 0; }
-int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream) {
-    (void)stream;
-    return cudaMemcpy(to, from, bytes, kind);
+int cudaMemcpy(void *to, const void *from, size_t bytes, int kind) {
+    (void)kind;
+    memmove(to, from, bytes);
+    return unless_capturing();
 }
-int cudaMemset(void *place, int value, size_t bytes) { memset(place, value, bytes); return 0; }
+int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream) {
+    (void)kind; (void)stream;
+    memmove(to, from, bytes);
+    return 0;
+}
+int cudaMemset(void *place, int value, size_t bytes) { memset(place, value, bytes); return unless_capturing(); }
 int cudaMemsetAsync(void *place, int value, size_t bytes, void *stream) {
     (void)stream;
-    return cudaMemset(place, value, bytes);
+    memset(place, value, bytes);
+    return 0;
 }
 
 /* --- handles */
@@ -127,8 +140,12 @@ GIVES_A_HANDLE(cublasLtMatrixLayoutCreate)
 GIVES_A_HANDLE(cublasLtMatrixTransformDescCreate)
 GIVES_A_HANDLE(cudnnCreate)
 
-int cudaStreamEndCapture(void *stream, void **graph) { (void)stream; *graph = handle; return 0; }
-int cudaStreamIsCapturing(void *stream, int *status) { (void)stream; *status = 0; return 0; }
+int cudaStreamBeginCapture(void *stream, int mode) { (void)stream; (void)mode; capturing = 1; return 0; }
+int cudaStreamEndCapture(void *stream, void **graph) { (void)stream; capturing = 0; *graph = handle; return 0; }
+int cudaStreamIsCapturing(void *stream, int *status) { (void)stream; *status = capturing; return 0; }
+int cudaStreamSynchronize(void *stream) { (void)stream; return unless_capturing(); }
+int cudaDeviceSynchronize(void) { return unless_capturing(); }
+int cudaEventSynchronize(void *event) { (void)event; return unless_capturing(); }
 int cudaEventElapsedTime(float *milliseconds) { *milliseconds = 1; return 0; }
 void *__cudaRegisterFatBinary(void *binary) { (void)binary; return handle; }
 int cudaGetDriverEntryPointByVersion(const char *symbol, void **function) { (void)symbol; *function = NULL; return 0; }

@@ -80,21 +80,26 @@ GRIDS: list[tuple[str, dict[str, list[Any]]]] = [
         {"type": ["float", "float16", "bfloat16"], "width": [8, 20, 64, 72, 576, 1600, 8192, 16384]},
     ),
 ]
-FAST: dict[str, tuple[str, dict[str, list[Any]]]] = {
+FAST: dict[str, tuple[str, list[dict[str, list[Any]]]]] = {
     f"fpA_intB of {bits} bits": (
         "MatMulNBits",
-        {
-            "type": ["float", "float16", "bfloat16"],
-            "bits": [bits],
-            "block_size": [16, 32, 64, 128, 256],
-            "zero_points": ["none", "uint8", "float"],
-            "bias": [0, 1],
-            "N": [16, 32, 48, 64, 96, 128],
-        },
+        [
+            {
+                "type": ["float", "float16", "bfloat16"],
+                "bits": [bits],
+                "block_size": [16, 32, 64, 128, 256],
+                "zero_points": ["none", "uint8", "float"],
+                "bias": [0, 1],
+                "N": [16, 32, 48, 64, 96, 128],
+            },
+            {"bits": [bits], "block_size": [block], "N": [128], "K": [64, 72, 80, 96, 128, 160, 192, 256, 512]},
+        ],
     )
-    for bits in (2, 4, 8)
+    for bits, block in ((2, 64), (4, 32), (8, 32))
 }
-"""Kernels that are taken where they can be: the grid in which that is tried out."""
+"""Kernels that are taken where they can be: the grids in which that is tried out, the second one with a block that the
+first one finds.
+"""
 FAST_KEY = "ep.cuda.fpa_intb_gemm"
 TAKEN = "To use fpA_intB_gemm"
 """In the message with which the fast kernels refuse weights that are no constants: so they were chosen."""
@@ -127,7 +132,7 @@ def try_all(libraries: Path) -> tuple[list[Refusal], dict[str, dict[str, Any]]]:
         refused, taken = json.loads(file.read_text(encoding="utf-8"))
     found = [refusal for operator, outcomes in refused for refusal in account(operator, outcomes)]
     unique = {json.dumps([refusal.operator, refusal.when]): refusal for refusal in found}
-    return list(unique.values()), {name: _product(outcomes) for name, outcomes in taken.items()}
+    return list(unique.values()), {name: _products(grids) for name, grids in taken.items()}
 
 
 def account(operator: str, outcomes: list[Outcome]) -> list[Refusal]:
@@ -168,6 +173,14 @@ def _joined(accounts: list[Account]) -> list[Account]:
                 rest = [account for account in accounts if account[0] is not first and account[0] is not second]
                 return _joined([(both, says), *rest])
     return accounts
+
+
+def _products(grids: list[list[tuple[Facts, bool]]]) -> dict[str, list[Any]]:
+    """The same of several grids; of a fact in several the first one counts."""
+    found: dict[str, list[Any]] = {}
+    for outcomes in grids:
+        found = _product(outcomes) | found
+    return found
 
 
 def _product(outcomes: list[tuple[Facts, bool]]) -> dict[str, list[Any]]:
@@ -218,5 +231,5 @@ def _taken(operator: str, grid: dict[str, list[Any]]) -> list[tuple[Facts, bool]
 
 if __name__ == "__main__":
     tried = [(operator, _outcomes(operator, grid)) for operator, grid in GRIDS]
-    fast = {name: _taken(operator, grid) for name, (operator, grid) in FAST.items()}
+    fast = {name: [_taken(operator, grid) for grid in grids] for name, (operator, grids) in FAST.items()}
     Path(sys.argv[1]).write_text(json.dumps([tried, fast]), encoding="utf-8")
