@@ -52,7 +52,7 @@ class Clock:
         self.tell, self.label = tell, label
         self.stamps: list[float] = []
 
-    def task(self, label: str, total: float, done: float = 0.0) -> AbstractContextManager[Any]:
+    def task(self, label: str, total: float, done: float = 0.0, *, steady: float = 0.0) -> AbstractContextManager[Any]:
         """As `compress.stage.Progress`."""
         from compress.stage import Silent
 

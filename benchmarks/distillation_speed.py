@@ -65,7 +65,7 @@ class Gate:
             raise Ended
         self.wanted, self.stamps, self.warm = int(line), [], True
 
-    def task(self, label: str, total: float, done: float = 0.0) -> AbstractContextManager[Any]:
+    def task(self, label: str, total: float, done: float = 0.0, *, steady: float = 0.0) -> AbstractContextManager[Any]:
         """As `compress.stage.Progress`: what is not training passes."""
         from compress.stage import Silent
 

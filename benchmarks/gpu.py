@@ -49,6 +49,8 @@ SHARES = {"parity": 0.16, "placement": 0.07, "distill": 0.31, "speed": 1.0}
 """Of the time that is left when the section begins, if all of them run; the last one has the rest."""
 DRY_SECONDS = 7200.0
 """A dry run is not held to its time."""
+HOST = ("system", "memory")
+"""What may differ between two machines whose results stand in one file."""
 MAKERS = 6
 """Files that are made at the same time."""
 
@@ -150,8 +152,11 @@ def measure(sections: Iterable[str], request: Request, out: Path, distill_second
 
 
 def begun(results: Results, here: dict[str, str]) -> Results:
-    """Results of this machine: those of another one are no longer there."""
-    if results.content.get("machine") != here:
+    """Results of this machine; those of another one are put aside, beside the file."""
+    there = results.content.get("machine", {})
+    if any(there.get(key) != value for key, value in here.items() if key not in HOST):
+        if results.out.is_file():
+            os.replace(results.out, results.out.with_suffix(".earlier.json"))
         results.content = {"sections": {}}
     results.content |= {"kind": "gpu", "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": here}
     return results

@@ -29,6 +29,8 @@ SECTIONS: dict[str, Callable[[Request, Part], None]] = {
     "speed": lazy("benchmarks.gpu_speed:speed"),
 }
 """In the order in which they run: while the first three use the GPU, the files of the last are made."""
+LOG = 6000
+"""Characters of what a section said that are said again when it has ended."""
 GRACE = 10.0
 """Seconds that a section may take beyond its time."""
 
@@ -47,6 +49,7 @@ def carried_out(name: str, request: Request, out: Path) -> str:
         error = _waited(process, request.seconds + GRACE)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # whatever it started and left behind
+    sys.stderr.write(log.read_text(encoding="utf-8", errors="replace")[-LOG:])
     if error and process.returncode:
         error += f": {_last_line(log)}"
     results = Results(out)

@@ -29,7 +29,7 @@ CONTENDERS = (
 ASKED_OF_GPU = {
     "driver_version": "driver",
     "clocks.max.sm": "at most",
-    "clocks.mem": "memory",
+    "clocks.max.mem": "memory at most",
     "power.limit": "power limit",
 }
 """What nvidia-smi is asked for -> what it is called."""

@@ -33,7 +33,9 @@ class Marks:
             importlib.import_module(module)
         self.done("imported")
 
-    def task(self, label: str, total: float, done: float = 0.0) -> AbstractContextManager["Marks"]:
+    def task(
+        self, label: str, total: float, done: float = 0.0, *, steady: float = 0.0
+    ) -> AbstractContextManager["Marks"]:
         """As `compress.stage.Progress`."""
         return nullcontext(self)
 

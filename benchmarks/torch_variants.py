@@ -3,6 +3,7 @@
     Eager       DynamicCache, which grows by concatenation
     Compiled    torch.compile over a StaticCache, which is allocated once and written in place; on a GPU in the mode
                 that captures CUDA graphs. torch specializes the first shape and generalizes from the second on.
+                A cache is kept for every shape, so that a captured step is found again.
                 The prompt is read uncompiled, as transformers' generate() does: its length differs every time.
 
 Only the last position's logits are computed, as generation does. Not covered: a compiled model that was saved.
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from benchmarks.worker import Ids, Logits
 
+SHAPES_AT_MOST = 64
 DTYPES = {"cpu": torch.float32, "cuda": torch.float16}
 
 
@@ -65,7 +67,8 @@ class Compiled(Eager):
 
     def __init__(self, folder: Path, threads: int, device: str) -> None:
         super().__init__(folder, threads, device)
-        self.capacity: tuple[int, int] | None = None
+        torch._dynamo.config.recompile_limit = SHAPES_AT_MOST  # beyond its own 8 it would run uncompiled without a word
+        self.caches: dict[tuple[int, int], Any] = {}
         config = self.model.config
         self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -74,10 +77,11 @@ class Compiled(Eager):
     def read(self, ids_BT: Ids, room: int) -> Ids:
         rows, self.prompt = ids_BT.shape
         capacity = rows, self.prompt + room
-        if capacity != self.capacity:
-            self.cache = StaticCache(config=self.model.config, max_cache_len=capacity[1])
-            self.cache.early_initialization(rows, self.heads, self.width, DTYPES[self.device], self.device)
-            self.capacity = capacity
+        if capacity not in self.caches:
+            cache: Any = StaticCache(config=self.model.config, max_cache_len=capacity[1])
+            cache.early_initialization(rows, self.heads, self.width, DTYPES[self.device], self.device)
+            self.caches[capacity] = cache
+        self.cache = self.caches[capacity]
         self._fill(0)
         return self._run(self.model, ids_BT)
 

@@ -226,11 +226,13 @@ def test_a_section_that_fails_keeps_its_rows_and_its_error(tmp_path: Path, monke
     assert stored["rows"] == {"one": {"figure": 1}}
 
 
-def test_results_of_another_machine_do_not_stay(tmp_path: Path) -> None:
+def test_results_of_another_gpu_are_put_aside(tmp_path: Path) -> None:
     results = Results(tmp_path / "gpu.json")
-    begun(results, {"gpu": "one"}).section("parity")["rows"] = {"float16": {}}
-    assert begun(results, {"gpu": "one"}).section("parity")["rows"]
-    assert "rows" not in begun(results, {"gpu": "another"}).section("parity")
+    begun(results, {"gpu": "one", "system": "a"}).section("parity")["rows"] = {"float16": {}}
+    results.keep()
+    assert begun(results, {"gpu": "one", "system": "b"}).section("parity")["rows"]
+    assert "rows" not in begun(results, {"gpu": "another", "system": "b"}).section("parity")
+    assert json.loads((tmp_path / "gpu.earlier.json").read_text())["machine"]["gpu"] == "one"
 
 
 def test_a_section_whose_process_dies_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
