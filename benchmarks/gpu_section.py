@@ -45,7 +45,7 @@ def carried_out(name: str, request: Request, out: Path) -> str:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
     log = request.work / f"{name}.log"
     with log.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=stream, start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=stream, process_group=0)
         error = _waited(process, request.seconds + GRACE)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # whatever it started and left behind
