@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
-import onnx
 import pytest
 from conftest import Share
 from exported import quantized
 from family_variants import ALSO, FAMILIES, MIXTURES
 from onnx import TensorProto, helper
+from placement_graphs import HALF, REFUSED, attention, branching, model_of, product
 
 from compress import Checkpoint
 from export import EXPORT
@@ -26,7 +25,7 @@ from export.external_data import read_graph
 from export.graph import build_decoder
 from export.passes import PassContext, apply_passes
 from export.placement import stub_libraries
-from export.placement.assignments import Asked, Told, ask
+from export.placement.assignments import Asked, ask
 from export.placement.kernel_table import KernelTable, path_of, read_table
 from export.placement.place import assign, place
 from export.placement.read_nodes import read_nodes
@@ -38,7 +37,6 @@ Make = Callable[..., Path]
 Build = Callable[[str, str, str], Path]
 MISSING = stub_libraries.missing()
 over_stubs = pytest.mark.skipif(bool(MISSING), reason=f"stand-ins for CUDA cannot be built: no {', '.join(MISSING)}")
-FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 CAPTURE = {"enable_cuda_graph": "1"}
 QUICK = [("gpt2", "tied", "int8"), ("llama", "tied", "dense")]
 EVERY = FAMILIES | ALSO | {family: {"": {}} for family in MIXTURES}
@@ -95,144 +93,6 @@ def cuda_graphs(shared: Share, shared_checkpoint: Make) -> Build:
         return shared(f"cuda-{name}", build)
 
     return make
-
-
-def model_of(
-    nodes: list[onnx.NodeProto],
-    inputs: dict[str, tuple[int, list[Any]]],
-    outputs: dict[str, int],
-    constants: dict[str, tuple[int, list[int], list[Any]]] | None = None,
-) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
-        [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()],
-        [helper.make_tensor(name, *rest) for name, rest in (constants or {}).items()],
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-
-def attention(kind: int) -> onnx.ModelProto:
-    """GroupQueryAttention of this type, its total length from the mask's shape."""
-    nodes = [
-        helper.make_node("Shape", ["mask"], ["total.long"], name="shape", start=1),
-        helper.make_node("Cast", ["total.long"], ["total"], name="cast", to=TensorProto.INT32),
-        helper.make_node(
-            "GroupQueryAttention",
-            ["packed", "", "", "key", "value", "last", "total"],
-            ["y", "new_key", "new_value"],
-            name="attention",
-            domain="com.microsoft",
-            num_heads=4,
-            kv_num_heads=2,
-        ),
-    ]
-    cache = (kind, [1, 2, 16, 64])
-    inputs = {"packed": (kind, [1, 1, 512]), "key": cache, "value": cache}
-    others = {"last": (TensorProto.INT32, [1]), "mask": (INT64, [1, "total"])}
-    return model_of(nodes, inputs | others, {"y": kind, "new_key": kind, "new_value": kind})
-
-
-def product(bits: int, block: int) -> onnx.ModelProto:
-    columns, rows = 512, 64
-    blocks = columns // block
-    node = helper.make_node(
-        "MatMulNBits",
-        ["x", "codes", "scales"],
-        ["y"],
-        name="product",
-        domain="com.microsoft",
-        K=columns,
-        N=rows,
-        bits=bits,
-        block_size=block,
-    )
-    codes = [0] * (rows * blocks * block * bits // 8)
-    constants = {
-        "codes": (TensorProto.UINT8, [rows, blocks, block * bits // 8], codes),
-        "scales": (HALF, [rows, blocks], [0.0] * rows * blocks),
-    }
-    return model_of([node], {"x": (HALF, [1, "tokens", columns])}, {"y": HALF}, constants)
-
-
-def copying() -> onnx.ModelProto:
-    """A number from a shape, computed on the CPU and multiplied by on the device."""
-    nodes = [
-        helper.make_node("Shape", ["x"], ["shape"], name="shape"),
-        helper.make_node("Gather", ["shape", "one"], ["length"], name="gather"),
-        helper.make_node("Cast", ["length"], ["factor"], name="cast", to=HALF),
-        helper.make_node("Mul", ["x", "factor"], ["y"], name="mul"),
-    ]
-    return model_of(nodes, {"x": (HALF, ["rows", "columns"])}, {"y": HALF}, {"one": (INT64, [], [1])})
-
-
-def no_kernel() -> onnx.ModelProto:
-    nodes = [
-        helper.make_node("Neg", ["x"], ["negative"], name="neg"),
-        helper.make_node("DynamicQuantizeLinear", ["negative"], ["y", "scale", "zero"], name="rounding"),
-    ]
-    kinds = {"y": TensorProto.UINT8, "scale": FLOAT, "zero": TensorProto.UINT8}
-    return model_of(nodes, {"x": (FLOAT, ["rows", 8])}, kinds)
-
-
-def reads_input_on_host() -> onnx.ModelProto:
-    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"], name="reshape")]
-    return model_of(nodes, {"x": (HALF, ["rows", 8]), "shape": (INT64, [2])}, {"y": HALF})
-
-
-def output_on_host() -> onnx.ModelProto:
-    nodes = [helper.make_node("Shape", ["x"], ["y"], name="shape")]
-    return model_of(nodes, {"x": (HALF, ["rows", 8])}, {"y": INT64})
-
-
-def branching() -> onnx.ModelProto:
-    branch = helper.make_graph(
-        [helper.make_node("Neg", ["x"], ["z"])], "branch", [], [helper.make_tensor_value_info("z", HALF, None)]
-    )
-    node = helper.make_node("If", ["condition"], ["y"], name="choice", then_branch=branch, else_branch=branch)
-    return model_of([node], {"x": (HALF, ["rows", 8]), "condition": (TensorProto.BOOL, [1])}, {"y": HALF})
-
-
-REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str, Callable[[Told], bool]]] = {
-    "no kernel": (
-        no_kernel,
-        r"node rounding \(DynamicQuantizeLinear\) would run on the CPU: CUDA has no kernel of it",
-        lambda told: ("rounding", "DynamicQuantizeLinear") in told.elsewhere,
-    ),
-    "float32 attention": (
-        lambda: attention(FLOAT),
-        r"node attention \(GroupQueryAttention\) would run on the CPU: .* for float \(T\): it takes bfloat16, float16; "
-        "export it again with `provider: cuda`",
-        lambda told: ("attention", "GroupQueryAttention") in told.elsewhere,
-    ),
-    "copy": (
-        copying,
-        r"node mul \(Mul\) reads factor, which every step would copy from the CPU to the device",
-        lambda told: told.copies > 0 and ("cast", "Cast") in told.elsewhere,
-    ),
-    "input read on the CPU": (
-        reads_input_on_host,
-        r"node reshape \(Reshape\) reads the graph's input shape on the CPU",
-        lambda told: told.inputs_on_host == ["shape"],
-    ),
-    "output on the CPU": (
-        output_on_host,
-        r"node shape \(Shape\) makes the graph's output y on the CPU",
-        lambda told: told.outputs_on_host == ["y"],
-    ),
-    "control flow": (
-        branching,
-        r"node choice \(If\) is control flow",
-        lambda told: "control flow nodes" in told.error,
-    ),
-    "bits": (
-        lambda: product(3, 32),
-        r"node product \(MatMulNBits\) is refused by CUDA's kernel: .*supports bits = 2, 4 or 8",
-        lambda told: "supports bits = 2, 4 or 8" in told.error,
-    ),
-}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -371,6 +231,28 @@ def test_a_step_can_be_captured(family: str, shared_checkpoint: Make, libraries:
     command = [sys.executable, "-c", PROOF, str(bundle)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+FORBIDDEN = """
+import ctypes, sys
+cuda = ctypes.CDLL(sys.argv[1])
+place, graph = ctypes.c_void_p(), ctypes.c_void_p()
+assert cuda.cudaMalloc(ctypes.byref(place), 8) == 0
+assert cuda.cudaStreamBeginCapture(None, 0) == 0
+assert cuda.cudaMemcpyAsync(place, place, 8, 3, None) == 0
+assert cuda.cudaMalloc(ctypes.byref(graph), 8) == cuda.cudaStreamSynchronize(None) == 900
+assert cuda.cudaStreamEndCapture(None, ctypes.byref(graph)) == 0
+assert cuda.cudaStreamSynchronize(None) == 0
+"""
+
+
+@over_stubs
+def test_stand_ins_refuse_what_capturing_forbids(libraries: Path) -> None:
+    command = [sys.executable, "-c", FORBIDDEN, str(libraries / "libcudart.so.13")]
+    if not Path(command[-1]).is_file():
+        pytest.skip("this ONNX Runtime needs another CUDA than 13")
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 @over_stubs

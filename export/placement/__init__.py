@@ -2,8 +2,8 @@
 
     place               the proof: every node that computes has a kernel of CUDA, and no step copies between devices
     kernel_table        what one version of ONNX Runtime can do there; `make_kernel_table` writes it
-    stub_libraries      stand-ins for the CUDA libraries, over which ONNX Runtime itself is asked: `assignments` where it
-                        puts a graph's nodes, `trials` what its kernels refuse, `host_memory` what they read there
+    stub_libraries      stand-ins for the CUDA libraries, over which ONNX Runtime itself is asked: `assignments` where
+                        it puts a graph's nodes, `trials` what its kernels refuse, `host_memory` where they read
 
 The table and the tests need the stand-ins, the proof only the table.
 """
