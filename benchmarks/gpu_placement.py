@@ -29,13 +29,13 @@ def placement(request: Request, part: Part) -> None:
     part.about(model=request.embedded.name)
     for version, kind in VERSIONS.items():
         request.tell(version)
-        bundle = prepared(kind, request.embedded, request.work / "embedded", "cuda").folder
-        part.row(version, partial(attempt, partial(_placed, request, bundle)))
+        part.row(version, partial(attempt, partial(_placed, request, kind)))
 
 
-def _placed(request: Request, bundle: Path) -> Json:
+def _placed(request: Request, kind: str) -> Json:
     from export.external_data import read_graph
 
+    bundle = prepared(kind, request.embedded, request.work / "embedded", "cuda").folder
     events = profiled(bundle, request.device)
     found = {"profile": counted(events)}
     table = attempt(lambda: {"nodes": static_providers(read_graph(bundle), bundle)})

@@ -45,7 +45,7 @@ class Request:
 
 def make_quantized(request: Request, marks: Marks, **knobs: Any) -> None:
     """`demitasse quantize --embeddings`, with these knobs."""
-    marks.imports("torch", "transformers", "bitsandbytes")
+    marks.imports("torch", "transformers", *(() if "scheme" in knobs else ("bitsandbytes",)))
     from compress.quantization.config import QUANTIZE
     from compress.stage import StageInput
     from compress.text import TextSource
