@@ -1,5 +1,5 @@
 """Section `placement`: which provider ran each node, as ONNX Runtime's profile on this GPU says, against the table that
-tells it without a GPU (`export/placement/static.py`).
+tells it without a GPU (`export/placement`).
 
     python -m benchmarks.gpu --only placement
 
@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from benchmarks.distillation_order import Part
 from benchmarks.gpu_order import Json, Request, attempt
 from benchmarks.gpu_parity import VERSIONS
 from benchmarks.prepare import prepared
+from export.runtime.session import PROVIDERS
 
 STEPS = 3
 SUFFIX = "_kernel_time"
@@ -62,10 +64,21 @@ def profiled(bundle: Path, provider: Any) -> list[Json]:
 
 
 def static_providers(graph: Any, folder: Path) -> dict[str, str]:
-    """Name of a node -> its provider, as the table says."""
-    from export.placement.static import place  # type: ignore[import-not-found,unused-ignore]  # optional
+    """Name of a node -> its provider, as the table says; constants are computed when a session opens, by neither.
 
-    return dict(place(graph, folder).nodes)
+    Raises:
+        ProviderError: the table finds a node that CUDA would not run.
+        LookupError: there is no table of this version of ONNX Runtime.
+    """
+    import onnxruntime
+
+    table = import_module("export.placement.kernel_table").read_table(onnxruntime.__version__)
+    if table is None:
+        raise LookupError(f"no table of ONNX Runtime {onnxruntime.__version__}'s kernels")
+    nodes = import_module("export.placement.read_nodes").read_nodes(graph)
+    devices = import_module("export.placement.place").assign(nodes, table, folder)
+    named = zip(nodes.nodes, devices, strict=True)
+    return {node.name: PROVIDERS[device] for node, device in named if device in PROVIDERS}
 
 
 def runs_of(events: Iterable[Json]) -> dict[str, tuple[str, str]]:
