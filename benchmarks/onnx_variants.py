@@ -62,11 +62,13 @@ class Demitasse:
             self.batch = None  # the old cache is freed before the new one is allocated
             self.batch = self.model.new_batch(rows, self.prompt + room)
         counts_B = np.full(rows, self.prompt, dtype=np.int64)
-        next_B: Ids = self.batch.feed(ids_BT, counts_B, logits_from=self.prompt - 1)[:, -1].argmax(axis=-1)
+        self.batch.read(ids_BT, counts_B)
+        next_B: Ids = self.batch.likeliest()
         return next_B
 
     def step(self, next_B: Ids) -> Ids:
-        next_B = self.batch.step(next_B).argmax(axis=-1)
+        self.batch.append(next_B)
+        next_B = self.batch.likeliest()
         return next_B
 
     def rewind(self) -> None:

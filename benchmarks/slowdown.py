@@ -26,7 +26,7 @@ from evaluation.units import format_ratio, format_ratio_interval
 from export import bundle_folder
 from export.runtime.model import BundleConfig
 from recipes.formats import FORMATS
-from recipes.formats.base import LoadedModel
+from recipes.formats.base import Device, LoadedModel
 from recipes.measure.interleaving import BenchmarkTarget, new_session, pinned_cpus, run_trials
 
 OPENER = "benchmarks.slowdown:open_slowed"
@@ -59,9 +59,9 @@ def prolonged(call: Callable[[], object]) -> Callable[[], object]:
     return slowed
 
 
-def open_slowed(folder: Path, format: FormatName, threads: int) -> Slowed:
+def open_slowed(folder: Path, format: FormatName, threads: int, device: Device) -> Slowed:
     """Open what a folder holds, slowed."""
-    return Slowed(FORMATS[format].open(folder, threads=threads))
+    return Slowed(FORMATS[format].open(folder, threads=threads, device=device))
 
 
 def take(folder: Path, workload: Workload, *, blocks: int, threads: int) -> Session:

@@ -9,6 +9,9 @@ from compress.stage import Stage, StageConfig
 
 LIBRARIES = ("mobius-onnx", "onnx-ir", "onnx", "onnxruntime-gpu", "onnxruntime", "transformers", "torch")
 
+BLOCKS = {"cpu": 64, "cuda": 32}
+"""Columns per block where nothing is said, by provider."""
+
 
 class ExportConfig(StageConfig):
     """The knobs of `export`."""
@@ -19,9 +22,9 @@ class ExportConfig(StageConfig):
     """
     provider: Literal["cpu", "cuda"] = "cpu"
     """Where the bundle will run: cpu (float32 activations) or cuda (float16)."""
-    block_size: Literal[16, 32, 64, 128, 256] = 64
-    """Columns per block of an int8 matrix, which is also the grain of activation rounding: larger is faster, smaller
-    is closer.
+    block_size: Literal["auto", 16, 32, 64, 128, 256] = "auto"
+    """Columns per block of a quantized matrix, which is also the grain of activation rounding: larger is faster on the
+    cpu, smaller is closer. auto: 64 on the cpu, and 32 on cuda, which is what its fast kernels take.
     """
     accuracy_level: Literal[0, 4] | None = None
     """4: activations are rounded to 8 bits per block, for speed; 0: they are not, which is far slower on the cpu.
@@ -50,6 +53,11 @@ class ExportConfig(StageConfig):
         return self
 
     @property
+    def columns(self) -> int:
+        """Per block."""
+        return BLOCKS[self.provider] if self.block_size == "auto" else self.block_size
+
+    @property
     def level(self) -> int:
         return (4 if self.provider == "cpu" else 0) if self.accuracy_level is None else self.accuracy_level
 
@@ -57,7 +65,7 @@ class ExportConfig(StageConfig):
 EXPORT: Stage[ExportConfig] = Stage(
     kind="export",
     summary="write an ONNX bundle for ONNX Runtime, its quantized weights bit for bit the checkpoint's, parity proven",
-    version=3,
+    version=4,
     config=ExportConfig,
     takes=frozenset({"dense", "quantized"}),
     leaves="onnx",

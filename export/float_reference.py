@@ -3,6 +3,7 @@ asked for, with a float cache in place of one of 8 bits.
 
     MatMulNBits(x, codes, scales, zeros, , bias)  ->  x @ W^T + bias        W_NK = (codes - zeros) * scales
 
+In a graph of float16 the product alone is in float32, between two casts.
 Float products, as fast as a float model's. (MatMulNBits itself at accuracy_level 0 multiplies its weights out at every
 step, which is 80 times slower.) The weights are multiplied out one at a time, from the bundle's own file into another
 one that is four times as large, and ONNX Runtime maps them from there.
@@ -11,7 +12,7 @@ one that is four times as large, and ONNX Runtime maps them from there.
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from compress.checkpoints.codes import from_bytes
 from export.external_data import GRAPH
 from export.genai import CONFIG
 from export.initializers import StoredValues, attributes_of
+from export.runtime.batch import LOGITS
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -31,6 +33,19 @@ CACHE_SCALES = 12
 """GroupQueryAttention's first input that is a scale of its cache."""
 DATA = "exact.data"
 ALIGNMENT = 4096
+
+
+def float_of(graph: "ModelProto") -> Literal["float32", "float16"]:
+    """What a graph computes its logits in."""
+    from onnx import TensorProto
+
+    logits = next(value for value in graph.graph.output if value.name == LOGITS)
+    return "float16" if logits.type.tensor_type.elem_type == TensorProto.FLOAT16 else "float32"
+
+
+def multiplies_codes(graph: "ModelProto") -> bool:
+    """Whether a product of the graph is by codes."""
+    return any(node.op_type == "MatMulNBits" for node in graph.graph.node)
 
 
 def rounds_activations(graph: "ModelProto") -> bool:
@@ -51,12 +66,12 @@ def write_float_reference(bundle: Path, graph: "ModelProto", folder: Path, *, fl
     """
     from onnx import ModelProto
 
-    exact = ModelProto()
+    exact, narrow = ModelProto(), float_of(graph) == "float16"
     exact.CopyFrom(graph)
     for field in (exact.graph.node, exact.graph.initializer):
         del field[:]
     for node in graph.graph.node:
-        exact.graph.node.extend(_product(node) if node.op_type == "MatMulNBits" else [node])
+        exact.graph.node.extend(_product(node, narrow) if node.op_type == "MatMulNBits" else [node])
     if float_cache:
         _unround_cache(exact)
     used = {name for node in exact.graph.node for name in node.input}
@@ -129,11 +144,19 @@ def _name(node: "NodeProto") -> str:
     return f"{node.input[1]}.exact"
 
 
-def _product(node: "NodeProto") -> "Iterator[NodeProto]":
+def _product(node: "NodeProto", narrow: bool) -> "Iterator[NodeProto]":
+    from onnx import TensorProto
     from onnx.helper import make_node
 
-    bias = node.input[5] if len(node.input) > 5 else ""
-    result = f"{node.output[0]}.product" if bias else node.output[0]
-    yield make_node("FusedMatMul", [node.input[0], _name(node)], [result], domain="com.microsoft", transB=1)
+    (result,) = node.output
+    x, bias = node.input[0], node.input[5] if len(node.input) > 5 else ""
+    product = f"{result}.product" if bias else result
+    wide = f"{result}.wide" if narrow else product
+    if narrow:
+        yield make_node("Cast", [x], [f"{result}.x"], to=TensorProto.FLOAT)
+        x = f"{result}.x"
+    yield make_node("FusedMatMul", [x, _name(node)], [wide], domain="com.microsoft", transB=1)
+    if narrow:
+        yield make_node("Cast", [wide], [product], to=TensorProto.FLOAT16)
     if bias:
-        yield make_node("Add", [result, bias], [node.output[0]])
+        yield make_node("Add", [product, bias], [result])

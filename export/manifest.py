@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 MANIFEST = "manifest.json"
-FORMAT = 3
-OUTSIDE = {MANIFEST, "artifact.json", "README.md"}
-"""Files that no manifest lists: itself, the run store's own, and the model card, whose verdict comes later."""
+PROOF = "proof.json"
+FORMAT = 4
+OUTSIDE = {MANIFEST, PROOF, "artifact.json", "README.md"}
+"""Files that no manifest lists: itself, what is proven later, the run store's own, and the model card, whose verdict
+comes later.
+"""
 NOBODY_READS = re.compile(r"\..+|(LICENSE|LICENCE|NOTICE)(\.txt|\.md)?|Thumbs\.db|desktop\.ini")
 """What hubs, version control and file managers put beside a bundle, and the license of who publishes it."""
-STATED = {"provider", "coverage", "parity", "libraries"}
+STATED = {"provider", "placement", "arithmetic", "coverage", "parity", "libraries"}
 
 
 def bundle_folder(folder: Path) -> Path:

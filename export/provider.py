@@ -1,22 +1,43 @@
 """Proof that the bundle runs where it was asked to: the session's own profile says for every node which provider ran
-it.
+it. Where there is no GPU, the kernels that the provider registers say which node it would take (`export.placement`).
 
-Asked for CUDA, every node that computes must have run on CUDA, without a copy between devices inside a step. Shape
+Asked for CUDA, every node that computes must run on CUDA, without a copy between devices inside a step. Shape
 arithmetic (nodes that only ever see integers) belongs on the CPU and is set aside.
 """
 
 import json
 import tempfile
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.runtime.gpu import gpus
 from export.runtime.model import BundleConfig, OnnxCausalLM
-from export.runtime.session import PROVIDERS, Provider, ProviderError, open_session
+from export.runtime.session import PROVIDERS, Provider, ProviderError, is_here, open_session
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 STEPS = 3
+
+
+def prove_placement(folder: Path, graph: "ModelProto", provider: Provider) -> dict[str, Any]:
+    """Where the nodes of a bundle's graph run, and what proves it, as plain data for the manifest.
+
+    Raises:
+        ProviderError: a node that computes would run, or ran, elsewhere.
+    """
+    if provider == "cpu":
+        return {"proven": "profile", **prove_provider(folder, provider)}
+    from export.placement import place
+
+    told = asdict(place(graph, folder)) | {"provider": provider}
+    if not is_here(provider):
+        return told
+    return told | {"proven": "profile", **prove_provider(folder, provider), "device": gpus()[0].name}
 
 
 def prove_provider(folder: Path, provider: Provider) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.coverage import WIDTHS
 from export.external_data import read_graph
+from export.float_reference import float_of
 from export.initializers import attributes_of
 from export.manifest import bundle_folder, read_manifest
 from export.readme_programs import FLOAT_CACHE_ONLY, PROGRAMS, WITH_POSITIONS
@@ -98,7 +99,7 @@ def _weights(graph: "ModelProto", manifest: dict[str, Any]) -> str:
             settings = attributes_of(node)
             kinds[settings["bits"], settings["block_size"], settings.get("accuracy_level", 0)] += 1
     held = manifest["coverage"]
-    floats, size = _float(graph), f"{held['float_bytes'] / 1e6:,.1f} MB"
+    floats, size = float_of(graph), f"{held['float_bytes'] / 1e6:,.1f} MB"
     if not kinds:
         return f"Weights: {floats}, not quantized ({size})."
     parts = [
@@ -143,10 +144,6 @@ def _programs(graph: "ModelProto") -> dict[str, str]:
 
 def _cache(graph: "ModelProto") -> str:
     return _type(next(value for value in graph.graph.input if value.name == "past_key_values.0.key"))
-
-
-def _float(graph: "ModelProto") -> str:
-    return _type(next(value for value in graph.graph.output if value.name == "logits"))
 
 
 def _type(value: "ValueInfoProto") -> str:

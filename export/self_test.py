@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from export.external_data import BundleIntegrityError, read_graph
-from export.float_reference import rounds_activations
-from export.parity import TOLERANCES, Arithmetic, ParityError, run_forced
+from export.parity import TOLERANCES, ParityError, arithmetics, run_forced
 from export.runtime.batch import Floats
 from export.runtime.model import OnnxCausalLM
 from export.runtime.session import Provider
@@ -71,7 +70,7 @@ def run_self_test(
     ours_BSV = run_forced(model, ids_BT, count_B, steps)
     ours_BSK = np.take_along_axis(ours_BSV, golden["likeliest"].astype(np.int64), axis=-1)
     kl = coarse_kl(golden["log_probability"], ours_BSK)
-    tolerance = TOLERANCES[_arithmetic(bundle, provider)].kl
+    tolerance = TOLERANCES[arithmetics(read_graph(bundle))[-1]].kl
     if stated is not None:
         tolerance = min(tolerance, SLACK * stated + FLOOR)
     if not kl <= tolerance:
@@ -95,12 +94,6 @@ def _with_rest(*scores: "NDArray[np.float64]") -> "Iterator[tuple[NDArray[np.flo
     """The tokens' log-probabilities, then those of the rest; a rest of nothing is kept just above it."""
     yield scores
     yield tuple(np.log(np.maximum(1 - np.exp(score).sum(axis=-1), 1e-9)) for score in scores)
-
-
-def _arithmetic(bundle: Path, provider: Provider) -> Arithmetic:
-    if rounds_activations(read_graph(bundle)):
-        return "int8 activations"
-    return "float32" if provider == "cpu" else "float16"
 
 
 def _read_golden_outputs(bundle: Path) -> dict[str, Any]:

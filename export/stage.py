@@ -3,7 +3,7 @@
 build      mobius-onnx gives the decoder's graph from the config         graph.py
 fill       our passes place the weights, int8 ones bit for bit           passes/, row_tracking.py
 write      graph, data, tokenizer, configs for other programs            tokenizer_files.py, genai.py, hub_config.py
-prove      int8 values, provider and parity, on the written files        coverage.py, provider.py, parity.py
+prove      int8 values, placement and parity, on the written files       coverage.py, provider.py, parity.py
 seal       manifest.json, and README.md beside it                        bundle.py, readme.py
 """
 
@@ -25,6 +25,7 @@ from export.bundle import DATA
 from export.config import LIBRARIES, ExportConfig
 from export.coverage import CoverageError, check_carried, coverage
 from export.external_data import GRAPH, read_graph
+from export.float_reference import float_of
 from export.genai import CONFIG, genai_config, write_json
 from export.graph import Decoder, build_decoder
 from export.hub_config import HUB_DATA, copy_for_hub, write_configs
@@ -32,11 +33,12 @@ from export.manifest import write_manifest
 from export.parity import ROWS, ParityError, check_parity
 from export.passes import PassContext, apply_passes
 from export.passes.context import CacheRow
-from export.provider import prove_provider
+from export.provider import prove_placement
 from export.readme import take_sample, write_readme
 from export.row_tracking import WeightError
 from export.runtime.batch import LOGITS_FROM, Ids
-from export.runtime.session import ProviderError, check_provider
+from export.runtime.gpu import gpus
+from export.runtime.session import Provider, ProviderError, nearest
 from export.self_test import run_self_test, write_golden_outputs
 from export.tokenizer_files import write_tokenizer
 from export.torch_reference import cached_rows, take_reference
@@ -70,15 +72,11 @@ def run(config: ExportConfig, given: StageInput) -> StageMetadata:
     """Export `given.source` into `given.out`.
 
     Raises:
-        StageError: the architecture cannot be exported, or the provider does not load.
+        StageError: the architecture cannot be exported.
         UnprovenError: the bundle failed one of its proofs.
     """
 
     assert given.source is not None
-    try:
-        check_provider(config.provider)
-    except ProviderError as error:
-        raise StageError(f"{given.source}: cannot be exported: {error}") from error
     try:
         with given.progress.task("export", STEPS) as task:
             return _export(config, given, Checkpoint(given.source), task)
@@ -96,8 +94,9 @@ def _export(config: ExportConfig, given: StageInput, checkpoint: Checkpoint, tas
     bundle = PLACES[config.layout](given.out)
     bundle.mkdir(parents=True, exist_ok=True)
     built = build_bundle(config, checkpoint, bundle, task, cache_rows=_cache_rows(config, given, checkpoint))
-    proof = prove_provider(bundle, config.provider)
-    task.advance(note="provider proven")
+    here = nearest(config.provider)
+    placement = prove_placement(bundle, built.graph, config.provider)
+    task.advance(note=f"placement: {placement['proven']}")
     parity = _check_parity(config, given, checkpoint, bundle, built)
     task.advance(note="parity holds")
     about = {
@@ -108,9 +107,10 @@ def _export(config: ExportConfig, given: StageInput, checkpoint: Checkpoint, tas
         "knobs": config.model_dump(mode="json"),
         "passes": built.passes,
         "coverage": coverage(built.graph),
+        "placement": placement,
+        "arithmetic": _arithmetic(built.graph, config.provider),
         "parity": parity,
-        "proof_of_provider": proof,
-        "sample": take_sample(bundle, checkpoint.tokenizer, config.provider),
+        "sample": take_sample(bundle, checkpoint.tokenizer, here),
         "libraries": _versions(),
     }
     write_manifest(bundle, about)
@@ -121,7 +121,14 @@ def _export(config: ExportConfig, given: StageInput, checkpoint: Checkpoint, tas
     write_readme(given.out)
     task.advance(note="sealed")
     sizes = {file.name: file.stat().st_size for file in sorted(bundle.iterdir())}
-    return {key: about[key] for key in ("passes", "coverage", "parity", "proof_of_provider")} | {"bytes": sizes}
+    return {key: about[key] for key in ("passes", "coverage", "placement", "arithmetic", "parity")} | {"bytes": sizes}
+
+
+def _arithmetic(graph: "ModelProto", provider: Provider) -> dict[str, str]:
+    """Where the graph's figures were proven, and where that is still to be done."""
+    here = nearest(provider)
+    proven = {"proven": f"{here} {float_of(graph)}"} | ({"device": gpus()[0].name} if here == "cuda" else {})
+    return proven if here == provider else proven | {"pending": provider}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +170,7 @@ def build_bundle(
     context = PassContext(
         weights=decoder.weights,
         provider=config.provider,
-        block_size=config.block_size,
+        block_size=config.columns,
         accuracy_level=config.level,
         cache_rows=cache_rows,
     )
@@ -223,9 +230,10 @@ def _check_parity(
             ids[-context:],
             Path(scratch),
         )
-        figures = check_parity(bundle, built.graph, reference, config.provider)
+        here = nearest(config.provider)
+        figures = check_parity(bundle, built.graph, reference, here)
         write_golden_outputs(bundle, reference)
-    return figures | {"longest": built.context, "self_test": run_self_test(bundle, config.provider)}
+    return figures | {"longest": built.context, "self_test": run_self_test(bundle, here)}
 
 
 def _parity_ids(given: StageInput, checkpoint: Checkpoint, count: int) -> Ids:

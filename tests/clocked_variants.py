@@ -31,7 +31,7 @@ class Failing(Clocked):
         return Variant(prefill=lambda: wait(0), decode=lambda: wait(0), problem=lambda: NOT_NUMBERS)
 
 
-def open_variant(folder: Path, format: str, threads: int) -> Clocked:
+def open_variant(folder: Path, format: str, threads: int, device: str) -> Clocked:
     """Open what variant.json describes, and note that it was opened."""
     told: dict[str, Any] = json.loads((folder / "variant.json").read_text(encoding="utf-8"))
     opened = folder / "opened.txt"

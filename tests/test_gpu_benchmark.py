@@ -21,7 +21,7 @@ from benchmarks.gpu_placement import compare, counted
 from benchmarks.gpu_section import SECTIONS, carried_out, run_section
 from benchmarks.gpu_speed import in_order, kinds_of, settings_of
 from benchmarks.gpu_tables import gpu_tables
-from benchmarks.gpu_variants import FAST_KERNELS, GPU_VARIANTS, OURS, REFERENCES
+from benchmarks.gpu_variants import GPU_VARIANTS, OURS, PLAIN_KERNELS, REFERENCES
 from benchmarks.page import write_page
 from benchmarks.prepare import KINDS
 
@@ -164,7 +164,7 @@ def test_variants_name_files_and_take_the_knobs_that_they_are_given() -> None:
         known = inspect.signature(getattr(importlib.import_module(module), runner)).parameters
         assert set(one.knobs) <= set(known), name
     assert len({one.title for one in GPU_VARIANTS.values()}) == len(GPU_VARIANTS)
-    fast = [one for one in GPU_VARIANTS.values() if one.knobs.get("keys") == FAST_KERNELS]
+    fast = [one for one in GPU_VARIANTS.values() if one.knobs.get("keys") == PLAIN_KERNELS]
     assert len(fast) == 2
     assert all("32" in one.files for one in fast)
     assert "genai_int8" not in kinds_of("gpt2-124m")

@@ -128,8 +128,10 @@ class Head:
         return cls(effective_weight(module), module.bias)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """float32 (or float64) logits [N, V]."""
-        logits_NV = nn.functional.linear(hidden_ND, self.weight_VD, self.bias_V)
+        """float32 (or float64) logits [N, V]. Hidden states may be wider than the head: autocast leaves a norm's result
+        in float32 on a GPU.
+        """
+        logits_NV = nn.functional.linear(hidden_ND.to(self.weight_VD.dtype), self.weight_VD, self.bias_V)
         return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
 
 

@@ -234,6 +234,8 @@ def _figures(session: Session, variant: str, figure: Figure, kept: Undisturbed) 
 
 def _problem(session: Session, variant: str, kept: Undisturbed) -> str:
     """Why a variant's blocks cannot be used, or empty."""
+    if session.pending is not None:
+        return session.pending.reason
     error = session.error(variant)
     if error:
         return f"the variant {variant!r} did not run: {error}"

@@ -126,6 +126,17 @@ class Protocol(Value):
         return f"{about}{threads}, {pinned}; {self.prompt}"
 
 
+class Pending(Value):
+    """What cannot be taken on this machine, and another one needs to know to take it."""
+
+    reason: str
+    """Why, and the way out."""
+    ids: tuple[int, ...]
+    """The prompt's tokens."""
+    stage_blocks: int
+    """In how many blocks the variants between the first and the last take part."""
+
+
 class Session(Value):
     """Everything that was taken."""
 
@@ -141,6 +152,8 @@ class Session(Value):
     """The most blocks that there may be."""
     stopped: str = ""
     """Why there are no more."""
+    pending: Pending | None = None
+    """What is to be taken elsewhere; None: nothing."""
 
     @property
     def baseline(self) -> str:

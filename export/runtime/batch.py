@@ -3,7 +3,8 @@
 The cache is allocated once and bound as input and output at the same time, so that GroupQueryAttention writes each
 new key in place. A step's inputs and its logits are bound once too: ids and positions [B, 1], and a mask as long as
 the cache, in which a step sets one more position per row. So a step costs the same Python work at any context, copies
-nothing but its logits, and on CUDA always has the same addresses and shapes, which is what a CUDA graph needs.
+nothing but its logits, and on CUDA always has the same addresses and shapes, which is what a CUDA graph needs. There the
+likeliest token is chosen on the device, and the logits stay where they are until somebody asks for them.
 
 Rows of unequal length are padded on the right, as GroupQueryAttention counts a row's tokens from the left: each later
 token of a row overwrites what padding left in the cache. The graph takes rows that are padded on the left too, and
@@ -34,6 +35,9 @@ NUMPY_TYPES: dict[str, Any] = {
     "tensor(float16)": np.float16,
     "tensor(int8)": np.int8,
 }
+LOGITS = "logits"
+NEXT_IDS = "next_ids"
+"""The likeliest token at each position: an output that `open_session` adds on CUDA, where it is chosen on the device."""
 LOGITS_FROM = "logits_from"
 """The first position whose logits are wanted, int64 [1]: a constant of the stored graph, 0, which `open_session`
 makes an input that may be left out.
@@ -68,6 +72,8 @@ class Batch:
 
     cache: "dict[str, OrtValue]"
     """The output "present.<layer>.key" or ".value" -> its memory (B, heads, C, width)."""
+    last: "Binding"
+    """What ran last."""
 
     def __init__(self, session: Any, rows: int, capacity: int, device: Literal["cpu", "cuda"]) -> None:
         self.session, self.rows, self.capacity, self.device = session, rows, capacity, device
@@ -108,6 +114,17 @@ class Batch:
         Returns:
             Logits (B, T - logits_from, V) of the positions from `logits_from` on; those of padding are meaningless.
         """
+        first = logits_from if self._has_logits_from else 0
+        self._read(ids_BT, count_B, first, padding)
+        return self.last.logits()[:, logits_from - first :]
+
+    def read(self, ids_BT: Ids, count_B: Ids) -> None:
+        """The same, padded on the right, for what comes after each row's last token: see `logits` and `likeliest`."""
+        first = int(count_B.min()) - 1 if self._has_logits_from else 0
+        self._read(ids_BT, count_B, first, "right")
+        self._place_B = count_B - 1 - first
+
+    def _read(self, ids_BT: Ids, count_B: Ids, first: int, padding: Padding) -> None:
         tokens = ids_BT.shape[1]
         place_BT = np.arange(tokens) - (tokens - count_B[:, None]) * (padding == "left")
         inputs = {
@@ -115,13 +132,21 @@ class Batch:
             "attention_mask": ((place_BT >= 0) & (place_BT < count_B[:, None])).astype(np.int64),
             "position_ids": np.maximum(place_BT, 0),
         }
-        first = logits_from if self._has_logits_from else 0
-        logits_BTV = Binding(self, inputs, logits_from=first).run()[:, logits_from - first :]
+        self.last = Binding(self, inputs, logits_from=first)
+        self.last.run()
         self.rewind(count_B)
-        return logits_BTV
 
     def step(self, next_B: Ids) -> Floats:
         """Append one token to each row: logits (B, V), overwritten by the next step.
+
+        Raises:
+            PromptError: a row's cache is full.
+        """
+        self.append(next_B)
+        return self.last.logits()[:, 0]
+
+    def append(self, next_B: Ids) -> None:
+        """The same, for `logits` and `likeliest`.
 
         Raises:
             PromptError: a row's cache is full.
@@ -135,7 +160,16 @@ class Batch:
         inputs["position_ids"][:, 0] = self.length_B
         inputs["attention_mask"][self._row_B, self.length_B] = 1
         self.length_B += 1
-        return self._step.run()[:, 0]
+        self.last, self._place_B = self._step, np.zeros_like(self.length_B)
+        self._step.run()
+
+    def logits(self) -> Floats:
+        """Logits (B, V) after each row's last token, once something was read or appended."""
+        return self.last.logits()[self._row_B, self._place_B]
+
+    def likeliest(self) -> Ids:
+        """The likeliest token (B,) there, chosen where the logits are."""
+        return self.last.likeliest()[self._row_B, self._place_B]
 
     def check(self, next_T: Ids, session: Any) -> Floats:
         """Append several tokens to the only row: logits (T, V) after each, overwritten by the next check.
@@ -161,7 +195,8 @@ class Batch:
         inputs["position_ids"][0] = np.arange(length, length + tokens)
         mask_BC[0, length : length + tokens] = 1
         self.length_B += tokens
-        return self._check.run()[0, :]
+        self._check.run()
+        return self._check.logits()[0, :]
 
 
 def _blank(rows: int, tokens: int, mask: int) -> dict[str, Ids]:
@@ -197,19 +232,26 @@ class Binding:
             self._binding.bind_ortvalue_input(LOGITS_FROM, OrtValue.ortvalue_from_numpy(np.asarray([logits_from])))
         for present, value in batch.cache.items():
             self._binding.bind_ortvalue_input(present.replace("present.", "past_key_values."), value)
-        for name in [value.name for value in self._session.get_outputs()][1:]:
-            self._binding.bind_ortvalue_output(name, batch.cache[name.partition(TOKEN)[0]])
         rows, tokens = inputs["input_ids"].shape
+        outputs = [value.name for value in self._session.get_outputs()][1:]
+        self._next: OrtValue | None = None
+        if NEXT_IDS in outputs:
+            outputs.remove(NEXT_IDS)
+            blank_BT = np.zeros((rows, tokens - logits_from), dtype=np.int64)
+            self._next = OrtValue.ortvalue_from_numpy(blank_BT, batch.device)
+            self._binding.bind_ortvalue_output(NEXT_IDS, self._next)
+        for name in outputs:
+            self._binding.bind_ortvalue_output(name, batch.cache[name.partition(TOKEN)[0]])
         logits_BTV = np.empty((rows, tokens - logits_from, batch._vocabulary), dtype=batch._dtype)
         self._host_BTV = logits_BTV
         self._logits = OrtValue.ortvalue_from_numpy(logits_BTV, batch.device)
-        self._binding.bind_ortvalue_output("logits", self._logits)
+        self._binding.bind_ortvalue_output(LOGITS, self._logits)
         self._options = RunOptions()
         if batch.device == "cuda":
             self._options.add_run_config_entry("gpu_graph_id", str(next(CAPTURES)) if capture else NO_CAPTURE)
 
-    def run(self) -> Floats:
-        """Logits (B, T, V) on the host, in float32.
+    def run(self) -> None:
+        """Run the graph on what the inputs hold.
 
         Raises:
             BundleIntegrityError: ONNX Runtime cannot carry the graph out, as it could when it was proven.
@@ -225,5 +267,13 @@ class Binding:
             raise BundleIntegrityError(
                 f"{GRAPH}: ONNX Runtime cannot run it ({shortened(error)}); export it again"
             ) from error
+
+    def logits(self) -> Floats:
+        """Logits (B, T, V) on the host, in float32."""
         logits_BTV = self._logits.numpy() if self._device == "cuda" else self._host_BTV
         return logits_BTV.astype(np.float32, copy=False)
+
+    def likeliest(self) -> Ids:
+        """The likeliest token (B, T) at each position."""
+        next_BT: Ids = self.logits().argmax(axis=-1) if self._next is None else self._next.numpy()
+        return next_BT

@@ -188,9 +188,13 @@ class OnnxCausalLM:
         random = [np.random.default_rng([how.seed, row]) for row in range(len(prompts))]
         seen_BV, done = self._seen(prompts), [False] * len(prompts)
         with self._borrowed(len(prompts), min(self.config.context, longest + max_new_tokens)) as batch:
-            logits_BV = _read(batch, prompts)
+            _read(batch, prompts)
             for count in range(max_new_tokens):
-                next_B = [choose(logits_BV[row], seen_BV[row], how, random[row]) for row in range(len(prompts))]
+                if how.likeliest:
+                    next_B = batch.likeliest().tolist()
+                else:
+                    logits_BV = batch.logits()
+                    next_B = [choose(logits_BV[row], seen_BV[row], how, random[row]) for row in range(len(prompts))]
                 done = [ended or token in stops for ended, token in zip(done, next_B, strict=True)]
                 if all(done):
                     return
@@ -198,7 +202,7 @@ class OnnxCausalLM:
                 if count + 1 == max_new_tokens or batch.length_B.max() >= self.config.context:
                     return
                 seen_BV[np.arange(len(prompts)), next_B] = True
-                logits_BV = batch.step(np.asarray(next_B, dtype=np.int64))
+                batch.append(np.asarray(next_B, dtype=np.int64))
 
     @cached_property
     def checker(self) -> Any:
@@ -213,7 +217,8 @@ class OnnxCausalLM:
             return
         context, stops = self.config.context, frozenset(stop_ids)
         with self._borrowed(1, min(context, len(prompt) + tokens)) as batch:
-            first_V = _read(batch, [prompt])[0]
+            _read(batch, [prompt])
+            first_V = batch.logits()[0]
             for token in speculative(batch, lambda: self.checker, first_V, prompt, tokens=tokens, context=context):
                 if token in stops:
                     return
@@ -283,8 +288,8 @@ class Cursor:
         capacity = min(self._model.config.context, tokens + reserve)
         if self._batch is None or self._batch.capacity != capacity:
             self._batch = self._model.new_batch(1, capacity)
-        logits = self._batch.feed(ids_1T, np.asarray([tokens], dtype=np.int64), logits_from=tokens - 1)
-        self._next = int(logits[0, -1].argmax())
+        self._batch.read(ids_1T, np.asarray([tokens], dtype=np.int64))
+        self._next = int(self._batch.likeliest()[0])
         return self._next
 
     def step(self) -> int:
@@ -295,19 +300,18 @@ class Cursor:
         """
         if self._batch is None:
             raise PromptError("step() goes on from a prompt: call prefill() first")
-        self._next = int(self._batch.step(np.asarray([self._next], dtype=np.int64))[0].argmax())
+        self._batch.append(np.asarray([self._next], dtype=np.int64))
+        self._next = int(self._batch.likeliest()[0])
         return self._next
 
 
-def _read(batch: Batch, prompts: Sequence[Sequence[int]]) -> Floats:
-    """Prompts of unequal length into an empty batch; the logits (B, V) after each one's last token."""
+def _read(batch: Batch, prompts: Sequence[Sequence[int]]) -> None:
+    """Prompts of unequal length into an empty batch."""
     count_B = np.asarray([len(prompt) for prompt in prompts], dtype=np.int64)
     ids_BT = np.zeros((len(prompts), int(count_B.max())), dtype=np.int64)
     for row, prompt in enumerate(prompts):
         ids_BT[row, : len(prompt)] = prompt
-    first = int(count_B.min()) - 1
-    logits_BTV = batch.feed(ids_BT, count_B, logits_from=first)
-    return logits_BTV[np.arange(len(prompts)), count_B - 1 - first]
+    batch.read(ids_BT, count_B)
 
 
 def log_softmax(logits_TV: Floats) -> None:

@@ -31,6 +31,11 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
 
+    @property
+    def likeliest(self) -> bool:
+        """Whether it is the likeliest token that is chosen, whatever was seen."""
+        return self.temperature == 0 and self.repetition_penalty == 1.0
+
     def __post_init__(self) -> None:
         finite = math.isfinite(self.temperature) and math.isfinite(self.repetition_penalty)
         fits = self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0

@@ -7,13 +7,15 @@ measured beside it.
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.errors import DemitasseError
 from export.external_data import GRAPH, BundleError, BundleIntegrityError, as_it_lies, read_graph
 from export.manifest import MANIFEST
-from export.runtime.batch import LOGITS_FROM, no_room, shortened
+from export.runtime.batch import LOGITS, LOGITS_FROM, NEXT_IDS, no_room, shortened
+from export.runtime.gpu import gpus
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -22,6 +24,13 @@ Provider = Literal["cpu", "cuda"]
 PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"enable_cuda_graph": "1"}}
 """Steps have fixed shapes and addresses (`export.runtime.batch`), so that CUDA can capture one and replay it."""
+KEYS: dict[str, dict[str, str]] = {
+    "cpu": {},
+    "cuda": {"optimization.disable_specified_optimizers": "MatMulNBitsFusion", "ep.cuda.fpa_intb_gemm": "1"},
+}
+"""Session configuration entries of a provider. CUDA: its fast kernels for weights of few bits are used where they fit,
+and no bias is moved into a product, since they take none.
+"""
 ERRORS_ONLY = 3
 
 
@@ -61,10 +70,14 @@ def open_session(
         )
     model, place = as_it_lies(graph if graph is not None else read_graph(folder), folder)
     declare_logits_from(model)
+    if provider == "cuda":
+        choose_on_device(model)
     options = _options(onnxruntime, place, threads, profile)
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
-    for key, value in (keys or {}).items():
+    for key, value in {**KEYS[provider], **(keys or {})}.items():
         options.add_session_config_entry(key, value)
+    if provider == "cuda":
+        _bring_libraries()
     try:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=[(name, SETTINGS[provider])]
@@ -94,6 +107,43 @@ def declare_logits_from(model: "ModelProto") -> None:
     named = {value.name for value in model.graph.input}
     if LOGITS_FROM not in named and any(tensor.name == LOGITS_FROM for tensor in model.graph.initializer):
         model.graph.input.append(helper.make_tensor_value_info(LOGITS_FROM, TensorProto.INT64, [1]))
+
+
+def choose_on_device(model: "ModelProto") -> None:
+    """Add the output NEXT_IDS to a graph of a decoder; of equals the first, as numpy does."""
+    from onnx import TensorProto, helper
+
+    if any(value.name == LOGITS for value in model.graph.output):
+        model.graph.node.append(helper.make_node("ArgMax", [LOGITS], [NEXT_IDS], NEXT_IDS, axis=-1, keepdims=0))
+        model.graph.output.append(helper.make_tensor_value_info(NEXT_IDS, TensorProto.INT64, None))
+
+
+@cache
+def _bring_libraries() -> None:
+    """Open CUDA's libraries where pip installed them, with PyTorch or by themselves; else the system's are found."""
+    import onnxruntime
+
+    if gpus() and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+
+
+@cache
+def is_here(provider: Provider) -> bool:
+    """Whether sessions can run on `provider` on this machine."""
+    if provider == "cuda" and not gpus():  # asked first: ONNX Runtime would print why
+        return False
+    try:
+        check_provider(provider)
+    except ProviderError:
+        return False
+    return True
+
+
+def nearest(provider: Provider) -> Provider:
+    """`provider` where it can run, else the CPU, which computes the same file: for proofs and figures that do not
+    depend on where they are taken.
+    """
+    return provider if is_here(provider) else "cpu"
 
 
 def check_provider(provider: Provider) -> None:

@@ -26,7 +26,16 @@ Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that ex
 Replay = Annotated[
     bool, typer.Option("--replay/--no-replay", help="Run the bundle on the rows that it carries, on its provider.")
 ]
-
+AllowPending = Annotated[bool, typer.Option("--allow-pending", help="Take a bundle whose proof on a GPU is pending.")]
+Measure = Annotated[
+    bool, typer.Option("--measure", help="First prove and time here, on a GPU, what is pending of a bundle for CUDA.")
+]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        "--model", metavar="DIR", help="Where the model lies that the run began with.", show_default="where it lay"
+    ),
+]
 UntilDecided = Annotated[
     float,
     typer.Option(
@@ -228,13 +237,16 @@ def gate(
     recipe: Gates = None,
     out: Judgment = None,
     memory_bandwidth: Bandwidth = None,
+    measure: Measure = False,
+    model: Baseline = None,
     track: Track = None,
     register: Register = None,
     debug: DEBUG = False,
 ) -> None:
     """Judge a finished run again from its raw samples; no model is run.
 
-    The same gates give the same verdict; if they do not, a file was changed, and the exit code is 5.
+    The same gates give the same verdict; if they do not, a file was changed, and the exit code is 5. With --measure
+    what is pending of a run whose bundle is for CUDA is taken first, on a machine with a GPU.
     """
     carry(
         "recipes.cli.gate:gate",
@@ -243,6 +255,8 @@ def gate(
         recipe=recipe,
         out=out,
         memory_bandwidth=memory_bandwidth,
+        measure=measure,
+        model=model,
         track=track,
         register=register,
     )
@@ -322,9 +336,12 @@ def generate(
     carry("recipes.cli.bundle:generate", debug=debug, sampling=sampling, speculate=speculate, **given)
 
 
-def verify(bundle: Bundle, replay: Replay = True, debug: DEBUG = False) -> None:
-    """Check that a bundle is whole (files, graph, coverage), and that it computes here what its checkpoint did."""
-    carry("recipes.cli.bundle:verify", debug=debug, bundle=bundle, again=replay)
+def verify(bundle: Bundle, replay: Replay = True, allow_pending: AllowPending = False, debug: DEBUG = False) -> None:
+    """Check that a bundle is whole (files, graph, coverage), and that it computes here what its checkpoint did.
+
+    On a GPU that proves what was still pending of a bundle for one, and keeps the proof beside it.
+    """
+    carry("recipes.cli.bundle:verify", debug=debug, bundle=bundle, again=replay, allow_pending=allow_pending)
 
 
 def store_application() -> typer.Typer:

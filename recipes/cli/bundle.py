@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from evaluation.escaping import visible
 from export import verify_bundle
-from export.self_test import run_self_test
+from export.proof import check_nothing_pending, prove_here
 from recipes.cli.console import show_bundle, show_self_test
 from recipes.cli.terminal import Terminal
 from recipes.formats.text_generation import GenerationRequest, bundle_of, generate_text
@@ -38,11 +38,17 @@ def generate(
         terminal.library_output.out.flush()
 
 
-def verify(terminal: Terminal, *, bundle: Path, again: bool) -> None:
-    """Check a bundle's files, and with `again` what it computes."""
+def verify(terminal: Terminal, *, bundle: Path, again: bool, allow_pending: bool) -> None:
+    """Check a bundle's files, and with `again` what it computes; what was pending is proven where that can be done.
+
+    Raises:
+        PendingError: a part of its proof is still pending, and nobody accepts that.
+    """
     summary = verify_bundle(bundle_of(bundle))
     show_bundle(terminal.console, summary)
     if again:
         with terminal.progress.task("parity", 1):
-            figures = run_self_test(summary.folder, summary.provider, stated=summary.parity["self_test"]["kl"])
+            figures = prove_here(summary.folder, summary.provider, summary.parity["self_test"]["kl"])
         show_self_test(terminal.console, figures)
+    if not allow_pending:
+        check_nothing_pending(summary.folder)

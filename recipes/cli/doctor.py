@@ -147,7 +147,7 @@ def _gpus() -> Iterator[Finding]:
     for card in cards:
         yield Finding("GPU", "ok", card)
     if not cards:
-        yield Finding("GPU", "note", "no NVIDIA GPU found", "recipes run on the CPU; leave `provider: cpu` as it is")
+        yield Finding("GPU", "note", "no NVIDIA GPU found", "recipes run on the CPU; " + BUILDS_FOR_CUDA)
     if torch.cuda.is_available():
         yield Finding("torch on CUDA", "ok", f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} devices")
     elif cards and torch.version.cuda is None:
@@ -182,7 +182,7 @@ def _provider(provider: str, reason: str, *, wanted: bool) -> Finding:
     if not reason:
         return Finding(provider, "ok", "loads and computes")
     if not wanted:
-        return Finding(provider, "note", reason, "nothing to do on a machine without a GPU: leave `provider: cpu`")
+        return Finding(provider, "note", reason, BUILDS_FOR_CUDA)
     return Finding(provider, "missing", reason, advice_for(reason))
 
 
@@ -221,6 +221,10 @@ def advice_for(reason: str) -> str:
     return "use `provider: cpu`, or look the message up in ONNX Runtime's documentation"
 
 
+BUILDS_FOR_CUDA = (
+    "bundles for CUDA can be made here: where each node runs is proven, and the file's arithmetic on the CPU; what CUDA "
+    "computes, and its latency, stays pending until `demitasse verify` and `demitasse gate --measure` run on a GPU"
+)
 NO_GPU = "this machine has no CUDA GPU, or it is hidden (CUDA_VISIBLE_DEVICES); use `provider: cpu`"
 ADVICE: dict[str, str] = {
     "cannot open shared object": "a library of CUDA or cuDNN is not installed or not on LD_LIBRARY_PATH: install "

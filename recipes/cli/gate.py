@@ -1,4 +1,6 @@
-"""`demitasse gate RUN`: a finished run is judged again from its raw samples, by its own gates or a recipe's."""
+"""`demitasse gate RUN`: a finished run is judged again from its raw samples, by its own gates or a recipe's; with
+--measure what is pending of it is taken first.
+"""
 
 from pathlib import Path
 
@@ -7,7 +9,8 @@ from recipes.cli.console import show_report
 from recipes.cli.terminal import Terminal
 from recipes.cli.tracking import conclude
 from recipes.config.loader import load_gates
-from recipes.engine.rejudge import judge_run
+from recipes.engine.finish import finish_run
+from recipes.engine.rejudge import RejudgeError, judge_run
 from recipes.engine.tracking import Tracking
 from recipes.engine.tracking_server import TrackingError
 
@@ -19,6 +22,8 @@ def gate(
     recipe: str | None,
     out: Path | None,
     memory_bandwidth: float | None,
+    measure: bool,
+    model: Path | None,
     track: str | None,
     register: str | None,
 ) -> int:
@@ -28,6 +33,10 @@ def gate(
     tracking = Tracking(uri=track, register=register)
     tracking.check()
     gates = None if recipe is None else load_gates(recipe)
+    if model is not None and not measure:
+        raise RejudgeError("--model: says where the model lies that --measure times; give both")
+    if measure:
+        finish_run(run, model=model, progress=terminal.progress, log=terminal.say)
     bandwidth = None if memory_bandwidth is None else memory_bandwidth * 1e9
     judged = judge_run(run, gates, bandwidth=bandwidth)
     folder = judged.report.folder or run

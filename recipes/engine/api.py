@@ -192,23 +192,27 @@ def compare(first: StrPath, second: StrPath) -> SideBySide:
     return compare_runs(Path(first), Path(second))
 
 
-def verify(bundle: StrPath, *, replay: bool = True) -> BundleSummary:
+def verify(bundle: StrPath, *, replay: bool = True, allow_pending: bool = False) -> BundleSummary:
     """Check that a bundle is whole and computes here what its checkpoint did, as `demitasse verify`.
 
     Args:
         bundle: a folder that export left, or a run's folder.
-        replay: run it on the rows that it carries, too.
+        replay: run it on the rows that it carries, too; on a GPU that proves what was pending of a bundle for one.
+        allow_pending: take a bundle a part of whose proof is pending.
 
     Raises:
         BundleError: the folder is no bundle.
         BundleIntegrityError: something in it changed.
         ParityError: it computes something else here.
+        PendingError: what it computes on a GPU was not proven yet.
     """
+    from export.proof import check_nothing_pending, prove_here
+
     summary = verify_bundle(bundle_of(Path(bundle)))
     if replay:
-        from export.self_test import run_self_test
-
-        run_self_test(summary.folder, summary.provider, stated=summary.parity["self_test"]["kl"])
+        prove_here(summary.folder, summary.provider, summary.parity["self_test"]["kl"])
+    if not allow_pending:
+        check_nothing_pending(summary.folder)
     return summary
 
 

@@ -7,7 +7,7 @@ from typing import Protocol, cast
 from compress.checkpoints.folder import outline
 from compress.stage import FormatName
 from export.manifest import is_bundle
-from recipes.formats.base import Format, LoadedModel
+from recipes.formats.base import Device, Format, LoadedModel
 from recipes.formats.bundle import BundleFormat
 from recipes.formats.checkpoint import CheckpointFormat
 
@@ -29,8 +29,8 @@ LIBRARIES = frozenset(library for adapter in FORMATS.values() for library in ada
 class Opener(Protocol):
     """What opens an artifact to be timed."""
 
-    def __call__(self, folder: Path, format: FormatName, *, threads: int) -> LoadedModel:
-        """Open it in this process."""
+    def __call__(self, folder: Path, format: FormatName, *, threads: int, device: Device) -> LoadedModel:
+        """Open it in this process, on this device."""
 
 
 def format_of(folder: Path) -> FormatName:
@@ -42,9 +42,9 @@ def format_of(folder: Path) -> FormatName:
     return "onnx" if is_bundle(folder) else outline(folder).format
 
 
-def open_model(folder: Path, format: FormatName, *, threads: int) -> LoadedModel:
+def open_model(folder: Path, format: FormatName, *, threads: int, device: Device) -> LoadedModel:
     """Open what a folder holds; see `Format.open`."""
-    return FORMATS[format].open(folder, threads=threads)
+    return FORMATS[format].open(folder, threads=threads, device=device)
 
 
 OPENER = f"{__name__}:{open_model.__name__}"

@@ -80,11 +80,20 @@ class Format(Protocol):
     def released(self) -> bool:
         """Whether it is what is handed on for serving, so that it carries a model card."""
 
-    def open(self, folder: Path, *, threads: int | None = None, hidden: "HiddenStates | None" = None) -> LoadedModel:
+    def open(
+        self,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        hidden: "HiddenStates | None" = None,
+        device: Device | None = None,
+    ) -> LoadedModel:
         """Open what a folder holds.
 
         Args:
             threads: of one product; None: the library's default.
+            device: where to run it, and nowhere else, as what is timed must; None: where it belongs, or, as its
+                figures are about the same there, on the CPU if that is not here.
             hidden: what is known of the model's layers, and is added to.
 
         Raises:

@@ -1,4 +1,5 @@
-"""Bundles in ONNX Runtime, on the provider they were exported for; cache, inputs and logits are bound once.
+"""Bundles in ONNX Runtime, on the provider they were exported for; cache, inputs and logits are bound once. The float16
+file of a bundle for CUDA computes on the CPU too, where its quality can be measured without a GPU.
 
 Rows of unequal length are padded on the right, where padding does no harm.
 """
@@ -7,7 +8,7 @@ import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from compress.models.components import bytes_by_part
 from evaluation.latency import Variant
 from export.external_data import BundleError
 from export.manifest import bundle_folder, read_manifest
+from export.runtime.gpu import gpus
 from recipes.formats.base import NOT_NUMBERS, Device, Ids, MeasureError, Sizes
 from recipes.formats.macs import macs_of_bundle
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from recipes.formats.hidden_states import HiddenStates
 
 RUNTIME = "ONNX Runtime"
-DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,13 @@ class BundleFormat:
         *,
         threads: int | None = None,
         hidden: "HiddenStates | None" = None,
-        provider: Device | None = None,
+        device: Device | None = None,
     ) -> "OnnxModel":
-        """Open it; see `Format.open`. A bundle that is not proven has no manifest to say where it runs: `provider`."""
+        """Open it; see `Format.open`. A bundle that is not proven has no manifest to say where it runs: `device`."""
         from export.runtime.model import OnnxCausalLM
+        from export.runtime.session import nearest
 
+        provider = device or nearest(self.device(folder))
         return OnnxModel(OnnxCausalLM.open(folder, provider=provider, threads=threads))
 
     def runtime(self, folder: Path) -> str:
@@ -97,7 +100,8 @@ class OnnxModel:
 
     def __init__(self, model: "OnnxCausalLM") -> None:
         distribution = next(name for name in ("onnxruntime-gpu", "onnxruntime") if _installed(name))
-        self.runtime = f"{RUNTIME} {importlib.metadata.version(distribution)}, {DEVICES[model.provider]}, IO binding"
+        device = f"CUDA on {gpus()[0].name}" if model.provider == "cuda" else "CPU"
+        self.runtime = f"{RUNTIME} {importlib.metadata.version(distribution)}, {device}, IO binding"
         self.context = model.config.context
         self._model = model
 
@@ -119,17 +123,22 @@ class OnnxModel:
         rows, length = ids_BT.shape
         batch = self._model.new_batch(rows, length + tokens - 1)
         count_B = np.full(rows, length, dtype=np.int64)
-        state: dict[str, Any] = {}
+        next_B = np.zeros(rows, dtype=np.int64)
 
-        def keep(logits_BV: NDArray[np.float32]) -> Ids:
-            state["logits"], state["next"] = logits_BV, logits_BV.argmax(axis=-1)
-            next_B: Ids = state["next"]
+        def prefill() -> Ids:
+            batch.read(ids_BT, count_B)
+            next_B[:] = batch.likeliest()
+            return next_B
+
+        def decode() -> Ids:
+            batch.append(next_B)
+            next_B[:] = batch.likeliest()
             return next_B
 
         return Variant(
-            prefill=lambda: keep(batch.feed(ids_BT, count_B, logits_from=length - 1)[:, -1]),
-            decode=lambda: keep(batch.step(state["next"])),
-            problem=lambda: "" if bool(np.isfinite(state["logits"]).all()) else NOT_NUMBERS,
+            prefill=prefill,
+            decode=decode,
+            problem=lambda: "" if bool(np.isfinite(batch.logits()).all()) else NOT_NUMBERS,
         )
 
 

@@ -1,9 +1,7 @@
-"""Checkpoints in PyTorch, on the CPU, as one would serve them without further tools: dense ones in float32, quantized
-ones through the library whose format they have.
+"""Checkpoints in PyTorch, as one would serve them without further tools: on the CPU in float32; on a GPU, where they
+are timed beside a bundle for one, in float16; quantized ones through the library whose format they have.
 
     prompts of unequal length are padded on the left        a growing cache, logits of the last position
-
-Not covered: GPUs.
 """
 
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.checkpoints.config import context_length, read_config, vocabulary_size
-from compress.checkpoints.folder import Checkpoint, inspect_checkpoint
+from compress.checkpoints.folder import Checkpoint, DType, inspect_checkpoint
 from compress.checkpoints.loading import load_model
 from compress.checkpoints.quantized_formats import quantized_format
 from compress.models.components import bytes_by_part
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 
     from recipes.formats.hidden_states import HiddenStates
 
+DTYPES: dict[Device, DType] = {"cpu": "float32", "cuda": "float16"}
 UNLIMITED = 2048
 """Tokens at once of a model whose config names no limit."""
 
@@ -42,15 +41,26 @@ class CheckpointFormat:
     bytes_per_weight: int | None
     released: bool = False
 
-    def open(self, folder: Path, *, threads: int | None = None, hidden: "HiddenStates | None" = None) -> "TorchModel":
-        """Open it; see `Format.open`."""
+    def open(
+        self,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        hidden: "HiddenStates | None" = None,
+        device: Device | None = None,
+    ) -> "TorchModel":
+        """Open it; see `Format.open`. Where it belongs is the CPU."""
         import torch
 
         if threads is not None:
             torch.set_num_threads(threads)
+        runtime, model = self.runtime(folder), load_model(folder, dtype=DTYPES[device or "cpu"])
+        if device == "cuda":
+            runtime = f"{runtime.replace('float32', 'float16')} on {torch.cuda.get_device_name()}"
+            model = model.to("cuda")
         return TorchModel(
-            load_model(folder),
-            runtime=f"{self.runtime(folder)} ({torch.__version__})",
+            model,
+            runtime=f"{runtime} ({torch.__version__})",
             context=self.sizes(folder).context or UNLIMITED,
             hidden=hidden,
         )
@@ -115,8 +125,8 @@ class TorchModel:
         import torch
 
         with torch.inference_mode():
-            logits_BTV = self._model(input_ids=torch.from_numpy(ids_BT), use_cache=False).logits
-        return np.asarray(logits_BTV.float().numpy())
+            logits_BTV = self._model(input_ids=self._here(ids_BT), use_cache=False).logits
+        return np.asarray(logits_BTV.float().cpu().numpy())
 
     def text_logits(self, ids_BT: Ids) -> NDArray[np.float32]:
         """See `LoadedModel.text_logits`."""
@@ -136,11 +146,11 @@ class TorchModel:
             ids_BT[row, longest - len(prompt) :], mask_BT[row, longest - len(prompt) :] = prompt, 1
         with torch.inference_mode():
             found_BT = self._model.generate(
-                input_ids=torch.from_numpy(ids_BT),
-                attention_mask=torch.from_numpy(mask_BT),
+                input_ids=self._here(ids_BT),
+                attention_mask=self._here(mask_BT),
                 generation_config=_greedy(tokens, stops),
             )
-        return [_before_stop(row_T, stops) for row_T in np.asarray(found_BT)[:, longest:]]
+        return [_before_stop(row_T, stops) for row_T in np.asarray(found_BT.cpu())[:, longest:]]
 
     def decoding(self, ids_BT: Ids, tokens: int) -> Variant:
         """See `LoadedModel.decoding`."""
@@ -156,12 +166,18 @@ class TorchModel:
             next_ids: list[int] = state["next"].flatten().tolist()
             return next_ids
 
-        prompt_BT = torch.from_numpy(np.ascontiguousarray(ids_BT))
+        prompt_BT = self._here(np.ascontiguousarray(ids_BT))
         return Variant(
             prefill=lambda: forward(prompt_BT, None),
             decode=lambda: forward(state["next"], state["cache"]),
             problem=lambda: "" if bool(torch.isfinite(state["logits"]).all()) else NOT_NUMBERS,
         )
+
+    def _here(self, array: Ids) -> "torch.Tensor":
+        """Where the model is."""
+        import torch
+
+        return torch.from_numpy(array).to(self._model.device)
 
     @cached_property
     def _stop_ids(self) -> tuple[int, ...]:

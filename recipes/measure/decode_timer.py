@@ -111,7 +111,7 @@ def _variant(bundle: Path, threads: int) -> tuple["Variant", int]:
 
     from recipes.formats.bundle import BundleFormat
 
-    model = BundleFormat().open(bundle, threads=threads, provider="cpu")  # no manifest says so: it is not proven
+    model = BundleFormat().open(bundle, threads=threads, device="cpu")  # no manifest says so: it is not proven
     steps = min(STEPS, model.context // 2)
     prompt = min(PROMPT, model.context - steps)
     ids_1T = np.random.default_rng(0).integers(BundleFormat().sizes(bundle).vocabulary, size=(1, prompt))

@@ -9,12 +9,14 @@ Everything heavy is imported when it is needed.
 """
 
 import json
+import math
 import subprocess
 from pathlib import Path
 
 from compress import FormatName
 from evaluation.measurement import Measurement, Ratio
 from evaluation.report import Row
+from export.runtime.session import is_here
 from recipes.formats import FORMATS
 from recipes.formats.base import MeasureError
 from recipes.formats.compressed_bytes import METHOD, compressed_bytes
@@ -44,17 +46,22 @@ def measure_footprint(artifact: Path, format: FormatName, *, prompt: int) -> lis
     ]
 
 
+ELSEWHERE = "it runs on CUDA, and this machine has no GPU for that; measure it where one is"
+
+
 def measure_memory(artifact: Path, format: FormatName, *, prompt: int, threads: int) -> Measurement:
     """The peak memory of a fresh process that loads the artifact and decodes.
 
     Raises:
         MeasureError: the process failed.
     """
-    peak = probe(artifact, format, prompt=prompt, threads=threads)
     method = (
         f"fresh process, libraries included, {FORMATS[format].runtime(artifact)}, {threads} threads, "
         f"prompt of {prompt} tokens and {DECODED} decoded"
     )
+    if not is_here(FORMATS[format].device(artifact)):
+        return Measurement(metric="peak_memory", value=math.nan, samples=0, method=method, invalid=ELSEWHERE)
+    peak = probe(artifact, format, prompt=prompt, threads=threads)
     return Measurement(metric="peak_memory", value=peak, samples=1, method=method)
 
 

@@ -8,11 +8,10 @@
                       look, look, ...         enough where every gate on it is decided (`evaluation/stopping_rule.py`)
 
 All are timed in the same session on the first tokens of the test text, as the baseline's tokenizer cuts it; each is
-held against the baseline in the blocks that both went through, so those between have wider intervals. What does not run
-where the baseline runs is left out, and the reason stands in its figures. Peak memory is that of the timed processes.
-The raw times are kept in `latency.json`, from which every figure follows (`evaluation.latency`).
-
-Not covered: a baseline in PyTorch on a GPU.
+held against the baseline in the blocks that both went through, so those between have wider intervals. All run where the
+last one runs: beside a bundle for CUDA, PyTorch is timed on the GPU too. Where there is none, nothing is timed: what is
+to be done is kept, for `finish_latency` on a machine that has one. Peak memory is that of the timed processes. The raw
+times are kept in `latency.json`, from which every figure follows (`evaluation.latency`).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +22,11 @@ from typing import Any
 from compress.checkpoints.folder import load_tokenizer
 from compress.stage import FormatName, Progress, first_line
 from compress.text import TextSource, end_of_text, read_documents, tokenize
-from evaluation.latency import Protocol, Session, Workload, latency_measurements
+from evaluation.latency import Pending, Protocol, Session, Workload, latency_measurements
 from evaluation.machine import available_cores
 from evaluation.measurement import Measurement
 from evaluation.stopping_rule import StoppingRule
+from export.runtime.session import is_here
 from recipes.config.recipe import BenchmarkConfig
 from recipes.formats import FORMATS
 from recipes.formats.base import MeasureError
@@ -60,7 +60,7 @@ def measure_latency(
     Raises:
         MeasureError: it cannot be measured as asked.
     """
-    racing, left_out = _racing(targets, config)
+    racing = _together(targets, config.stage_blocks)
     protocol = Protocol(
         workloads=(Workload(prompt=config.prompt, tokens=config.tokens + 1),),  # the first one comes of the prompt
         threads=config.threads,
@@ -69,10 +69,54 @@ def measure_latency(
         prompt="prompt from the start of the test text",
     )
     ids = first_tokens(racing[0].folder, config.prompt, test)
-    enough = enough or StoppingRule(gates={}, blocks=(config.blocks,), looks=1)
-    fresh = new_session(racing, protocol, left_out).model_copy(update={"planned": config.blocks})
+    fresh = new_session(racing, protocol).model_copy(update={"planned": config.blocks})
+    if racing[-1].on_gpu and not is_here("cuda"):
+        pending = Pending(reason=PENDING, ids=ids, stage_blocks=config.stage_blocks)
+        session = fresh.model_copy(update={"pending": pending})
+        log(f"latency: {PENDING}")
+    else:
+        session = _timed(fresh, racing, ids, enough=enough, progress=progress, scratch=scratch, log=log)
+    if out is not None:
+        write_session(session, out / LATENCY_FILE)
+    return latency_measurements(session)
+
+
+def finish_latency(
+    session: Session,
+    targets: Sequence[BenchmarkTarget],
+    *,
+    enough: StoppingRule,
+    progress: Progress,
+    out: Path,
+    scratch: Path,
+    log: Callable[[str], None],
+) -> dict[str, list[Measurement]]:
+    """Take on this machine what was pending on another: `targets` are all that it was to time, in its order."""
+    pending = session.pending
+    assert pending is not None, "nothing is pending"
+    protocol = session.protocol.model_copy(update={"cpus": pinned_cpus(session.protocol.threads)})
+    fresh = session.model_copy(update={"protocol": protocol, "pending": None})
+    racing = _together(targets, pending.stage_blocks)
+    taken = _timed(fresh, racing, pending.ids, enough=enough, progress=progress, scratch=scratch, log=log)
+    write_session(taken, out / LATENCY_FILE)
+    return latency_measurements(taken)
+
+
+def _timed(
+    fresh: Session,
+    racing: Sequence[BenchmarkTarget],
+    ids: tuple[int, ...],
+    *,
+    enough: StoppingRule | None,
+    progress: Progress,
+    scratch: Path | None,
+    log: Callable[[str], None],
+) -> Session:
+    """A session with its trials."""
+    planned = fresh.planned or 0
+    enough = enough or StoppingRule(gates={}, blocks=(planned,), looks=1)
     session = resumed(_begin(scratch, fresh), racing)
-    total = sum(min(target.blocks or config.blocks, config.blocks) for target in racing)
+    total = sum(min(target.blocks or planned, planned) for target in racing)
     done = min(len(session.trials), total)
     with progress.task("benchmark", total=total, done=done, steady=len(racing)) as task:
 
@@ -83,7 +127,7 @@ def measure_latency(
             if scratch is not None:
                 write_session(session, scratch / LATENCY_FILE)
             if len(session.trials) == len(racing):
-                log(f"latency: {_cost(session, racing, config.blocks)}")
+                log(f"latency: {_cost(session, racing, planned)}")
 
         for blocks in enough.blocks:
             session = run_trials(session, racing, ids, blocks=blocks, on_trial=keep)
@@ -93,31 +137,19 @@ def measure_latency(
         session = session.model_copy(update={"stopped": stopped})
         task.advance(max(0, total - len(session.trials)), note=stopped)
         log(f"latency: {session.describe()}")
-    if out is not None:
-        write_session(session, out / LATENCY_FILE)
-    return latency_measurements(session)
+    return session
 
 
-def _racing(
-    targets: Sequence[BenchmarkTarget], config: BenchmarkConfig
-) -> tuple[list[BenchmarkTarget], dict[str, str]]:
-    """Who takes turns, in how many blocks; and why others do not."""
+PENDING = (
+    "pending: it runs on CUDA, and this machine has no GPU for that; run `demitasse gate RUN --measure` on one that has"
+)
+
+
+def _together(targets: Sequence[BenchmarkTarget], stage_blocks: int) -> list[BenchmarkTarget]:
+    """Who takes turns, in how many blocks, and all on the device of the last."""
     baseline, between, last = targets[0], targets[1:-1], targets[1:][-1:]
-    briefly = [replace(target, blocks=config.stage_blocks) for target in between if config.stage_blocks]
-    racing, left_out = [baseline], dict[str, str]()
-    for target in (*briefly, *last):
-        if target.on_gpu == baseline.on_gpu:
-            racing.append(target)
-        else:
-            left_out[target.name] = f"it runs on {_where(target)} and the baseline on {_where(baseline)}; {WAY_OUT}"
-    return racing, left_out
-
-
-WAY_OUT = "`demitasse benchmark` times them without judging"
-
-
-def _where(target: BenchmarkTarget) -> str:
-    return "a GPU" if target.on_gpu else "the CPU"
+    briefly = [replace(target, blocks=stage_blocks) for target in between if stage_blocks]
+    return [replace(target, on_gpu=targets[-1].on_gpu) for target in (baseline, *briefly, *last)]
 
 
 def _cost(session: Session, racing: Sequence[BenchmarkTarget], blocks: int) -> str:
@@ -165,7 +197,7 @@ TOO_FEW = "does not suffice for these gates: gone on with"
 def objection(folder: Path, enough: StoppingRule) -> str:
     """Why the raw times in a result's folder do not do: `INVALID` or `TOO_FEW`; empty where they do."""
     session = kept_session(folder)
-    if session is None:
+    if session is None or (session.pending and not is_here("cuda")):
         return ""
     if is_invalid(session):
         return INVALID

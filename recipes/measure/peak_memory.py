@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 
 from compress.stage import FormatName
-from recipes.formats import OPENER, opener_of
+from recipes.formats import FORMATS
 
 DECODED = 8
 KIBIBYTE = 1024
@@ -24,7 +24,7 @@ KIBIBYTE = 1024
 def main() -> None:
     """Print the answer for the arguments given."""
     folder, format, prompt, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    model = opener_of(OPENER)(folder, cast(FormatName, format), threads=threads)
+    model = FORMATS[cast(FormatName, format)].open(folder, threads=threads)
     variant = model.decoding(np.ones((1, prompt), dtype=np.int64), DECODED + 1)
     variant.prefill()
     for _ in range(DECODED):

@@ -25,7 +25,7 @@ from evaluation.latency import Counters, Protocol, Trial, Workload, WorkloadTime
 from evaluation.latency.timing import timed
 from evaluation.measurement import Value
 from recipes.formats import OPENER, opener_of
-from recipes.formats.base import Ids, LoadedModel
+from recipes.formats.base import Device, Ids, LoadedModel
 from recipes.measure.peak_memory import peak_memory
 from recipes.runs.failures import exit_code
 
@@ -114,7 +114,8 @@ def take_trial(order: TrialRequest, wait: Callable[[], None]) -> Trial:
 
 def _open(order: TrialRequest) -> tuple[LoadedModel, float]:
     begun = time.perf_counter()
-    model = opener_of(order.opener)(order.folder, order.format, threads=order.protocol.threads)
+    device: Device = "cuda" if order.on_gpu else "cpu"
+    model = opener_of(order.opener)(order.folder, order.format, threads=order.protocol.threads, device=device)
     return model, time.perf_counter() - begun
 
 

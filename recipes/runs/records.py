@@ -6,7 +6,7 @@
 
 What is read must be what was written, to the byte: the seal holds, the key is the digest of the identity and names the
 folder, every file has its hash, none was added, and nothing is a link, since that would be followed to what nobody
-sealed. The one file that may be added to a result, and changed, is `CARD`.
+sealed. What may be added to a result, and changed, is `CARD`, and beside a bundle what was proven of it on a GPU.
 """
 
 import os
@@ -22,6 +22,7 @@ from compress.checkpoints.json_file import JsonError, parse_json, read_plain
 from compress.digests import SEAL, SEALED_LIMIT, digest_file, digest_of, read_sealed, sealed, unsealed
 from compress.errors import DemitasseError
 from evaluation.measurement import Measurement
+from export.manifest import PROOF
 
 FORMAT = 2
 RECORD = "artifact.json"
@@ -195,8 +196,15 @@ def verify_files(artifact: Artifact) -> None:
         if file.stat().st_size != entry["bytes"] or digest_file(file) != entry["sha256"]:
             expected = f"expected sha256 {entry['sha256'][:SHORT]}..., {entry['bytes']} bytes"
             raise _broken(folder, file, f"was changed: {expected}")
-    for name in sorted(there - artifact.entries.keys() - {CARD}):
+    for name in sorted(there - artifact.entries.keys()):
+        if is_added_later(name):
+            continue
         raise _broken(folder, files / name, "was added")
+
+
+def is_added_later(name: str) -> bool:
+    """Whether a file of a result, by its path inside, may come after it was stored."""
+    return name == CARD or name.rpartition("/")[2] == PROOF
 
 
 def _plain_files(folder: Path) -> set[str]:
@@ -240,7 +248,7 @@ def _hash_and_flush(folder: Path) -> dict[str, dict[str, Any]]:
             raise StoreError(f"{file}: a stage left a link, which a stored result may not hold")
         if file.is_file():
             flush(file)
-            if file == folder / CARD:
+            if is_added_later(file.relative_to(folder).as_posix()):
                 continue
             entries[file.relative_to(folder).as_posix()] = {"sha256": digest_file(file), "bytes": file.stat().st_size}
         else:
