@@ -37,6 +37,7 @@ from benchmarks.gpu_order import Request, Results
 from benchmarks.gpu_parity import VERSIONS
 from benchmarks.gpu_section import SECTIONS, carried_out
 from benchmarks.gpu_speed import kinds_of, shape_of
+from benchmarks.gpu_variants import GPU_VARIANTS
 from benchmarks.machine import cuda_libraries, machine
 from benchmarks.page import print_results
 from benchmarks.prepare import ROOT, PrepareError, prepared
@@ -76,6 +77,7 @@ def main(
     only: Annotated[str, typer.Option(help=f"Only these, between commas: {', '.join(SECTIONS)}.")] = "",
     minutes: Annotated[float, typer.Option(help="How long all of it may take.")] = 8.0,
     model: Annotated[list[str], typer.Option(help="A shape of benchmarks/shapes.py, for speed.")] = [],  # noqa: B006
+    variant: Annotated[list[str], typer.Option(help="A variant of gpu_variants.py, for speed; default: all.")] = [],  # noqa: B006
     blocks: Annotated[int, typer.Option(help="Blocks of a workload at batch 1.")] = 5,
     steps: Annotated[int, typer.Option(help="Timed steps in a block.")] = 16,
     tokens: Annotated[int, typer.Option(help="Training tokens of the last student.")] = 50_000_000,
@@ -86,7 +88,7 @@ def main(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Without a GPU, tiny, results thrown away.")] = False,
 ) -> None:
     """Prove and measure demitasse on this machine's GPU."""
-    sections, models = checked(only, tuple(model) or MODELS)
+    sections, models = checked(only, tuple(model) or MODELS, variant)
     if not dry_run and (reason := reason_against()):
         print(f"no GPU here: {reason}")
         raise typer.Exit(NO_GPU)
@@ -102,6 +104,7 @@ def main(
             seconds=DRY_SECONDS if dry_run else 60 * minutes,
             dry=dry_run,
             models=models,
+            variants=tuple(variant),
             blocks=blocks,
             steps=steps,
             tokens=tokens,
@@ -113,14 +116,18 @@ def main(
     raise typer.Exit(int(dry_run and any(errors.values())))
 
 
-def checked(only: str, models: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
+def checked(only: str, models: tuple[str, ...], variants: Iterable[str] = ()) -> tuple[list[str], tuple[str, ...]]:
     """The sections in their order, and the models.
 
     Raises:
         typer.BadParameter: there is none of that name.
     """
     wanted = [name for name in only.split(",") if name]
-    for given, option, known in ((wanted, "--only", SECTIONS), (models, "--model", SHAPES)):
+    for given, option, known in (
+        (wanted, "--only", SECTIONS),
+        (models, "--model", SHAPES),
+        (variants, "--variant", GPU_VARIANTS),
+    ):
         for name in given:
             if name not in known:
                 raise typer.BadParameter(f"{option} {name}: expected one of {', '.join(known)}")
@@ -182,7 +189,10 @@ class Files:
                 checkpoint = pool.submit(self._shape, model)
                 self.made["speed"] += [
                     checkpoint,
-                    *(pool.submit(self._of_model, model, kind, checkpoint) for kind in kinds_of(model)),
+                    *(
+                        pool.submit(self._of_model, model, kind, checkpoint)
+                        for kind in kinds_of(model, self.request.variants)
+                    ),
                 ]
 
     def wait_for(self, section: str) -> None:

@@ -31,6 +31,8 @@ class Request:
     """Everything at a tiny size up to the first kernel of the GPU, and the rest on the CPU."""
     models: tuple[str, ...] = ()
     """Shapes of shapes.py."""
+    variants: tuple[str, ...] = ()
+    """Of gpu_variants.py, for speed; none: all of them."""
     blocks: int = 5
     steps: int = 16
     threads: int = 2

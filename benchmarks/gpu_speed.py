@@ -4,14 +4,14 @@ Every variant has a process of its own, and all of them hold their model while t
 their libraries at the same time, and then open one after the other, so that what the GPU's memory lost meanwhile is
 what that process took: weights, cache, workspaces, and the library's own context.
 
-A step is timed from the ids going in to the next ids being on the host. Ours copies the logits there and chooses there,
-as its users do; PyTorch and onnxruntime-genai choose on the GPU. torch.compile compiles in the trial that is not timed.
+A step is timed from the ids going in to the next ids being on the host; all choose them on the GPU. torch.compile
+compiles in the trial that is not timed.
 
 The first workloads are those at batch 1; where the time ends, the others are left out and the results say so.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -75,7 +75,8 @@ def in_order(settings: Settings) -> list[Workload]:
 def speed(request: Request, part: Part) -> None:
     """Every model, each with its share of the time that is left."""
     settings = settings_of(request)
-    part.about(settings={"blocks": settings.blocks, "steps": settings.steps, "threads": settings.threads})
+    about = {"blocks": settings.blocks, "steps": settings.steps, "threads": settings.threads, "chosen": "on the GPU"}
+    part.about(settings=about)
     for place, model in enumerate(request.models):
         share = request.left() / (len(request.models) - place)
         part.rows.pop(model, None)
@@ -91,7 +92,7 @@ def _speed_of(request: Request, part: Part, model: str, settings: Settings, unti
     parameters = inspect_checkpoint(checkpoint).parameters
     found |= {"family": SHAPES[model]["model_type"], "parameters": parameters, "float32_bytes": 4 * parameters}
     files = {}
-    for name in GPU_VARIANTS:
+    for name in request.variants or GPU_VARIANTS:
         found["variants"][name], made = _files_of(request, name, model, checkpoint)
         if made is not None:
             files[name] = made
@@ -110,10 +111,11 @@ def shape_of(work: Path, model: str, *, dry: bool) -> Path:
     return checkpoint
 
 
-def kinds_of(model: str) -> list[str]:
-    """The kinds of files that a model's variants run, each once."""
+def kinds_of(model: str, variants: Iterable[str] = ()) -> list[str]:
+    """The kinds of files that a model's variants run, or these of them, each once."""
     family = SHAPES[model]["model_type"]
-    fit = [variant for variant in GPU_VARIANTS.values() if not variant.reason_against(family)]
+    asked = [GPU_VARIANTS[name] for name in tuple(variants) or GPU_VARIANTS]
+    fit = [variant for variant in asked if not variant.reason_against(family)]
     return list(dict.fromkeys(variant.files for variant in fit if variant.files != "checkpoint"))
 
 

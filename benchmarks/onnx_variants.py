@@ -10,8 +10,7 @@ idle threads from spinning; onnxruntime-genai opens its own session, with its ow
 rows, so there each block of steps goes on from the last, a few tokens deeper in the context; and it stops at an
 end-of-text token, so the vocabulary's last id stands in its place.
 
-On CUDA both capture a step as a CUDA graph or not, as `cuda_graph` says. Ours copies the logits of a step to the host,
-where a user's sampling wants them, and chooses there; onnxruntime-genai chooses on the GPU.
+On CUDA both capture a step as a CUDA graph or not, as `cuda_graph` says. Both choose the next token on the GPU.
 """
 
 import json

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from compress.checkpoints.config import TOKENS
 from compress.checkpoints.folder import Checkpoint
+from export.runtime.session import KEYS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,6 +36,7 @@ def genai_config(
         "session_options": {
             "log_id": "onnxruntime-genai",
             "provider_options": [{"cuda": {}}] if provider == "cuda" else [],
+            **KEYS[provider],
         },
         "filename": "model.onnx",
         "head_size": architecture.head_dim,

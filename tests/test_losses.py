@@ -166,6 +166,13 @@ def sparse(case: Case, k: int) -> SparseTarget:
     return SparseTarget(ids_NK, p_NK, rest_N=(1 - p_NK.sum(-1)).clamp_min(0))
 
 
+def test_a_head_takes_hidden_states_that_are_wider_than_itself() -> None:
+    hidden_ND, weight_VD = torch.randn(3, 8), torch.randn(5, 8).to(torch.bfloat16)
+    narrow = Head(weight_VD).logits(hidden_ND.to(torch.bfloat16))
+    assert torch.equal(Head(weight_VD).logits(hidden_ND), narrow)
+    assert narrow.dtype == torch.float32
+
+
 def test_a_stored_teacher_of_all_tokens_is_the_teacher() -> None:
     case, mix = Case(), Mix(weights={"forward_kl": 0.9, "cross_entropy": 0.1})
     log_p_NV = case.teacher.log_p(1.0)

@@ -21,10 +21,20 @@ from compress.text import TextSource
 from evaluation.gate import EXIT_CODES, Limit, judge
 from evaluation.latency import Protocol, Reading, Session, Trial, Workload, latency_measurements
 from evaluation.report import Report
+from evaluation.stopping_rule import StoppingRule
+from export.runtime.session import is_here
 from recipes.config.recipe import BenchmarkConfig
 from recipes.engine.rejudge import Stored, judge_run
 from recipes.measure.interleaving import BenchmarkTarget, new_session, pinned_cpus, resumed, run_trials
-from recipes.measure.latency import _racing, latency_identity, measure_latency, seconds_of_a_block
+from recipes.measure.latency import (
+    PENDING,
+    _together,
+    latency_identity,
+    measure_latency,
+    objection,
+    seconds_of_a_block,
+)
+from recipes.measure.variant_process import memory_of
 from recipes.runs.report_file import read_report
 
 WORKLOAD = Workload(prompt=4, tokens=3)
@@ -148,11 +158,11 @@ def test_the_knob_says_in_how_many_blocks_the_stages_between_are_timed(
     stage_blocks: int, expected: dict[str, int | None]
 ) -> None:
     given = [target(name) for name in ("baseline", "prune", "quantize", "export")]
-    racing, left_out = _racing(given, BenchmarkConfig(stage_blocks=stage_blocks))
+    racing = _together(given, stage_blocks)
     assert {one.name: one.blocks for one in racing} == expected
-    assert left_out == {}
-    alone, _ = _racing(given[:1], BenchmarkConfig())
-    assert [one.name for one in alone] == ["baseline"]
+    assert [one.name for one in _together(given[:1], 5)] == ["baseline"]
+    assert {one.on_gpu for one in racing} == {False}
+    assert {one.on_gpu for one in _together([*given, target("cuda", on_gpu=True)], 5)} == {True}
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
@@ -173,9 +183,8 @@ def test_every_artifact_that_is_timed_is_named_in_the_results_identity(text_file
     assert "bitsandbytes" not in ends["libraries"]
 
 
-def test_what_runs_elsewhere_than_the_baseline_is_left_out_with_the_reason(
-    int8_bundle: Path, text_file: Path, tmp_path: Path
-) -> None:
+@pytest.mark.skipif(is_here("cuda"), reason="this machine has a GPU, where nothing stays pending")
+def test_what_runs_on_a_gpu_that_is_not_here_stays_pending(int8_bundle: Path, text_file: Path, tmp_path: Path) -> None:
     elsewhere = BenchmarkTarget(name="export", folder=tmp_path, format="onnx", on_gpu=True)
     found = measure_latency(
         [BenchmarkTarget(name="baseline", folder=int8_bundle, format="onnx"), elsewhere],
@@ -186,13 +195,21 @@ def test_what_runs_elsewhere_than_the_baseline_is_left_out_with_the_reason(
         out=tmp_path,
     )
     assert [one.metric for one in found["export"]] == [one.metric for one in found["baseline"]]
-    assert {one.invalid for one in found["export"]} == {
-        "left out: it runs on a GPU and the baseline on the CPU; `demitasse benchmark` times them without judging"
-    }
+    assert {one.invalid for row in found.values() for one in row} == {PENDING}
     kept = Session.model_validate_json((tmp_path / "latency.json").read_text())
     assert str(latency_measurements(kept)) == str(found)
+    assert kept.trials == ()
+    assert kept.pending is not None
+    assert len(kept.pending.ids) == 4
     gate = judge({"decode_latency": Limit(max_ratio=1)}, {one.metric: one for one in found["export"]})[0]
     assert EXIT_CODES[gate.verdict] == 4
+    assert objection(tmp_path, StoppingRule(gates={}, blocks=(3,), looks=1)) == ""
+
+
+def test_a_process_has_the_gpu_memory_that_the_driver_tells_of_it() -> None:
+    told = "4711, 512\n12, 300\n4711, 8\n13, [N/A]\n"
+    assert memory_of(4711, told) == 520 << 20
+    assert memory_of(13, told) is memory_of(99, told) is memory_of(1, "") is None
 
 
 # ---- a real run

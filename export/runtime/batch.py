@@ -3,8 +3,8 @@
 The cache is allocated once and bound as input and output at the same time, so that GroupQueryAttention writes each
 new key in place. A step's inputs and its logits are bound once too: ids and positions [B, 1], and a mask as long as
 the cache, in which a step sets one more position per row. So a step costs the same Python work at any context, copies
-nothing but its logits, and on CUDA always has the same addresses and shapes, which is what a CUDA graph needs. There the
-likeliest token is chosen on the device, and the logits stay where they are until somebody asks for them.
+nothing but its logits, and on CUDA always has the same addresses and shapes, which is what a CUDA graph needs.
+There the likeliest token is chosen on the device, and the logits stay where they are until somebody asks for them.
 
 Rows of unequal length are padded on the right, as GroupQueryAttention counts a row's tokens from the left: each later
 token of a row overwrites what padding left in the cache. The graph takes rows that are padded on the left too, and
@@ -37,7 +37,7 @@ NUMPY_TYPES: dict[str, Any] = {
 }
 LOGITS = "logits"
 NEXT_IDS = "next_ids"
-"""The likeliest token at each position: an output that `open_session` adds on CUDA, where it is chosen on the device."""
+"""The likeliest token at each position: an output that `open_session` adds on CUDA, to choose on the device."""
 LOGITS_FROM = "logits_from"
 """The first position whose logits are wanted, int64 [1]: a constant of the stored graph, 0, which `open_session`
 makes an input that may be left out.

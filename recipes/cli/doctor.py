@@ -222,8 +222,8 @@ def advice_for(reason: str) -> str:
 
 
 BUILDS_FOR_CUDA = (
-    "bundles for CUDA can be made here: where each node runs is proven, and the file's arithmetic on the CPU; what CUDA "
-    "computes, and its latency, stays pending until `demitasse verify` and `demitasse gate --measure` run on a GPU"
+    "bundles for CUDA can be made here: where each node runs is proven, and the file's arithmetic on the CPU; what "
+    "CUDA computes, and its latency, is pending until `demitasse verify` and `demitasse gate --measure` run on a GPU"
 )
 NO_GPU = "this machine has no CUDA GPU, or it is hidden (CUDA_VISIBLE_DEVICES); use `provider: cpu`"
 ADVICE: dict[str, str] = {

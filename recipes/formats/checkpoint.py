@@ -56,6 +56,7 @@ class CheckpointFormat:
             torch.set_num_threads(threads)
         runtime, model = self.runtime(folder), load_model(folder, dtype=DTYPES[device or "cpu"])
         if device == "cuda":
+            torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each length, so for each step of a text
             runtime = f"{runtime.replace('float32', 'float16')} on {torch.cuda.get_device_name()}"
             model = model.to("cuda")
         return TorchModel(

@@ -87,14 +87,12 @@ def take_trial(order: TrialRequest, wait: Callable[[], None]) -> Trial:
     """
     if order.protocol.cpus:
         os.sched_setaffinity(0, order.protocol.cpus)
-    before_gpu = _gpu_memory() if order.on_gpu else None
     started, begun = datetime.now(UTC), Counters.now()
     model, open_seconds = _open(order)
     first = order.protocol.workloads[0]
     first_run = timed(model.decoding(_prompts(order.ids, first), first.tokens).prefill, 1)[0]
     opening, moments = Counters.now().since(begun), list[Counters]()
     workloads = tuple(_time(model, workload, order, wait, moments) for workload in order.workloads)
-    after_gpu = _gpu_memory() if order.on_gpu else None
     return Trial(
         variant=order.variant,
         block=order.block,
@@ -108,7 +106,7 @@ def take_trial(order: TrialRequest, wait: Callable[[], None]) -> Trial:
         opening=opening,
         timed=moments[-1].since(moments[0]),
         peak_memory=peak_memory(),
-        gpu_memory=None if before_gpu is None or after_gpu is None else after_gpu - before_gpu,
+        gpu_memory=_gpu_memory() if order.on_gpu else None,
     )
 
 
@@ -142,13 +140,20 @@ def _prompts(ids: tuple[int, ...], workload: Workload) -> Ids:
 
 
 def _gpu_memory() -> int | None:
-    """Bytes in use on the device of a process that may run on one GPU only; None where the system does not say."""
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    """Bytes that this process holds on the GPU, its context included; None where the system does not say."""
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_gpu_memory", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return int(told[0]) * MEBIBYTE if told and told[0].isdecimal() else None
+    return memory_of(os.getpid(), told)
+
+
+def memory_of(process: int, told: str) -> int | None:
+    """Bytes of a process in lines such as "4711, 512": its id, and MiB."""
+    rows = (line.replace(" ", "").split(",") for line in told.splitlines())
+    held = [int(row[1]) for row in rows if row[0] == str(process) and len(row) == 2 and row[1].isdecimal()]
+    return sum(held) * MEBIBYTE if held else None
 
 
 if __name__ == "__main__":
