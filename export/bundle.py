@@ -38,6 +38,8 @@ class BundleSummary:
     """Bytes of all files."""
     foreign: tuple[str, ...]
     """Names of what others put beside them, which nothing reads."""
+    placement: dict[str, Any]
+    arithmetic: dict[str, Any]
     coverage: dict[str, Any]
     parity: dict[str, Any]
     libraries: dict[str, str]
@@ -69,6 +71,8 @@ def verify_bundle(folder: Path) -> BundleSummary:
         files=len(manifest["files"]) + 1,
         size=sum(entry["bytes"] for entry in manifest["files"].values()) + (folder / MANIFEST).stat().st_size,
         foreign=tuple(foreign(folder)),
+        placement=manifest["placement"],
+        arithmetic=manifest["arithmetic"],
         coverage=manifest["coverage"],
         parity=manifest["parity"],
         libraries=manifest["libraries"],

@@ -1,8 +1,8 @@
 """What was proven of a bundle, where, and what is still pending.
 
-    proof.json    beside a bundle for CUDA, once `demitasse verify` has run it on a GPU: which GPU, which node ran where
-                  by ONNX Runtime's profile, how far its figures are from the checkpoint's; sealed, and tied to the
-                  manifest by the manifest's sha256
+    proof.json    beside a bundle for CUDA, once `demitasse verify` has run it on a GPU: which GPU, how many nodes ran
+                  where by ONNX Runtime's profile, how far its figures are from the checkpoint's; sealed, and tied to
+                  the manifest by the manifest's sha256
 
 A bundle for CUDA can be made on a machine without a GPU. There its placement is proven by the kernels that the provider
 registers (`export.placement`), and its arithmetic by running the same float16 file on the CPU. What CUDA's own kernels
@@ -20,8 +20,8 @@ from compress.errors import DemitasseError
 from export.external_data import BundleIntegrityError, real_file
 from export.manifest import MANIFEST, PROOF, read_manifest
 from export.provider import prove_provider
-from export.runtime.gpu import gpus
-from export.runtime.session import Provider, is_here
+from export.runtime.gpu import Gpu, gpus
+from export.runtime.session import Provider, ProviderError, is_here
 from export.self_test import run_self_test
 
 LATER = "run `demitasse verify` on a machine with such a GPU"
@@ -90,10 +90,29 @@ def prove_here(bundle: Path, provider: Provider, stated: float) -> dict[str, flo
         ParityError, ProviderError: it does not compute here what its checkpoint computed, or not where it should.
     """
     here = is_here(provider)
+    if here and provider == "cuda":
+        _check_gpu(bundle, gpus()[0])
     figures = run_self_test(bundle, provider if here else "cpu", stated=stated)
     if here and pending(bundle):
         _keep(bundle, {"placement": prove_provider(bundle, provider), "self_test": figures})
     return figures
+
+
+def _check_gpu(bundle: Path, gpu: Gpu) -> None:
+    """The kernels are compiled for this GPU, as far as that is known of the ONNX Runtime that the export knew."""
+    compiled = read_manifest(bundle)["placement"].get("sm", ())
+    if compiled and not any(_runs(architecture, gpu.capability) for architecture in compiled):
+        raise ProviderError(
+            f"{bundle}: expected a GPU that ONNX Runtime's kernels are compiled for ({', '.join(compiled)}), got "
+            f"{gpu.name} (sm_{gpu.capability}); use another GPU, or a build of ONNX Runtime for this one"
+        )
+
+
+def _runs(architecture: str, capability: int) -> bool:
+    """Machine code runs on later GPUs of the same major number; that of an "a" on its own only."""
+    number = int(architecture.removeprefix("sm_").removesuffix("a"))
+    exact = architecture.endswith("a")
+    return number == capability if exact else number <= capability and number // 10 == capability // 10
 
 
 def check_nothing_pending(bundle: Path) -> None:

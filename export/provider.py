@@ -16,7 +16,7 @@ import numpy as np
 
 from export.runtime.gpu import gpus
 from export.runtime.model import BundleConfig, OnnxCausalLM
-from export.runtime.session import PROVIDERS, Provider, ProviderError, is_here, open_session
+from export.runtime.session import PROVIDERS, PlacementError, Provider, is_here, open_session
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -28,7 +28,7 @@ def prove_placement(folder: Path, graph: "ModelProto", provider: Provider) -> di
     """Where the nodes of a bundle's graph run, and what proves it, as plain data for the manifest.
 
     Raises:
-        ProviderError: a node that computes would run, or ran, elsewhere.
+        PlacementError: a node that computes would run, or ran, elsewhere.
     """
     if provider == "cpu":
         return {"proven": "profile", **prove_provider(folder, provider)}
@@ -44,7 +44,7 @@ def prove_provider(folder: Path, provider: Provider) -> dict[str, Any]:
     """Run a prompt and a few steps under the profiler; how many nodes ran on which provider.
 
     Raises:
-        ProviderError: a node that computes ran elsewhere, or data was copied between devices within a step.
+        PlacementError: a node that computes ran elsewhere, or data was copied between devices within a step.
     """
     with tempfile.TemporaryDirectory() as scratch:
         session = open_session(folder, provider=provider, profile=Path(scratch) / "profile")
@@ -60,20 +60,20 @@ def judge_profile(events: list[dict[str, Any]], provider: Provider) -> dict[str,
     """The verdict on a profile: {"provider", "nodes": runs by provider, "shape_arithmetic": runs set aside}.
 
     Raises:
-        ProviderError: as in `prove_provider`.
+        PlacementError: as in `prove_provider`.
     """
     runs = [event["args"] for event in events if event.get("cat") == "Node" and event.get("args", {}).get("provider")]
     if not runs:
-        raise ProviderError(f"{provider}: the session's profile names no node; nothing is proven")
+        raise PlacementError(f"{provider}: the session's profile names no node; nothing is proven")
     expected = PROVIDERS[provider]
     copies = Counter(run["op_name"] for run in runs if run["op_name"].startswith("Memcpy"))
     if copies:
-        raise ProviderError(f"{provider}: data is copied between devices inside a step ({_counted(copies)})")
+        raise PlacementError(f"{provider}: data is copied between devices inside a step ({_counted(copies)})")
     elsewhere = [run for run in runs if run["provider"] != expected]
     aside = [run for run in elsewhere if _sees_integers_only(run)]
     wrong = Counter(f"{run['op_name']} on {run['provider']}" for run in elsewhere if not _sees_integers_only(run))
     if wrong:
-        raise ProviderError(f"{provider}: expected every node that computes on {expected}, got {_counted(wrong)}")
+        raise PlacementError(f"{provider}: expected every node that computes on {expected}, got {_counted(wrong)}")
     return {"provider": provider, "nodes": len(runs) - len(aside), "shape_arithmetic": len(aside)}
 
 

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from export.external_data import BundleIntegrityError, read_graph
 from export.parity import TOLERANCES, ParityError, arithmetics, run_forced
-from export.runtime.batch import Floats
+from export.runtime.batch import Floats, Ids
 from export.runtime.model import OnnxCausalLM
 from export.runtime.session import Provider
 from export.torch_reference import Reference, lengths
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 GOLDEN_OUTPUTS = "parity.safetensors"
 KEPT = 16
+CHOICES = 8
+"""Steps in which the choice of the likeliest token is looked at."""
 SLACK, FLOOR = 4.0, 1e-4
 """A run_self_test's KL may be so many times what the export found, and a little more."""
 
@@ -68,6 +70,7 @@ def run_self_test(
     ids_BT, count_B = golden["ids"].astype(np.int64), golden["count"].astype(np.int64)
     steps = golden["likeliest"].shape[1] - 1
     ours_BSV = run_forced(model, ids_BT, count_B, steps)
+    _check_choice(bundle, model, ids_BT, count_B, min(steps, CHOICES))
     ours_BSK = np.take_along_axis(ours_BSV, golden["likeliest"].astype(np.int64), axis=-1)
     kl = coarse_kl(golden["log_probability"], ours_BSK)
     tolerance = TOLERANCES[arithmetics(read_graph(bundle))[-1]].kl
@@ -80,6 +83,18 @@ def run_self_test(
             "versions with those in its manifest"
         )
     return {"kl": float(f"{kl:.2g}"), "tolerance": float(f"{tolerance:.2g}"), "positions": ours_BSK[..., 0].size}
+
+
+def _check_choice(bundle: Path, model: OnnxCausalLM, ids_BT: Ids, count_B: Ids, steps: int) -> None:
+    """The token that the runtime chooses, on a GPU in the graph itself, is one with the largest logit."""
+    rows, longest = np.arange(len(ids_BT)), int(count_B.max())
+    batch = model.new_batch(len(rows), longest + steps)
+    batch.read(ids_BT[:, :longest], count_B)
+    for _ in range(steps):
+        chosen_B, logits_BV = batch.likeliest(), batch.logits()
+        if not np.array_equal(logits_BV[rows, chosen_B], logits_BV.max(axis=-1)):
+            raise ParityError(f"{bundle}: on this machine the token that is chosen is not the likeliest one")
+        batch.append(chosen_B)
 
 
 def coarse_kl(reference_NK: Floats, ours_NK: Floats) -> float:

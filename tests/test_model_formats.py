@@ -105,4 +105,4 @@ def test_what_is_timed_is_opened_by_name(gpt2: Path) -> None:
     from recipes.formats import OPENER
 
     assert opener_of(OPENER) is open_model
-    assert opener_of(OPENER)(gpt2, "dense", threads=1).context > 0
+    assert opener_of(OPENER)(gpt2, "dense", threads=1, device="cpu").context > 0

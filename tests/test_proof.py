@@ -26,15 +26,17 @@ from evaluation.report import Report
 from export.external_data import BundleIntegrityError, read_graph
 from export.genai import CONFIG
 from export.manifest import PROOF, read_manifest
-from export.parity import AS_STORED, arithmetics
-from export.proof import PendingError, check_nothing_pending, pending, prove_here, read_proof
+from export.parity import AS_STORED, ParityError, arithmetics
+from export.proof import PendingError, _check_gpu, check_nothing_pending, pending, prove_here, read_proof
 from export.runtime import gpu, session
 from export.runtime.batch import LOGITS, NEXT_IDS, Batch
 from export.runtime.model import OnnxCausalLM
 from export.runtime.session import ProviderError, choose_on_device, declare_logits_from, is_here, nearest
+from export.self_test import run_self_test
 from recipes import verify
 from recipes.engine.finish import finish_run
 from recipes.engine.rejudge import RejudgeError, judge_run
+from recipes.engine.tracking_server import _pending
 from recipes.runs.records import is_added_later
 
 pytestmark = pytest.mark.skipif(is_here("cuda"), reason="this machine has a GPU, where nothing stays pending")
@@ -113,6 +115,9 @@ def test_verify_says_what_is_pending_and_takes_it_where_that_is_accepted(made: P
     code, said, error = demitasse("verify", made)
     assert code == 4
     assert "parity holds here" in said
+    assert "static: " in said
+    assert "cpu float16; pending: cuda" in said
+    assert _pending(made) == "what its bundle computes on CUDA is pending: run `demitasse verify` on a GPU"
     assert "what CUDA computes is pending: run `demitasse verify` on a machine with such a GPU" in error
     assert demitasse("verify", made, "--allow-pending")[0] == 0
     with pytest.raises(PendingError):
@@ -135,7 +140,10 @@ def test_a_proof_is_kept_beside_the_bundle_and_recognized_elsewhere(
     assert sorted(path.name for path in bundle.iterdir() if path.name.startswith(".")) == []
     monkeypatch.undo()
     check_nothing_pending(bundle)
-    assert demitasse("verify", bundle)[0] == 0
+    code, said, _ = demitasse("verify", bundle)
+    assert code == 0
+    assert "cpu float16; cuda on NVIDIA H200" in said
+    assert _pending(bundle) == ""
 
 
 @pytest.mark.usefixtures("on_a_gpu")
@@ -153,6 +161,27 @@ def test_a_proof_that_is_not_this_bundles_proves_nothing(bundle: Path, change: A
     change(bundle / PROOF)
     with pytest.raises(BundleIntegrityError, match=message):
         pending(bundle)
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"), [(90, True), (86, True), (87, True), (75, True), (100, False), (121, False), (70, False)]
+)
+def test_a_gpu_that_no_kernel_was_compiled_for_is_named_before_anything_runs(
+    made: Path, capability: int, runs: bool
+) -> None:
+    card = gpu.Gpu(name="some GPU", capability=capability)
+    if runs:
+        _check_gpu(made, card)
+        return
+    with pytest.raises(ProviderError, match=rf"got some GPU \(sm_{capability}\); use another GPU"):
+        _check_gpu(made, card)
+
+
+def test_a_choice_that_is_not_the_likeliest_token_is_found(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_self_test(made, "cpu")
+    monkeypatch.setattr(Batch, "likeliest", lambda batch: batch.logits().argmin(axis=-1))
+    with pytest.raises(ParityError, match="the token that is chosen is not the likeliest one"):
+        run_self_test(made, "cpu")
 
 
 def test_a_stored_bundle_may_get_its_proof_later_and_nothing_else() -> None:

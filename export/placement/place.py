@@ -26,7 +26,7 @@ from export.external_data import GRAPH
 from export.placement.kernel_table import KernelTable, read_table
 from export.placement.read_nodes import Node, Nodes, read_nodes
 from export.placement.remarks import remarks
-from export.runtime.session import ProviderError
+from export.runtime.session import PlacementError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -61,7 +61,7 @@ def place(graph: "ModelProto", folder: Path) -> Placement:
     """Where the nodes of the graph in `folder` run if a session is opened on CUDA.
 
     Raises:
-        ProviderError: one of them does not run on CUDA, or a step could not be captured; the message names it.
+        PlacementError: one of them does not run on CUDA, or a step could not be captured; the message names it.
     """
     import onnxruntime
 
@@ -93,7 +93,7 @@ def assign(nodes: Nodes, table: KernelTable, folder: Path) -> list[Device]:
     """The device of each node, in their order.
 
     Raises:
-        ProviderError: a node runs on neither as it should.
+        PlacementError: a node runs on neither as it should.
     """
     devices: list[Device] = []
     on_host: set[str] = set()
@@ -155,7 +155,7 @@ def _check_memory(nodes: Nodes, devices: list[Device], table: KernelTable, folde
     """Each value must be read in the memory in which it was made; what is not known of that.
 
     Raises:
-        ProviderError: a step copies something between devices, or reads an input on the CPU.
+        PlacementError: a step copies something between devices, or reads an input on the CPU.
     """
     made = _where_made(nodes, devices, table)
     unknown = []
@@ -192,5 +192,5 @@ def _check_read(folder: Path, node: Node, name: str, on_host: bool, made: dict[s
         raise _error(folder, node, f"reads {name}, which every step would copy {way}")
 
 
-def _error(folder: Path, node: Node, reason: str) -> ProviderError:
-    return ProviderError(f"cuda: {folder / GRAPH}: the node {node.name} ({node.operator}) {reason}; {WAY_OUT}")
+def _error(folder: Path, node: Node, reason: str) -> PlacementError:
+    return PlacementError(f"cuda: {folder / GRAPH}: the node {node.name} ({node.operator}) {reason}; {WAY_OUT}")

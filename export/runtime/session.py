@@ -38,6 +38,12 @@ class ProviderError(DemitasseError):
     """The provider that was asked for is not there, did not load, or did not run everything."""
 
 
+class PlacementError(ProviderError):
+    """A graph does not run wholly where it was exported for."""
+
+    exit_code = 4
+
+
 def open_session(
     folder: Path,
     *,
@@ -88,7 +94,8 @@ def open_session(
         raise _refused(folder, f"{onnxruntime.__version__} does not take the graph", error) from error
     if session.get_providers()[0] != name:
         raise ProviderError(
-            f"{provider}: {name} did not load, and ONNX Runtime fell back to the CPU; run `demitasse doctor`"
+            f"{provider}: {name} did not load, and ONNX Runtime fell back to the CPU; run `demitasse doctor`, or ask "
+            "for the CPU (--provider cpu), which computes the same file"
         )
     session.disable_fallback()
     return session

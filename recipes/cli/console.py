@@ -206,7 +206,23 @@ def show_bundle(console: Console, summary: "BundleSummary") -> None:
     lines = {"files": f"{summary.files}, {size}", "provider": summary.provider, "made with": versions}
     if summary.foreign:
         lines["beside it"] = f"{', '.join(summary.foreign)}: of others, and nothing that runs the bundle reads it"
+    lines |= _proof_lines(summary)
     console.print(metadata_table({**lines, **_coverage_lines(summary.coverage), **_parity_lines(summary.parity)}))
+
+
+def _proof_lines(summary: "BundleSummary") -> dict[str, str]:
+    """What proves where its nodes run and what they compute."""
+    from export.proof import read_proof
+
+    placement, arithmetic, proof = summary.placement, summary.arithmetic, read_proof(summary.folder)
+    counted = f"{placement['nodes']} nodes, and {placement['shape_arithmetic']} of shapes on the CPU"
+    remarks = "".join(f"; {remark}" for remark in placement.get("remarks", ()))
+    pending = arithmetic.get("pending", "")
+    later = f"{pending} on {proof.device}, ONNX Runtime {proof.onnxruntime}" if proof else f"pending: {pending}"
+    return {
+        "placement": f"{placement['proven']}: {counted if placement['nodes'] else 'not known'}{remarks}",
+        "arithmetic": arithmetic["proven"] + (f"; {later}" if pending else ""),
+    }
 
 
 def _coverage_lines(coverage: Mapping[str, Any]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from recipes.engine import benchmark as benchmarks
 from recipes.engine import evaluation, rejudge, single
 from recipes.engine import sensitivity as sensitivities
 from recipes.engine.compare import SideBySide, compare_runs
+from recipes.engine.finish import finish_run
 from recipes.engine.launcher import Launcher
 from recipes.formats.text_generation import bundle_of
 
@@ -165,20 +166,30 @@ def benchmark(
 
 
 def gate(
-    run: StrPath, gates: Mapping[str, Any] | StrPath | None = None, *, bandwidth: float | None = None
+    run: StrPath,
+    gates: Mapping[str, Any] | StrPath | None = None,
+    *,
+    bandwidth: float | None = None,
+    measure: bool = False,
+    model: StrPath | None = None,
 ) -> rejudge.Judged:
     """Judge a finished run again from its raw samples, as `demitasse gate`; no model is run.
 
     Args:
         gates: a metric's `Limit` or {"max_ratio": 1.1}, by metric; or a recipe (default: the run's own).
         bandwidth: bytes per second that the memory gives (default: what the report says).
+        measure: first prove and time here, on a GPU, what is pending of a run whose bundle is for CUDA.
+        model: where the model lies that the run began with, for that (default: where it lay).
 
     Raises:
         RecipeError: a gate is wrong.
+        ProviderError, ParityError: there is no GPU, or the bundle computes something else there.
         ReportError, RejudgeError: there is no report, or no samples.
         IntegrityError: a stored file was changed, or the samples give another verdict than the report has.
     """
     limits = None if gates is None else load_gates(gates if isinstance(gates, Mapping) else Path(gates))
+    if measure:
+        finish_run(Path(run), model=_path(model))
     return rejudge.judge_run(Path(run), limits, bandwidth=bandwidth)
 
 

@@ -24,6 +24,8 @@ from compress.errors import DemitasseError
 from evaluation.formats import model_card
 from evaluation.measurement import Interval
 from evaluation.report import Report
+from export.manifest import bundle_folder, is_bundle
+from export.proof import pending
 from recipes.engine.registered_model import BUNDLE, describe_model
 
 LONGEST = 500
@@ -79,7 +81,7 @@ def log_report(
         run_id = _log(client, report, files)
         if register_as is None or bundle is None:
             return Logged(run_id=run_id)
-        reason = why_not_registered(report)
+        reason = why_not_registered(report) or _pending(bundle)
         version = "" if reason else _register(client, register_as, run_id, bundle, report)
     except (mlflow.exceptions.MlflowException, OSError) as error:
         raise TrackingError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
@@ -91,6 +93,12 @@ def why_not_registered(report: Report) -> str:
     if report.verdict != "PASS":
         return f"the verdict is {report.verdict or 'missing, because the recipe has no gates'}"
     return f"too good to be believed: {', '.join(report.sanity_warnings)}" if report.sanity_warnings else ""
+
+
+def _pending(folder: Path) -> str:
+    """What of a bundle's proof is pending, as a reason."""
+    left = pending(bundle_folder(folder)) if is_bundle(folder) else ""
+    return f"what its bundle computes on {left.upper()} is pending: run `demitasse verify` on a GPU" if left else ""
 
 
 def metrics_of(report: Report) -> dict[str, float]:

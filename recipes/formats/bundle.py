@@ -123,17 +123,17 @@ class OnnxModel:
         rows, length = ids_BT.shape
         batch = self._model.new_batch(rows, length + tokens - 1)
         count_B = np.full(rows, length, dtype=np.int64)
-        next_B = np.zeros(rows, dtype=np.int64)
+        chosen: list[Ids] = [count_B]
 
         def prefill() -> Ids:
             batch.read(ids_BT, count_B)
-            next_B[:] = batch.likeliest()
-            return next_B
+            chosen[0] = batch.likeliest()
+            return chosen[0]
 
         def decode() -> Ids:
-            batch.append(next_B)
-            next_B[:] = batch.likeliest()
-            return next_B
+            batch.append(chosen[0])
+            chosen[0] = batch.likeliest()
+            return chosen[0]
 
         return Variant(
             prefill=prefill,

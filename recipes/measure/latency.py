@@ -26,6 +26,7 @@ from evaluation.latency import Pending, Protocol, Session, Workload, latency_mea
 from evaluation.machine import available_cores
 from evaluation.measurement import Measurement
 from evaluation.stopping_rule import StoppingRule
+from export.runtime.gpu import gpus
 from export.runtime.session import is_here
 from recipes.config.recipe import BenchmarkConfig
 from recipes.formats import FORMATS
@@ -174,6 +175,7 @@ def latency_identity(
         "test": test.digest(),
         "seed": seed,
         "processor": processor(),
+        **({"gpus": [gpu.name for gpu in gpus()]} if gpus() else {}),
         "cores": available_cores(),
         "libraries": versions(tuple({library for _, format in timed for library in FORMATS[format].libraries})),
     }
