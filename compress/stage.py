@@ -96,6 +96,12 @@ class StageInput:
     progress: Progress = field(default_factory=Silent)
 
 
+PASSES = {"nothing": 0.0, "norms": 1.0, "gram": 2.0}
+"""What is noted of a linear's inputs (`compress.models.calibration.Reads`) -> passes that it costs: a Gram matrix takes
+about as many products as the linears.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage(Generic[Config]):
     """A kind of stage: the handle under which recipes, the command line and the run store know it."""
@@ -113,9 +119,15 @@ class Stage(Generic[Config]):
     """The inputs that these knobs make it read."""
     folders: Callable[[Config], dict[str, Path]] = lambda config: {}
     """Further checkpoints that these knobs make it read, by the knob that names them."""
+    tokens_run: Callable[[Config, int, int], float] = lambda config, context, layers: 0.0
+    """(knobs, the model's context, its layers) -> about how many tokens of calibration text go through the whole model;
+    a pass that does as much again beside it counts twice. A plan's time is told from it.
+    """
     times_decoding: Callable[[Config], bool] = lambda config: False
     """Whether these knobs make it time decode steps, so that another machine comes to another result."""
     libraries: tuple[str, ...] = ()
     """Distributions whose versions change the numbers, and so are part of an artifact's key."""
+    left_out: Callable[[Config], frozenset[str]] = lambda config: frozenset()
+    """Of these, what these knobs never import; for a plan's time alone."""
     parallel: bool = False
     """Whether every process of a launch takes part in `run`; else the first one runs it and the others wait."""

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from compress.registry import lazy
 from compress.stage import Stage, StageConfig
 
+CACHE_ROWS, CACHE_TOKENS = 16, 512
+"""Calibration text behind the scales of a cache of 8 bits."""
 LIBRARIES = ("mobius-onnx", "onnx-ir", "onnx", "onnxruntime-gpu", "onnxruntime", "transformers", "torch")
 
 BLOCKS = {"cpu": 64, "cuda": 32}
@@ -52,6 +54,10 @@ class ExportConfig(StageConfig):
             )
         return self
 
+    def graphs(self, *, quantized: bool) -> int:
+        """How many graphs parity runs: the float one, and one more for each thing that is rounded."""
+        return 1 + (self.cache == "int8") + (quantized and self.level > 0)
+
     @property
     def columns(self) -> int:
         """Per block."""
@@ -60,6 +66,11 @@ class ExportConfig(StageConfig):
     @property
     def level(self) -> int:
         return (4 if self.provider == "cpu" else 0) if self.accuracy_level is None else self.accuracy_level
+
+
+def tokens_run(config: ExportConfig, context: int, layers: int) -> float:
+    """Behind the scales of a cache of 8 bits; parity reads its own."""
+    return CACHE_ROWS * min(CACHE_TOKENS, context) if config.cache == "int8" else 0.0
 
 
 EXPORT: Stage[ExportConfig] = Stage(
@@ -71,5 +82,6 @@ EXPORT: Stage[ExportConfig] = Stage(
     leaves="onnx",
     run=lazy("export.stage:run"),
     inputs_read=lambda config: frozenset({"calibration_text"}),
+    tokens_run=tokens_run,
     libraries=LIBRARIES,
 )

@@ -22,7 +22,7 @@ from compress.checkpoints.loading import load_float_model
 from compress.stage import Silent, StageError, StageInput, StageMetadata, Task
 from compress.text import check_ids, read_documents, tokenize
 from export.bundle import DATA
-from export.config import LIBRARIES, ExportConfig
+from export.config import CACHE_ROWS, CACHE_TOKENS, LIBRARIES, ExportConfig
 from export.coverage import CoverageError, check_carried, coverage
 from export.external_data import GRAPH, read_graph
 from export.float_reference import float_of
@@ -56,8 +56,6 @@ PLACES: dict[str, Callable[[Path], Path]] = {
 }
 """Layout -> where in the exported folder the bundle lies."""
 STEPS = 6
-CACHE_ROWS, CACHE_TOKENS = 16, 512
-"""Calibration text behind the scales of a cache of 8 bits."""
 CHARACTERS_PER_TOKEN = 20
 """No text has more, in any tokenizer that is worth the name."""
 

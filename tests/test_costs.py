@@ -3,8 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
+from compress import Checkpoint, TextSource
+from compress.stage import StageInput
+from evaluation.latency.timing import FEWEST_PREFILLS
+from evaluation.stopping_rule import blocks_at_looks
+from export.config import ExportConfig
 from recipes.config.loader import load_recipe
+from recipes.config.stages import STAGES
 from recipes.engine import costs
 from recipes.engine.plan import plan
 
@@ -58,7 +66,89 @@ def test_timing_counts_every_turn(file: Path) -> None:
     assert costs.timing_seconds(load_recipe(file, ["benchmark=null"]), sizes, SPEED) == 0
 
 
+def test_timing_that_a_gate_ends_is_told_to_its_second_look_and_to_its_last_block(file: Path) -> None:
+    sizes: list[tuple[costs.Size, costs.FormatName]] = [(SIZE, "dense"), (SIZE, "dense")]
+    gated = load_recipe(file, ["benchmark.blocks=15", "gate.decode_latency.max_ratio=0.5"])
+    second, last = (costs.timing_seconds(gated, sizes, SPEED, undecided=undecided) for undecided in (False, True))
+    assert second / last == pytest.approx(blocks_at_looks(15)[1] / 15)
+    ungated = load_recipe(file, ["benchmark.blocks=15", "gate.perplexity.max_ratio=1.1"])  # which no block decides
+    assert costs.timing_seconds(ungated, sizes, SPEED) == pytest.approx(last)
+
+
+def test_a_turn_holds_its_warm_up_and_every_prompt(file: Path) -> None:
+    sizes: list[tuple[costs.Size, costs.FormatName]] = [(SIZE, "dense")]
+
+    def of_prompts(length: int, speed: costs.Speed) -> float:
+        recipe = load_recipe(file, [f"benchmark.prompt={length}", "benchmark.blocks=3"])
+        return costs.timing_seconds(recipe, sizes, speed) / 3 / (length * costs.token_seconds(SIZE, speed))
+
+    fast, slow = costs.Speed(products=1e15, start=0.0), costs.Speed(products=1e7, start=0.0)
+    rest = of_prompts(64, fast) - 2 * of_prompts(128, fast)  # what does not hang on the prompt
+    assert of_prompts(64, slow) == pytest.approx(1 + costs.WARM_UPS + FEWEST_PREFILLS, rel=1e-2)
+    assert rest == pytest.approx(-(1 + costs.WARM_UPS + 2 * costs.PREFILLS), rel=1e-2)
+
+
 def test_an_export_pays_for_its_parity(file: Path) -> None:
     config = load_recipe(file).stages[-1].config
-    short = costs.export_seconds(config, SIZE, 256, SPEED)
-    assert costs.export_seconds(config, SIZE, 4096, SPEED) > 2 * short
+    assert isinstance(config, ExportConfig)
+
+    def seconds(context: int, *, quantized: bool = True, **knobs: object) -> float:
+        asked = config.model_copy(update=knobs)
+        return costs.parity_seconds(asked, SIZE, context, SPEED, quantized=quantized)
+
+    assert seconds(4096) > 2 * seconds(256)
+    assert seconds(256, quantized=False) < seconds(256) < seconds(256, cache="int8")
+    assert seconds(256, accuracy_level=0) == seconds(256, quantized=False)  # no activation is rounded
+
+
+def test_a_stage_pays_for_the_libraries_that_its_knobs_import() -> None:
+    prune, quantize, export = (STAGES[kind] for kind in ("prune", "quantize", "export"))
+    assert costs.imports(prune, prune.config(sparsity=0.5)) == set()
+    assert costs.imports(quantize, quantize.config()) == {"bitsandbytes"}
+    assert costs.imports(quantize, quantize.config(scheme="int8_group")) == set()
+    assert {"mobius-onnx", "onnx"} <= costs.imports(export, export.config())
+    assert len({"onnxruntime", "onnxruntime-gpu"} & costs.imports(export, export.config())) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "knobs"),
+    [
+        ("prune", {"sparsity": 0.5}),
+        ("prune", {"sparsity": 0.5, "criterion": "wanda"}),
+        ("prune", {"sparsity": 0.5, "criterion": "wanda", "allocation": "sensitivity"}),
+        ("slim", {"ffn": 0.5}),
+        ("slim", {"layers": 1, "depth_by": "perplexity"}),
+        ("quantize", {"scheme": "int8_group"}),
+        ("quantize", {"scheme": "int8_group", "method": "gptq"}),
+        ("quantize", {"scheme": "int4", "average_bits": 5}),
+    ],
+    ids=str,
+)
+def test_the_tokens_that_a_stage_tells_are_those_that_run(
+    kind: str, knobs: dict[str, object], gpt2: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """Those that go through its blocks are counted; what is done beside a pass counts as a pass, so as much again at
+    most.
+    """
+    stage = STAGES[kind]
+    config = stage.config(**knobs, **({"rows": 8, "length": 32} if stage.inputs_read(stage.config(**knobs)) else {}))
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    out.mkdir()
+    scratch.mkdir()
+    calibration = TextSource(file=text_file)
+    counted = 0
+
+    def count(module: torch.nn.Module, given: tuple[object, ...]) -> None:
+        nonlocal counted
+        if isinstance(module, GPT2MLP) and isinstance(given[0], torch.Tensor):
+            counted += given[0].shape[:-1].numel()
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        stage.run(config, StageInput(source=gpt2, out=out, scratch=scratch, calibration_text=calibration))
+    finally:
+        hook.remove()
+    layers = Checkpoint(gpt2).config["n_layer"]
+    told = stage.tokens_run(config, 32, layers)
+    assert bool(told) == bool(counted) == bool(stage.inputs_read(config))
+    assert counted / layers * 0.5 <= told <= counted / layers * 4

@@ -11,13 +11,15 @@ from pydantic import Field, field_validator, model_validator
 
 from compress.pruning.sparsity import Amount, AmountConfig
 from compress.registry import OneOf, lazy
-from compress.stage import Stage, StageConfig, StageInputName
+from compress.stage import PASSES, Stage, StageConfig, StageInputName
 
 if TYPE_CHECKING:
     from compress.models.calibration import Reads
 
 ROWS_TO_SPLIT = 4
 """Fewer rows cannot both calibrate and tell what it cost."""
+TRIAL_LENGTH, TRIALS = 128, 2
+"""Tokens of each calibration row that the blocks' sensitivities are measured on, and sparsities that are tried."""
 SparsityLevel = float | str
 """A share of zeros such as 0.5, or a pattern such as "2:4"."""
 
@@ -117,6 +119,16 @@ def inputs_read(config: PruneConfig) -> frozenset[StageInputName]:
     return frozenset({"calibration_text"}) if config.reads_text() else frozenset()
 
 
+def tokens_run(config: PruneConfig, context: int, layers: int) -> float:
+    """Of the criterion, and of the blocks' sensitivities: each trial runs the blocks behind it, half on the average."""
+    length = min(config.length, context)
+    scored = config.rows * length * PASSES[CRITERIA[config.criterion].reads]
+    if config.allocation == "uniform":
+        return scored
+    tried = min(TRIAL_LENGTH, length)
+    return scored + tried * (config.rows + config.held_out() * TRIALS * layers / 2)
+
+
 class SensitivityConfig(StageConfig):
     """What is tried, and on how much text."""
 
@@ -164,5 +176,6 @@ PRUNE = Stage(
     leaves="dense",
     run=lazy("compress.pruning.stage:run"),
     inputs_read=inputs_read,
+    tokens_run=tokens_run,
     libraries=("torch", "transformers"),
 )

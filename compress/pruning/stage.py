@@ -20,14 +20,11 @@ from compress.models.calibration import rows_of_stage
 from compress.models.layerwise import BlockWalk
 from compress.pruning.ablation import measure_sensitivity
 from compress.pruning.allocation import allocate, levels
-from compress.pruning.config import CRITERIA, PruneConfig, SensitivityConfig
+from compress.pruning.config import CRITERIA, TRIAL_LENGTH, PruneConfig, SensitivityConfig
 from compress.pruning.sequential import prune_blocks, prune_matrix, prune_whole
 from compress.pruning.sparsity import LATENCY, Amount
 from compress.pruning.targets import Target, block_targets, extra_targets
 from compress.stage import StageError, StageInput, StageMetadata
-
-TRIAL_LENGTH = 128
-"""Tokens of each calibration row that the blocks' sensitivities are measured on."""
 
 
 def run(config: PruneConfig, given: StageInput) -> StageMetadata:

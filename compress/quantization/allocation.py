@@ -24,11 +24,9 @@ from torch import Tensor
 
 from compress.checkpoints.loading import load_model
 from compress.models.block_linears import BlockLinear, block_linears
+from compress.quantization.config import COSTED
 from compress.quantization.rounding import rtn
 from compress.stage import Progress
-
-LENGTH = 64
-"""Tokens of each calibration row that costs are measured on: more rows tell more than longer ones."""
 
 
 def costs(folder: Path, ids_NT: NDArray[np.int64], group: int, seed: int, progress: Progress) -> dict[str, float]:
@@ -43,7 +41,7 @@ def costs(folder: Path, ids_NT: NDArray[np.int64], group: int, seed: int, progre
     for linear in block_linears(model):
         linear.parameter.requires_grad_()
         linear.parameter.register_post_accumulate_grad_hook(_adder(linear, _error_of(linear, group), squares))
-    rows_NT = torch.from_numpy(ids_NT[:, :LENGTH])
+    rows_NT = torch.from_numpy(ids_NT[:, :COSTED])
     with progress.task("quantize: sensitivity", total=len(rows_NT)) as task:
         for row_T in rows_NT:
             logits_TV = model(input_ids=row_T[None]).logits[0]

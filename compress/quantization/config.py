@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from compress.registry import OneOf, lazy
-from compress.stage import Stage, StageConfig, StageError, StageInputName
+from compress.stage import PASSES, Stage, StageConfig, StageError, StageInputName
 
 if TYPE_CHECKING:
     from compress.models.block_linears import BlockLinear
@@ -73,6 +73,10 @@ SCHEMES: dict[str, Scheme] = {
 
 MIXED_BITS = 4.75
 """On the average: a fifth of SmolLM2-135M's weights causes four fifths of what 4 bits cost."""
+COSTED = 64
+"""Tokens of each calibration row that costs are measured on: more rows tell more than longer ones."""
+FORTH_AND_BACK = 3.0
+"""Passes forth that one forth and back costs."""
 ROWS_OF_A_WORD = 8
 """Zero points of 4 bits in an int32."""
 
@@ -161,6 +165,13 @@ def inputs_read(config: QuantizeConfig) -> frozenset[StageInputName]:
     return frozenset({"calibration_text"}) if config.reads_text() else frozenset()
 
 
+def tokens_run(config: QuantizeConfig, context: int, layers: int) -> float:
+    """Of the rounding, and of what 4 bits would cost, forth and back."""
+    length = min(config.length, context)
+    costed = 0.0 if config.average_bits is None else FORTH_AND_BACK * min(COSTED, length)
+    return config.rows * (PASSES[ROUNDING[config.method].reads] * length + costed)
+
+
 QUANTIZE = Stage(
     kind="quantize",
     summary="round the block linears (and the embedding) to 8 or 4 bits, one scale per row or group of columns",
@@ -170,5 +181,7 @@ QUANTIZE = Stage(
     leaves="quantized",
     run=lazy("compress.quantization.stage:run"),
     inputs_read=inputs_read,
+    tokens_run=tokens_run,
     libraries=("torch", "transformers", "bitsandbytes"),
+    left_out=lambda config: frozenset({"bitsandbytes"}) if SCHEMES[config.scheme].grouped else frozenset(),
 )

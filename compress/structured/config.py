@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from compress.models.families import Size
 from compress.registry import OneOf, lazy
-from compress.stage import Stage, StageConfig, StageInputName
+from compress.stage import PASSES, Stage, StageConfig, StageInputName
 
 Goal = Literal["parameters", "decode_latency"]
 ShrinkAxis = Literal["ffn", "heads", "hidden", "layers"]
@@ -111,6 +111,18 @@ def inputs_read(config: SlimConfig) -> frozenset[StageInputName]:
     return frozenset({"calibration_text"}) if reads else frozenset()
 
 
+def tokens_run(config: SlimConfig, context: int, layers: int) -> float:
+    """Of one survey, of what the repair is fitted to, and of each layer that is left out in turn."""
+    if not inputs_read(config):
+        return 0.0
+    passes = PASSES["norms"] + (PASSES["gram"] if config.repair else 0.0)
+    if config.depth_by == "perplexity" and config.may_change("layers"):
+        asked = config.layers if config.layers is not None else 0.5
+        gone = layers - asked if isinstance(asked, int) else layers * (1 - asked)
+        passes += gone * layers / 2
+    return config.rows * min(config.length, context) * passes
+
+
 SLIM = Stage(
     kind="slim",
     summary="remove heads, neurons, hidden channels or layers: a plain smaller model that runs faster",
@@ -120,6 +132,7 @@ SLIM = Stage(
     leaves="dense",
     run=lazy("compress.structured.stage:run"),
     inputs_read=inputs_read,
+    tokens_run=tokens_run,
     times_decoding=lambda config: config.target is not None and "decode_latency" in config.target,
     libraries=("torch", "transformers", "tokenizers"),
 )

@@ -158,11 +158,17 @@ def show_plan(console: Console, plan: "Plan") -> None:
         table.add_row(inline(f"{step.number} {step.name}"), inline(step.format), state, *_estimate(step), inline(knobs))
     console.print(table)
     each = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in plan.measuring.items())
-    console.print(f"measuring, where it is not cached: {inline(each)}", soft_wrap=True)
+    longest = f" (at most {format_duration(plan.undecided)}, where its gates stay open)" if _early(plan) else ""
+    console.print(f"measuring, where it is not cached: {inline(each)}{longest}", soft_wrap=True)
     left = sum(not step.cached for step in plan.steps)
     memory, disk = format_value("peak_memory", plan.memory), format_value("disk_bytes", plan.disk)
     todo = f"to do: about {format_duration(plan.seconds)} with all measurements, {disk} of disk, {memory} of memory"
     console.print(todo if left else "every stage is cached", soft_wrap=True)
+
+
+def _early(plan: "Plan") -> bool:
+    """Whether timing, which is named last, is taken to end before its last block."""
+    return plan.undecided > plan.measuring.get("timing", plan.undecided)
 
 
 def _flow(value: Any) -> str:

@@ -3,11 +3,13 @@
     products    float32 products and sums a second, of matrices as wide as the model's, by NumPy on all cores
     start       seconds of a fresh process until PyTorch and transformers are imported, which each trial pays
 
-    quality     of T tokens of text: T (2 W / products + V SCORED), of what is not the baseline H V products more each
-    timing      blocks x a turn of each: start, prompt and tokens
+    a stage     its libraries, its weights, and the calibration tokens that it runs: T 2 W / products
+    quality     of T tokens of text: T (2 W + V SCORED) / products, of what is not the baseline H V products more each
+    timing      blocks x a turn of each: start, warm-up, prompts and tokens
 
-A busy machine times slower and is estimated slower. Not covered: tasks of lm-evaluation-harness by name, whose data is
-not opened for this: `HARNESS` questions are taken.
+Timing ends when its gates are decided, mostly at the first look; the second one's blocks are what is told. A busy
+machine times slower and is estimated slower. Not covered: tasks of lm-evaluation-harness by name, whose data is not
+opened for this: `HARNESS` questions are taken; the shapes that `slim` times for a target of `decode_latency`.
 
 Legend: W weights, V vocabulary, H hidden width, L layers.
 """
@@ -23,31 +25,47 @@ from typing import Any
 import numpy as np
 
 from compress.models.families import size_in
-from compress.stage import FormatName
+from compress.stage import FormatName, Stage
+from evaluation.latency import Protocol
+from evaluation.latency.timing import ENOUGH, FEWEST_PREFILLS, WAKE, WARM_STEPS
+from evaluation.measurement import metric_of
+from evaluation.stopping_rule import blocks_at_looks
+from export.config import ExportConfig
 from recipes.config.evaluations import GenerationConfig, LabeledConfig, TaskConfig
 from recipes.config.recipe import Recipe
 from recipes.runs.processes import environment
+from recipes.runs.store import versions
 
 ROWS, REPEATS = 1024, 6
-EFFICIENCY = 0.4
+EFFICIENCY = 0.6
 """Share of the products that a whole model reaches."""
-SCORED = 25e-9
-"""Seconds for each score of a vocabulary: its exponential, in float64, and what is added up."""
-STAGE = 0.4
+SCORED = 900.0
+"""Products that each score of a vocabulary takes as long as: its exponential, in float64, and what is added up."""
+STAGE = 0.1
 """What a stage opens and writes besides its weights, in starts of a process."""
+IMPORTED = 0.2
+"""A library of a stage that no model is opened with, imported at its first use, in starts of a process."""
+OPENING = frozenset({"torch", "transformers", "tokenizers", "numpy"})
+"""Libraries that a model is opened with."""
 OPENED = 1.5
 """A model that is open, in starts of a process; one in ONNX Runtime needs no PyTorch."""
 OPENED_ONNX = 0.5
+WEIGHTS_PER_SECOND = 20e6
+"""Through a stage that looks at every weight, reading and writing included."""
+PREFILLS: int = Protocol.model_fields["prefills"].default
+"""Timed prompts of a turn."""
 BYTES_PER_SECOND = 5e9
 """Weights read for a decoded token."""
-LAYER_SECONDS = 0.4e-3
-"""A layer of a decoded token, however small."""
+LAYER = 1e-4
+"""A layer of a decoded token, however small, in starts of a process: both are Python that calls small things."""
 BYTES_A_TOKEN, PACKED = 4.0, 3.0
 """Of plain text, and how much gzip saves."""
 ENDINGS = 3.0
 """How often a question's text is read, once for each ending."""
-PARITY_ROWS, READINGS, CONTEXT_READINGS = 4, 8, 4
-"""Rows of an export's parity, how often each is read, and the one that fills the context."""
+PARITY_ROWS, READINGS = 4, 4
+"""Rows of an export's parity, and how often each graph reads them; the one that fills the context is read once."""
+WARM_UPS = 5
+"""Before times are steady."""
 HARNESS = 1000
 """Questions of a named task without a limit, of so many tokens with all their endings:"""
 QUESTION = 400
@@ -103,6 +121,11 @@ def start_seconds() -> float:
     return time.perf_counter() - began
 
 
+def token_seconds(size: Size, speed: Speed) -> float:
+    """Of a token among many that a model reads."""
+    return 2 * size.weights / (EFFICIENCY * speed.products)
+
+
 def quality_seconds(recipe: Recipe, size: Size, speed: Speed, *, baseline: bool) -> float:
     """Of one artifact: the test text as it is and under each noise, and what is named."""
     evaluate = recipe.evaluate
@@ -110,22 +133,34 @@ def quality_seconds(recipe: Recipe, size: Size, speed: Speed, *, baseline: bool)
     windows = text if evaluate.windows is None else min(text, evaluate.windows * evaluate.window)
     if evaluate.stride is not None:
         windows *= evaluate.window / evaluate.stride
-    token = 2 * size.weights / (EFFICIENCY * speed.products)
+    token = token_seconds(size, speed)
     against = 0.0 if baseline else 2 * size.hidden * size.vocabulary / (EFFICIENCY * speed.products)
-    scored = (1 if baseline else 2) * SCORED * size.vocabulary
+    scored = (1 if baseline else 2) * SCORED * size.vocabulary / speed.products
     each = windows * (token + against + scored)
-    asked = sum(_asked(named, size, token) for named in evaluate.named)
+    asked = sum(_asked(named, size, speed) for named in evaluate.named)
     first = opened("dense", speed) if baseline else 0.0  # what is imported then is there for the others
     return first + (1 + len(evaluate.noises)) * each + asked
 
 
-def export_seconds(config: Any, size: Size, context: int | None, speed: Speed) -> float:
-    """Of an export, nearly all of which is parity: each row read in every way, by PyTorch and by two graphs."""
-    longest = context or config.parity_context
-    rows, whole = PARITY_ROWS * min(config.parity_tokens, longest), min(config.parity_context, longest)
-    read = READINGS * rows + CONTEXT_READINGS * whole
-    token = 2 * size.weights / (EFFICIENCY * speed.products) + 2 * SCORED * size.vocabulary
-    return float(speed.start + read * token)  # what builds and runs graphs is imported
+def stage_seconds(stage: Stage[Any], config: Any, size: Size, context: int, speed: Speed) -> float:
+    """Of a stage but for its training and an export's proof."""
+    imported = len(imports(stage, config)) * IMPORTED * speed.start
+    run = stage.tokens_run(config, context, size.layers) * token_seconds(size, speed)
+    return STAGE * speed.start + imported + size.weights / WEIGHTS_PER_SECOND + run
+
+
+def imports(stage: Stage[Any], config: Any) -> set[str]:
+    """The libraries of a stage that are here, but for those that a model is opened with."""
+    here = {library for library, version in versions(stage.libraries).items() if version != "absent"}
+    return here - OPENING - stage.left_out(config)
+
+
+def parity_seconds(config: ExportConfig, size: Size, context: int, speed: Speed, *, quantized: bool) -> float:
+    """Of an export's proof: each row read once by PyTorch, and in every way by each graph."""
+    graphs = config.graphs(quantized=quantized)
+    rows, whole = PARITY_ROWS * min(config.parity_tokens, context), min(config.parity_context, context)
+    read = (1 + READINGS * graphs) * rows + (1 + graphs) * whole
+    return read * (token_seconds(size, speed) + 2 * SCORED * size.vocabulary / speed.products)
 
 
 def opened(format: FormatName, speed: Speed) -> float:
@@ -133,28 +168,41 @@ def opened(format: FormatName, speed: Speed) -> float:
     return (OPENED_ONNX if format == "onnx" else OPENED) * speed.start
 
 
-def timing_seconds(recipe: Recipe, sizes: list[tuple[Size, FormatName]], speed: Speed) -> float:
-    """Of all the artifacts in turns, where no gate is decided before the last block."""
+def timing_seconds(
+    recipe: Recipe, sizes: list[tuple[Size, FormatName]], speed: Speed, *, undecided: bool = False
+) -> float:
+    """Of all the artifacts in turns; `undecided`: where no gate is decided before the last block."""
     config = recipe.benchmark
     if config is None:
         return 0.0
-    turns = [config.blocks if place in {0, len(sizes) - 1} else config.stage_blocks for place in range(len(sizes))]
+    blocks = config.blocks if undecided or not _looked_at(recipe) else blocks_at_looks(config.blocks)[:2][-1]
+    between = min(config.stage_blocks, blocks)
+    turns = [blocks if place in {0, len(sizes) - 1} else between for place in range(len(sizes))]
     tokens = config.prompt, config.tokens
     return sum(count * _turn(size, format, tokens, speed) for count, (size, format) in zip(turns, sizes, strict=True))
 
 
+def _looked_at(recipe: Recipe) -> bool:
+    """Whether timing may end early: a gate hangs on it."""
+    return any(metric_of(metric).more == "blocks" for metric in recipe.gate)
+
+
 def _turn(size: Size, format: FormatName, tokens: tuple[int, int], speed: Speed) -> float:
     prompt, new = tokens
-    return opened(format, speed) + prompt * 2 * size.weights / (EFFICIENCY * speed.products) + new * decoded(size)
+    read = prompt * token_seconds(size, speed)
+    timed = max(FEWEST_PREFILLS, min(PREFILLS, ENOUGH / read)) * (2 if read < WAKE else 1)
+    steps = new + WARM_UPS * min(new, WARM_STEPS)
+    return opened(format, speed) + (1 + WARM_UPS + timed) * read + steps * decoded(size, speed)
 
 
-def decoded(size: Size) -> float:
+def decoded(size: Size, speed: Speed) -> float:
     """Of one token on a warm cache."""
-    return size.layers * LAYER_SECONDS + 4 * size.weights / BYTES_PER_SECOND
+    return size.layers * LAYER * speed.start + 4 * size.weights / BYTES_PER_SECOND
 
 
-def _asked(named: TaskConfig | LabeledConfig | GenerationConfig, size: Size, token: float) -> float:
+def _asked(named: TaskConfig | LabeledConfig | GenerationConfig, size: Size, speed: Speed) -> float:
     """Of one named evaluation: every token once, and each that is generated."""
+    token = token_seconds(size, speed)
     if named.file is None:
         return (named.limit or HARNESS) * QUESTION * token
     rows = _rows(named.file)
@@ -162,7 +210,7 @@ def _asked(named: TaskConfig | LabeledConfig | GenerationConfig, size: Size, tok
     writes = isinstance(named, GenerationConfig) or (isinstance(named, TaskConfig) and named.kind == "exact_match")
     new = named.tokens if writes and not isinstance(named, LabeledConfig) else 0
     times = ENDINGS if not new else 1.0
-    return share * (_tokens(named.file) * times * token + rows * new * decoded(size))
+    return share * (_tokens(named.file) * times * token + rows * new * decoded(size, speed))
 
 
 def _tokens(file: Path | None) -> float:

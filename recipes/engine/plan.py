@@ -18,6 +18,7 @@ from compress.stage import FormatName, Stage, StageConfig, StageInputName, Stage
 from compress.text import TextSource
 from compress.training.launch import unfit
 from evaluation.report import BASELINE
+from export.config import ExportConfig
 from recipes.config.errors import Problem
 from recipes.config.loader import TEXTS
 from recipes.config.recipe import Recipe, Stages
@@ -30,11 +31,11 @@ from recipes.runs.folder import run_folder, store_of
 from recipes.runs.store import Store
 
 FLOAT = 4
+LONG = 4096
+"""A context where the config names none."""
 ALONE = Size(world=1, local_world=1)
 LIBRARIES_MEMORY = 600 * 2**20
 """What PyTorch and transformers hold before there is a model."""
-WEIGHTS_PER_SECOND = 20e6
-"""Through a stage that looks at every weight, reading and writing included."""
 COPIES = {"train": 4, "other": 3}
 """float32 copies of the model in memory: weights, gradients, AdamW's two moments; or source, result and a spare."""
 
@@ -78,8 +79,10 @@ class Plan:
     steps: tuple[PlannedStep, ...]
     measuring: Mapping[str, float]
     """Seconds that the quality of each artifact takes, by the name of its row, and "timing", all of them side by side;
-    also where they are there already.
+    also where they are there already. Timing is told as it mostly is: its gates are decided early.
     """
+    undecided: float
+    """Seconds of the timing where its gates stay open to the last block."""
 
     def __repr__(self) -> str:
         steps = (f"{step.name}{' (cached)' if step.cached else ''}" for step in self.steps)
@@ -124,6 +127,7 @@ def plan(
     config, weights = _model(steps, source)
     measured = costs.Size.of(weights, config)
     speed = costs.timed(max(measured.hidden, 1))
+    rows = _rows(source, steps)
     return Plan(
         recipe=recipe.name,
         model="nothing" if recipe.model is None else str(recipe.model),
@@ -132,19 +136,28 @@ def plan(
             _planned(step, held, estimate)
             for step, estimate in zip(steps, estimates(steps, source, size, speed), strict=True)
         ),
-        measuring=_measuring(recipe, source, steps, measured, speed),
+        measuring=_measuring(recipe, rows, measured, speed),
+        undecided=costs.timing_seconds(recipe, _timed(rows, measured), speed, undecided=True),
     )
 
 
+def _rows(source: Source, steps: tuple[StageStep, ...]) -> dict[str, FormatName]:
+    """What is measured, by the names of the report's rows."""
+    formats = {step.name: step.stage.leaves for step in steps}
+    return {BASELINE: source.format, **formats} if source.folder is not None else formats
+
+
+def _timed(rows: Mapping[str, FormatName], size: costs.Size) -> list[tuple[costs.Size, FormatName]]:
+    return [(size, format) for format in rows.values()]
+
+
 def _measuring(
-    recipe: Recipe, source: Source, steps: tuple[StageStep, ...], size: costs.Size, speed: costs.Speed
+    recipe: Recipe, rows: Mapping[str, FormatName], size: costs.Size, speed: costs.Speed
 ) -> dict[str, float]:
     """Seconds of each artifact's quality, and of the timing."""
-    formats = {step.name: step.stage.leaves for step in steps}
-    rows: dict[str, FormatName] = {BASELINE: source.format, **formats} if source.folder is not None else formats
     wanted = [name for place, name in enumerate(rows) if recipe.evaluate.stages == "all" or place in {0, len(rows) - 1}]
     found = {name: costs.quality_seconds(recipe, size, speed, baseline=name == next(iter(rows))) for name in wanted}
-    timing = costs.timing_seconds(recipe, [(size, format) for format in rows.values()], speed)
+    timing = costs.timing_seconds(recipe, _timed(rows, size), speed)
     return found | ({"timing": timing} if timing else {})
 
 
@@ -237,11 +250,12 @@ def _estimate(
 ) -> Estimate:
     inputs_read = step.stage.inputs_read(step.config)
     result = weights * (FORMATS[step.stage.leaves].bytes_per_weight or FORMATS[format].bytes_per_weight or FLOAT)
+    seconds = _seconds(step, format, costs.Size.of(weights, config), context_length(config), speed)
     if "train_text" not in inputs_read:
         return Estimate(
             memory=LIBRARIES_MEMORY + COPIES["other"] * FLOAT * weights,
             disk=result,
-            seconds=costs.STAGE * speed.start + weights / WEIGHTS_PER_SECOND + _proving(step, weights, config, speed),
+            seconds=seconds,
         )
     tokens, batch, length = (int(getattr(step.config, name, default)) for name, default in _TRAINING)
     teachers = 1 if "teacher" in inputs_read else 0
@@ -253,15 +267,18 @@ def _estimate(
     return Estimate(
         memory=int(workers.local_world * LIBRARIES_MEMORY + held + share * _activations(config, batch * length)),
         disk=result + 2 * (COPIES["train"] - 1) * FLOAT * weights,  # two checkpoints with their moments, for a moment
-        seconds=costs.STAGE * speed.start + share * flops / (costs.EFFICIENCY * speed.products),
+        seconds=seconds + share * flops / (costs.EFFICIENCY * speed.products),
     )
 
 
-def _proving(step: StageStep, weights: int, config: dict[str, Any], speed: costs.Speed) -> float:
-    """Seconds of an export's parity."""
-    if step.stage.kind != "export":
-        return 0.0
-    return costs.export_seconds(step.config, costs.Size.of(weights, config), context_length(config), speed)
+def _seconds(step: StageStep, format: FormatName, size: costs.Size, context: int | None, speed: costs.Speed) -> float:
+    """Of a stage but for its training, an export's proof included."""
+    longest = context or LONG
+    seconds = costs.stage_seconds(step.stage, step.config, size, longest, speed)
+    if isinstance(step.config, ExportConfig):
+        quantized = format == "quantized"
+        seconds += costs.parity_seconds(step.config, size, longest, speed, quantized=quantized)
+    return seconds
 
 
 _TRAINING = (("tokens", 1_000_000), ("batch", 16), ("length", 256))
