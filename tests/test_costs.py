@@ -46,6 +46,18 @@ def test_a_plan_names_what_is_measured_and_sums_it_up(file: Path) -> None:
     assert list(last.measuring) == ["baseline", "export"]
 
 
+def test_a_speed_is_the_mean_over_its_sample_and_not_a_moments() -> None:
+    now, calls = 0.0, 0
+
+    def call() -> None:  # half of the time somebody else has the processor
+        nonlocal now, calls
+        calls += 1
+        now += 0.03 if calls % 20 < 10 else 0.01
+
+    assert costs.seconds_of(call, 4.0, lambda: now) == pytest.approx(0.02, rel=0.05)
+    assert costs.seconds_of(call, 0.0, lambda: now) > 0  # one at least
+
+
 def test_quality_grows_with_the_text_the_noises_and_the_items(file: Path) -> None:
     def seconds(*overrides: str, baseline: bool = False) -> float:
         return costs.quality_seconds(load_recipe(file, overrides), SIZE, SPEED, baseline=baseline)

@@ -16,7 +16,7 @@ Legend: W weights, V vocabulary, H hidden width, L layers.
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,8 +36,10 @@ from recipes.config.recipe import Recipe
 from recipes.runs.processes import environment
 from recipes.runs.store import versions
 
-ROWS, REPEATS = 1024, 6
-EFFICIENCY = 0.6
+ROWS = 1024
+SAMPLE = 1.0
+"""Seconds that products are timed for: others take turns on a busy machine, and a moment tells of one of them."""
+EFFICIENCY = 0.7
 """Share of the products that a whole model reaches."""
 SCORED = 900.0
 """Products that each score of a vocabulary takes as long as: its exponential, in float64, and what is added up."""
@@ -103,11 +105,17 @@ def timed(hidden: int) -> Speed:
     """This machine, timed for a model of that width; it takes seconds, once a process."""
     one, other = np.ones((ROWS, hidden), dtype=np.float32), np.ones((hidden, 4 * hidden), dtype=np.float32)
     one @ other  # threads start
-    began = time.perf_counter()
-    for _ in range(REPEATS):
-        one @ other
-    seconds = time.perf_counter() - began
-    return Speed(products=REPEATS * 2 * ROWS * 4 * hidden**2 / seconds, start=start_seconds())
+    each = seconds_of(lambda: one @ other, SAMPLE)
+    return Speed(products=2 * ROWS * 4 * hidden**2 / each, start=start_seconds())
+
+
+def seconds_of(call: Callable[[], object], sample: float, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Of one call, the mean of all that `sample` seconds have room for; one at least."""
+    began, count = clock(), 0
+    while count == 0 or clock() - began < sample:
+        call()
+        count += 1
+    return (clock() - began) / count
 
 
 @cache
