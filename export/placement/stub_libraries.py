@@ -65,7 +65,8 @@ def build(folder: Path) -> None:
     run_tool("cc", "-c", "-O1", "-fPIC", SOURCE, "-o", written)
     special = {line.split()[-1] for line in run_tool("nm", "--defined-only", "--extern-only", written).splitlines()}
     for name, functions in needed().items():
-        _build_one(folder, name, functions, special)
+        asked = {function for function in special if _owner(function, {name: functions}) == name}
+        _build_one(folder, name, functions | asked, special)
 
 
 def needed() -> dict[str, set[str]]:

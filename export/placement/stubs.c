@@ -85,6 +85,20 @@ int cudaDeviceGetAttribute(int *value, int attribute, int device) {
     return 0;
 }
 
+/* --- the driver's own questions, which export/runtime/gpu.py asks */
+
+int cuInit(unsigned flags) { (void)flags; return 0; }
+int cuDeviceGetCount(int *count) { return cudaGetDeviceCount(count); }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+int cuDeviceGetName(char *name, int length, int device) {
+    (void)device;
+    strncpy(name, "stand-in", length);
+    return 0;
+}
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    return cudaDeviceGetAttribute(value, attribute, device);
+}
+
 /* --- memory */
 
 static int allocate(void **place, size_t bytes) {
