@@ -17,7 +17,7 @@ from recipes.engine.runner import run
 from recipes.engine.sequential import Patience
 from recipes.engine.steps import Engine
 from recipes.measure import footprint
-from recipes.runs.records import Artifact
+from recipes.runs.records import Artifact, IntegrityError
 from recipes.runs.store import Store
 from recipes.runs.upkeep import held
 
@@ -89,6 +89,22 @@ def test_a_rerun_keeps_the_single_evaluations_of_what_it_reuses(gpt2: Path, text
         kept = list(held(Store(tmp_path / "out" / "artifacts")))
         assert [result.kind for result in kept].count("evaluation") == 4
         assert [result.name for result in kept if not result.runs] == []
+
+
+def test_a_changed_single_evaluation_of_what_is_reused_is_told(gpt2: Path, text: Path, tmp_path: Path) -> None:
+    content = {"model": gpt2, "data": {"test": text}, "stages": [{"prune": {"sparsity": 0.2}}]}
+    recipe, out = Recipe.from_dict(content | {"evaluate": {"window": 16, "windows": 8}}, name="r"), tmp_path / "out"
+    run(recipe, out=out)
+    part = next((out / "artifacts").glob("evaluation-*"))
+    for file in (part / "artifact.json", next((part / "files").iterdir())):
+        before = file.read_bytes()
+        file.write_bytes(before[:-9] + bytes([before[-9] ^ 1]) + before[-8:])
+        for judged in (lambda: run(recipe, out=out), lambda: judge_run(out)):
+            with pytest.raises(IntegrityError, match=r"evaluation-.* was changed"):
+                judged()
+        file.write_bytes(before)
+    assert [row.reused for row in run(recipe, out=out).rows] == [True, True]
+    judge_run(out)
 
 
 def test_stages_between_have_no_quality_where_the_last_alone_is_asked_for(

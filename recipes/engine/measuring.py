@@ -144,6 +144,7 @@ class Measuring:
 
         found = self.engine.obtain(Step(kind="quality", identity=identity, make=make, of=subject.name))
         for part in found.metadata["parts"]:  # which nobody asks for again while the whole is there
+            self.engine.store.verify_if_there(part)
             self.engine.use(part)
         for protocol in dict.fromkeys(taken.method for taken in measurements_of(found)):
             self.engine.log(f"{subject.name}: measured by {protocol}")

@@ -166,7 +166,8 @@ class Stored:
                 )
         for row in self.report.rows:
             for kind in row.samples:
-                self.result(kind, row)
+                for part in self.result(kind, row).metadata.get("parts", ()):
+                    self.store.verify_if_there(part)
 
     @cached_property
     def session(self) -> Session | None:
