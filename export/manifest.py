@@ -1,7 +1,8 @@
 """What a bundle says of itself: manifest.json, written last, and the one place where it is read.
 
-sha256 and size of every other file, the provider it was exported for, how it was made, coverage, parity; and the seal
-over all that (`compress.digests`). A bundle may lie in a folder of its own, or in a model repository of Triton's.
+sha256 and size of every other file, the provider it was exported for, how it was made, placement, arithmetic, coverage,
+parity; and the seal over all that (`compress.digests`). A bundle may lie in a folder of its own, or in a model
+repository of Triton's.
 """
 
 import os

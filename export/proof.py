@@ -21,7 +21,7 @@ from export.external_data import BundleIntegrityError, real_file
 from export.manifest import MANIFEST, PROOF, read_manifest
 from export.provider import prove_provider
 from export.runtime.gpu import Gpu, gpus
-from export.runtime.session import Provider, ProviderError, is_here
+from export.runtime.session import Provider, ProviderError, check_provider, is_here
 from export.self_test import run_self_test
 
 LATER = "run `demitasse verify` on a machine with such a GPU"
@@ -77,30 +77,36 @@ def read_proof(bundle: Path) -> Proof | None:
     return Proof(**told)
 
 
-def prove_here(bundle: Path, provider: Provider, stated: float) -> dict[str, float]:
-    """Run a bundle's self-test where it belongs, if that is here, else on the CPU; what was pending is proven and kept.
+def prove_here(bundle: Path, provider: Provider, stated: float) -> dict[str, Any]:
+    """Run a bundle's self-test where it belongs, or, where no GPU is, on the CPU; what was pending is proven and kept.
 
     Args:
         stated: the self-test's KL as the export found it.
 
     Returns:
-        The self-test's figures.
+        The self-test's figures, and where it ran: "provider".
 
     Raises:
-        ParityError, ProviderError: it does not compute here what its checkpoint computed, or not where it should.
+        ParityError: it does not compute here what its checkpoint computed.
+        ProviderError: there is a GPU, and ONNX Runtime does not use it, or its nodes ran elsewhere.
     """
     here = is_here(provider)
+    if not here and gpus():
+        check_provider(provider)  # which says why
     if here and provider == "cuda":
         _check_gpu(bundle, gpus()[0])
     figures = run_self_test(bundle, provider if here else "cpu", stated=stated)
     if here and pending(bundle):
         _keep(bundle, {"placement": prove_provider(bundle, provider), "self_test": figures})
-    return figures
+    return figures | {"provider": provider if here else "cpu"}
 
 
 def _check_gpu(bundle: Path, gpu: Gpu) -> None:
-    """The kernels are compiled for this GPU, as far as that is known of the ONNX Runtime that the export knew."""
-    compiled = read_manifest(bundle)["placement"].get("sm", ())
+    """The kernels are compiled for this GPU, where ONNX Runtime is the one that the export knew them of."""
+    import onnxruntime
+
+    placement = read_manifest(bundle)["placement"]
+    compiled = placement.get("sm", ()) if placement.get("onnxruntime") == onnxruntime.__version__ else ()
     if compiled and not any(_runs(architecture, gpu.capability) for architecture in compiled):
         raise ProviderError(
             f"{bundle}: expected a GPU that ONNX Runtime's kernels are compiled for ({', '.join(compiled)}), got "
@@ -109,10 +115,12 @@ def _check_gpu(bundle: Path, gpu: Gpu) -> None:
 
 
 def _runs(architecture: str, capability: int) -> bool:
-    """Machine code runs on later GPUs of the same major number; that of an "a" on its own only."""
-    number = int(architecture.removeprefix("sm_").removesuffix("a"))
-    exact = architecture.endswith("a")
-    return number == capability if exact else number <= capability and number // 10 == capability // 10
+    """Machine code runs on later GPUs of the same major number, that of an "a" on its own only; text on all later."""
+    kind, _, rest = architecture.partition("_")
+    number = int(rest.removesuffix("a"))
+    if rest.endswith("a"):
+        return number == capability
+    return number <= capability and (kind == "compute" or number // 10 == capability // 10)
 
 
 def check_nothing_pending(bundle: Path) -> None:
@@ -137,7 +145,10 @@ def _keep(bundle: Path, proven: dict[str, Any]) -> None:
     }
     unfinished = bundle / f".{PROOF}.{os.getpid()}"  # a name that no manifest looks at
     try:
-        unfinished.write_text(sealed(content), encoding="utf-8")
+        with unfinished.open("w", encoding="utf-8") as stream:
+            stream.write(sealed(content))
+            stream.flush()
+            os.fsync(stream.fileno())
         unfinished.replace(bundle / PROOF)
     finally:
         unfinished.unlink(missing_ok=True)

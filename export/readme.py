@@ -33,6 +33,10 @@ ROUNDED = 4
 """The accuracy level at which MatMulNBits rounds activations."""
 HUB = "onnx"
 """The bundle's folder in the layout of transformers.js, which looks for a graph there by itself."""
+PENDING = (
+    "Made where no GPU was: its arithmetic is proven on the CPU, and `demitasse verify` proves on a GPU what that "
+    "computes (proof.json)."
+)
 PACKAGES = {
     "cpu": {"onnxruntime": "onnxruntime", "genai": "onnxruntime-genai", "optimum": "onnxruntime", "node": ""},
     "cuda": {
@@ -73,6 +77,7 @@ def usage(folder: Path, *, license: str | None = None) -> str:
         f"Opset {_opset(graph)}{f': ONNX Runtime {least} or newer' if least else ''}.",
         _weights(graph, manifest),
         _lineage(bundle, manifest, license),
+        *([PENDING] if "pending" in manifest["arithmetic"] else []),
     ]
     parts = [
         "## How to run it",

@@ -21,23 +21,25 @@ import export.provider
 import recipes.engine.finish
 import recipes.measure.footprint
 import recipes.measure.latency
-from compress.digests import sealed
-from evaluation.report import Report
+from compress.digests import digest_file, digest_of, sealed
+from evaluation.report import Report, Source
 from export.external_data import BundleIntegrityError, read_graph
 from export.genai import CONFIG
 from export.manifest import PROOF, read_manifest
 from export.parity import AS_STORED, ParityError, arithmetics
-from export.proof import PendingError, _check_gpu, check_nothing_pending, pending, prove_here, read_proof
+from export.proof import PendingError, _check_gpu, _runs, check_nothing_pending, pending, prove_here, read_proof
 from export.runtime import gpu, session
 from export.runtime.batch import LOGITS, NEXT_IDS, Batch
 from export.runtime.model import OnnxCausalLM
 from export.runtime.session import ProviderError, choose_on_device, declare_logits_from, is_here, nearest
 from export.self_test import run_self_test
 from recipes import verify
-from recipes.engine.finish import finish_run
+from recipes.engine.finish import _is_hub_model, finish_run
 from recipes.engine.rejudge import RejudgeError, judge_run
 from recipes.engine.tracking_server import _pending
 from recipes.runs.records import is_added_later
+from recipes.runs.store import Store
+from recipes.runs.upkeep import held
 
 pytestmark = pytest.mark.skipif(is_here("cuda"), reason="this machine has a GPU, where nothing stays pending")
 H200 = gpu.Gpu(name="NVIDIA H200", capability=90)
@@ -164,6 +166,20 @@ def test_a_proof_that_is_not_this_bundles_proves_nothing(bundle: Path, change: A
 
 
 @pytest.mark.parametrize(
+    ("architecture", "capability", "runs"),
+    [
+        ("sm_80", 86, True),
+        ("sm_86", 80, False),
+        ("sm_90a", 91, False),
+        ("compute_90", 100, True),
+        ("compute_90", 89, False),
+    ],
+)
+def test_machine_code_and_text_run_on_what_they_were_made_for(architecture: str, capability: int, runs: bool) -> None:
+    assert _runs(architecture, capability) == runs
+
+
+@pytest.mark.parametrize(
     ("capability", "runs"), [(90, True), (86, True), (87, True), (75, True), (100, False), (121, False), (70, False)]
 )
 def test_a_gpu_that_no_kernel_was_compiled_for_is_named_before_anything_runs(
@@ -186,7 +202,8 @@ def test_a_choice_that_is_not_the_likeliest_token_is_found(made: Path, monkeypat
 
 def test_a_stored_bundle_may_get_its_proof_later_and_nothing_else() -> None:
     assert all(map(is_added_later, ("README.md", PROOF, f"model/1/{PROOF}", f"onnx/{PROOF}")))
-    assert not any(map(is_added_later, ("model.onnx", "onnx/README.md", f"{PROOF}.bak", "proof")))
+    assert is_added_later(f".{PROOF}.4711")  # what a kill left
+    assert not any(map(is_added_later, ("model.onnx", "onnx/README.md", f"{PROOF}.bak", f".{PROOF}.x", "proof")))
 
 
 def test_the_likeliest_token_chosen_in_the_graph_is_the_one_chosen_outside(made: Path) -> None:
@@ -262,33 +279,85 @@ def test_it_is_not_finished_without_a_gpu(run: Path, demitasse: Demitasse) -> No
     assert "--model: says where the model lies that --measure times" in error
 
 
+def all_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = recipes.measure.latency.run_trials
+    monkeypatch.setattr(
+        recipes.measure.latency,
+        "run_trials",
+        lambda session, targets, ids, **more: taken(
+            session, [replace(target, on_gpu=False) for target in targets], ids, **more
+        ),
+    )
+    monkeypatch.setattr(recipes.engine.finish, "_check_torch", lambda targets: None)
+
+
 def test_on_a_gpu_the_same_run_is_finished(
     run: Path, gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
     play_a_gpu(monkeypatch)
-    as_on_cpu = recipes.measure.latency.run_trials
-    monkeypatch.setattr(
-        recipes.measure.latency,
-        "run_trials",
-        lambda session, targets, ids, **more: as_on_cpu(
-            session, [replace(target, on_gpu=False) for target in targets if target.format != "onnx"], ids, **more
-        ),
-    )
+    all_on_the_cpu(monkeypatch)
     with pytest.raises(RejudgeError, match="say where it lies with --model"):
         finish_run(copy, model=tmp_path)
     report = finish_run(copy, model=gpt2)
-    assert (report.folder or copy) == copy
-    timed = report.rows[0].measurement("decode_latency")
-    assert timed is not None
-    assert "pending" not in timed.invalid  # it may be invalid for another reason: a busy machine
     assert report.session is not None
-    assert report.session.of("baseline")
-    final = report.final.measurement("decode_latency")
-    assert final is not None
-    assert "pending" not in final.invalid
+    assert report.session.pending is None
+    assert all(report.session.of(row.name) for row in report.rows)
+    timed = [row.measurement("decode_latency") for row in report.rows]
+    assert all(one is not None and "pending" not in one.invalid for one in timed)  # a busy machine may spoil them
+    assert {gate.metric: gate.verdict for gate in report.gates}["perplexity"] == "PASS"
+    assert report.environment["gpu"] == "NVIDIA H200"
     before = Report.model_validate_json((run / "report.json").read_text())
     assert report.final.samples["latency"] != before.final.samples["latency"]
     assert (copy / "final" / PROOF).is_file()
+    again = finish_run(copy, model=gpt2)  # what came to nothing is taken again, what did not is there
+    spoilt = any(one is not None and one.invalid for one in timed)
+    assert (again.final.samples["latency"] != report.final.samples["latency"]) == spoilt
+    assert again.session is not None
     monkeypatch.undo()
-    assert judge_run(copy).report.final.samples == report.final.samples
+    assert judge_run(copy).report.final.samples == again.final.samples
+    names = {name for row in again.rows for name in row.samples.values()}
+    assert names <= {kept.name for kept in held(Store(copy / "artifacts")) if kept.runs}
+
+
+def test_latencies_that_came_to_nothing_are_taken_again(
+    run: Path, gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
+    play_a_gpu(monkeypatch)
+    all_on_the_cpu(monkeypatch)
+    monkeypatch.setattr(recipes.measure.latency, "run_trials", lambda session, *_, **__: session)  # none ran
+    spoilt = finish_run(copy, model=gpt2)
+    assert spoilt.exit_code == 4
+    begun: list[int] = []
+    monkeypatch.setattr(
+        recipes.measure.latency, "run_trials", lambda session, *_, **__: begun.append(session.taken) or session
+    )
+    again = finish_run(copy, model=gpt2)
+    assert begun
+    assert again.final.samples["latency"] != spoilt.final.samples["latency"]
+
+
+def test_pytorch_without_a_gpu_is_told_before_anything_is_timed(
+    run: Path, gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this PyTorch has a GPU")
+    copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
+    play_a_gpu(monkeypatch)
+    with pytest.raises(ProviderError, match="expected a PyTorch that can use the GPU"):
+        finish_run(copy, model=gpt2)
+    assert judge_run(copy).verdict == "INVALID"
+
+
+def test_a_model_of_the_hub_is_known_by_the_hash_of_its_weights(gpt2: Path, tmp_path: Path) -> None:
+    hub, revision = "org/model", "0" * 40
+    key = digest_of({"hub": hub, "revision": revision})
+    weights = digest_file(gpt2 / "model.safetensors")
+    read = Source(role="model", name=f"{hub}@{revision}", digest=weights)
+    assert _is_hub_model(gpt2, key, read)
+    assert not _is_hub_model(gpt2, key, read.model_copy(update={"digest": "0" * 64}))
+    assert not _is_hub_model(gpt2, key, read.model_copy(update={"name": f"{hub}@{'1' * 40}"}))
+    assert not _is_hub_model(gpt2, key, None)

@@ -122,7 +122,6 @@ class Batch:
         """The same, padded on the right, for what comes after each row's last token: see `logits` and `likeliest`."""
         first = int(count_B.min()) - 1 if self._has_logits_from else 0
         self._read(ids_BT, count_B, first, "right")
-        self._place_B = count_B - 1 - first
 
     def _read(self, ids_BT: Ids, count_B: Ids, first: int, padding: Padding) -> None:
         tokens = ids_BT.shape[1]
@@ -134,6 +133,7 @@ class Batch:
         }
         self.last = Binding(self, inputs, logits_from=first)
         self.last.run()
+        self._place_B = (count_B if padding == "right" else np.full_like(count_B, tokens)) - 1 - first
         self.rewind(count_B)
 
     def step(self, next_B: Ids) -> Floats:
@@ -169,7 +169,11 @@ class Batch:
 
     def likeliest(self) -> Ids:
         """The likeliest token (B,) there, chosen where the logits are."""
-        return self.last.likeliest()[self._row_B, self._place_B]
+        chosen_BT = self.last.chosen()
+        if chosen_BT is None:
+            next_B: Ids = self.logits().argmax(axis=-1)
+            return next_B
+        return chosen_BT[self._row_B, self._place_B]
 
     def check(self, next_T: Ids, session: Any) -> Floats:
         """Append several tokens to the only row: logits (T, V) after each, overwritten by the next check.
@@ -273,7 +277,6 @@ class Binding:
         logits_BTV = self._logits.numpy() if self._device == "cuda" else self._host_BTV
         return logits_BTV.astype(np.float32, copy=False)
 
-    def likeliest(self) -> Ids:
-        """The likeliest token (B, T) at each position."""
-        next_BT: Ids = self.logits().argmax(axis=-1) if self._next is None else self._next.numpy()
-        return next_BT
+    def chosen(self) -> Ids | None:
+        """The likeliest token (B, T) at each position; None where the graph does not choose it."""
+        return None if self._next is None else self._next.numpy()

@@ -24,7 +24,11 @@ Settings = Annotated[
 ]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that export left, or a run's folder.")]
 Replay = Annotated[
-    bool, typer.Option("--replay/--no-replay", help="Run the bundle on the rows that it carries, on its provider.")
+    bool,
+    typer.Option(
+        "--replay/--no-replay",
+        help="Run the bundle on the rows that it carries, where it belongs or, without a GPU, on the CPU.",
+    ),
 ]
 AllowPending = Annotated[bool, typer.Option("--allow-pending", help="Take a bundle whose proof on a GPU is pending.")]
 Measure = Annotated[

@@ -257,10 +257,10 @@ def _parity_lines(parity: Mapping[str, Any]) -> dict[str, str]:
     return lines
 
 
-def show_self_test(console: Console, figures: Mapping[str, float]) -> None:
+def show_self_test(console: Console, figures: Mapping[str, Any]) -> None:
     """What the bundle said on this machine about the rows that it carries."""
     told = f"a KL of {figures['kl']:g} nats over {figures['positions']:,} positions (at most {figures['tolerance']:g})"
-    console.print(f"[bold green]parity holds here[/]  {told}", soft_wrap=True)
+    console.print(f"[bold green]parity holds here[/]  {told}, on {figures['provider'].upper()}", soft_wrap=True)
 
 
 def show_list(console: Console, heading: str, entries: Sequence[tuple[str, str]]) -> None:

@@ -19,6 +19,7 @@ from compress.stage import FormatName
 from evaluation.latency import Session
 from evaluation.measurement import Measurement
 from evaluation.report import Row
+from export.runtime.gpu import gpus
 from recipes.config.evaluations import Named
 from recipes.config.metrics import register_metrics
 from recipes.config.recipe import BenchmarkConfig, Recipe, short_benchmark
@@ -192,6 +193,8 @@ class Measuring:
             "prompt": benchmark.prompt,
             "libraries": versions(("zstandard",)),
         }
+        if FORMATS[subject.format].device(subject.folder) == "cuda":
+            identity["gpus"] = [gpu.name for gpu in gpus()]
         if timed is None:  # a process of its own tells its memory, else those that are timed do
             libraries = versions((*FORMATS[subject.format].libraries, "zstandard"))
             identity |= {"threads": benchmark.threads, "platform": platform.platform(), "libraries": libraries}

@@ -151,6 +151,14 @@ class Stored:
     def baseline(self) -> Row:
         return self.report.rows[0]
 
+    def artifact(self, row: Row) -> Artifact:
+        """What a stage left, verified.
+
+        Raises:
+            IntegrityError: it is not there, or not what was stored.
+        """
+        return self.store.read(self.store.name(row.kind, row.key).name)
+
     def verify(self) -> None:
         """Every stage's artifact and every raw sample is there, and every byte of it is what was stored.
 

@@ -19,6 +19,10 @@ from evaluation.formats import model_card
 from evaluation.gate import GateResult, overall
 from evaluation.render import write_report
 from evaluation.report import BASELINE, Report, Row
+from export.manifest import bundle_folder, read_manifest
+from export.proof import pending, prove_here
+from export.runtime.gpu import gpus
+from export.runtime.session import is_here
 from recipes.config.recipe import Recipe, Stages, short_benchmark
 from recipes.engine.launcher import Launcher
 from recipes.engine.measuring import Measuring, Subject
@@ -148,8 +152,23 @@ class _Run:
             on_row(measuring.measure(first))
         for step in self.steps:
             on_row(self._stage(step))
+        self._prove_shipped()
         measuring.time()
         return measuring.patience.judge(recipe, measuring.rows[-1])
+
+    def _prove_shipped(self) -> None:
+        """A bundle for a GPU that was made where none was, and is judged where one is, is proven first."""
+        last = self.measuring.subjects[-1]
+        if FORMATS[last.format].device(last.folder) == "cpu":
+            return
+        bundle, log = bundle_folder(last.folder), self.measuring.engine.log
+        if not pending(bundle):
+            return
+        if not is_here("cuda"):
+            log(f"{last.name}: what it computes on CUDA is pending: run `demitasse verify` on a GPU")
+            return
+        prove_here(bundle, "cuda", read_manifest(bundle)["parity"]["self_test"]["kl"])
+        log(f"{last.name}: proven on {gpus()[0].name}")
 
     def _stage(self, step: StageStep) -> Row:
         """A stage made, or found, and measured."""

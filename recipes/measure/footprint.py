@@ -3,7 +3,7 @@
     quality     what the test text and the named evaluations say (`quality/`), through the runtime of its format
     footprint   parameters, bytes and multiply-accumulates, counted; bytes compressed; where nothing is timed peak
                 memory too, of a fresh process (`peak_memory.py`)
-    latency     the PyTorch baseline and the last artifact in interleaved blocks (`timing/latency.py`)
+    latency     the PyTorch baseline and the last artifact in interleaved blocks (`latency.py`)
 
 Everything heavy is imported when it is needed.
 """

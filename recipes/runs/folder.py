@@ -2,7 +2,8 @@
 model card in that.
 
 The card lies in the bundle as README.md, but is no part of what the bundle's hashes seal: it tells the verdict, and
-other gates on the same bundle give another one. The store and the bundle's own verification let exactly this name be.
+other gates on the same bundle give another one. The store and the bundle's own verification let this name be, and that
+of what is proven later (`export.proof`).
 """
 
 import logging

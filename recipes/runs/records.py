@@ -10,6 +10,7 @@ sealed. What may be added to a result, and changed, is `CARD`, and beside a bund
 """
 
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ FORMAT = 2
 RECORD = "artifact.json"
 CARD = "README.md"
 """The one file that may be added to a result, and changed: what people read about it, which nothing computes with."""
+ADDED_PROOF = re.compile(rf"{re.escape(PROOF)}|\.{re.escape(PROOF)}\.\d+")
+"""A bundle's proof, and what a kill left of one that was being written."""
 SHORT = 16
 """Digits of a key that stand in the name of its folder."""
 
@@ -204,7 +207,7 @@ def verify_files(artifact: Artifact) -> None:
 
 def is_added_later(name: str) -> bool:
     """Whether a file of a result, by its path inside, may come after it was stored."""
-    return name == CARD or name.rpartition("/")[2] == PROOF
+    return name == CARD or ADDED_PROOF.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def _plain_files(folder: Path) -> set[str]:
