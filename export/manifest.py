@@ -84,6 +84,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = read_sealed(real_file(file))
         entries = all({"bytes", "sha256"} <= set(entry) for entry in manifest["files"].values())
         missing = STATED - set(manifest) | {"self_test"} - set(manifest.get("parity", ()))
+        if not missing:
+            _check_shape(manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleIntegrityError(
             f"{file}: expected a bundle's manifest as it was written ({error}); export it again"
@@ -93,6 +95,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{file}: expected a bundle's manifest of format {FORMAT}; export it again with this version"
         )
     return manifest
+
+
+def _check_shape(manifest: dict[str, Any]) -> None:
+    """What is shown of a manifest is of the kind that was written.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is not.
+    """
+    placement = manifest["placement"]
+    str(placement["proven"]), int(placement["nodes"]), int(placement["shape_arithmetic"])
+    "".join([*placement.get("remarks", ()), *placement.get("sm", ()), manifest["arithmetic"]["proven"]])
+    for name, checks in manifest["parity"].items():
+        if name == "self_test":
+            float(checks["kl"])
+        elif isinstance(checks, dict):
+            figures = checks["tolerance"]
+            [float(check[figure]) for key, check in checks.items() if key != "tolerance" for figure in figures]
 
 
 def check_listed(model: "ModelProto", folder: Path, manifest: dict[str, Any]) -> None:

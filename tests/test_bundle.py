@@ -340,6 +340,38 @@ def test_a_graph_reads_only_files_that_the_manifest_lists(bundle: Path) -> None:
         OnnxCausalLM.open(bundle)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told["placement"].pop("nodes"),
+        lambda told: told.update(arithmetic={"proven": 3}),
+        lambda told: told.update(arithmetic=[]),
+        lambda told: told["parity"]["self_test"].update(kl="much"),
+        lambda told: told["parity"]["float32"]["tolerance"].update(other=1),
+        lambda told: told["placement"].update(remarks=[1]),
+    ],
+    ids=["placement", "arithmetic", "a list", "self-test", "parity", "remarks"],
+)
+def test_a_sealed_manifest_of_another_shape_is_refused(bundle: Path, change: Any, demitasse: Demitasse) -> None:
+    edit_sealed(bundle / "manifest.json", change)
+    code, _, error = demitasse("verify", bundle, "--no-replay")
+    assert code == 5
+    assert "expected a bundle's manifest as it was written" in error
+
+
+@pytest.mark.parametrize("name", ["present.0.key", "present.1.value", "logits"])
+def test_a_graph_with_another_face_is_refused_before_it_runs(bundle: Path, name: str) -> None:
+    graph = onnx.load(bundle / "model.onnx", load_external_data=False)
+    for node in graph.graph.node:
+        for place, output in enumerate(node.output):
+            node.output[place] = "x" if output == name else output
+    for value in graph.graph.output:
+        value.name = "x" if value.name == name else value.name
+    onnx.save(graph, bundle / "model.onnx")
+    with pytest.raises(BundleIntegrityError, match=r"expected the outputs logits and present.*got 'x'"):
+        OnnxCausalLM.open(bundle).generate([[1, 2]], max_new_tokens=1)
+
+
 def test_what_is_no_bundle_is_said_to_be_none(bundle: Path, tmp_path: Path) -> None:
     for folder in (tmp_path / "nothing", tmp_path):
         with pytest.raises(BundleError, match=r"expected a bundle with manifest\.json"):

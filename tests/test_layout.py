@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from compress import Checkpoint, CheckpointError, StageError, inspect_checkpoint
 from compress.checkpoints.int8_rows import EMBEDDINGS_FILE
 from compress.checkpoints.loading import empty_model, load_float_model, load_model
+from compress.checkpoints.quantized_files import read_quantized_matrices
 from compress.checkpoints.safetensors_files import TensorFiles
 from compress.pruning.config import PRUNE
 from compress.stage import StageInput
@@ -184,6 +185,14 @@ def test_codes_of_an_embedding_that_are_another_models_are_refused(
     shutil.copyfile(other / EMBEDDINGS_FILE, int8 / EMBEDDINGS_FILE)
     with pytest.raises(StageError, match=r"wte\.weight: the codes beside the weights stand for other numbers"):
         exported(int8, tmp_path / "bundle", text_file)
+
+
+def test_codes_of_an_embedding_that_are_cut_short_are_told(gpt2: Path, tmp_path: Path) -> None:
+    int8 = quantized(gpt2, tmp_path / "int8", embeddings=True)
+    file = int8 / EMBEDDINGS_FILE
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match=r"int8_embeddings\.safetensors: corrupt weights"):
+        read_quantized_matrices(int8)
 
 
 def test_a_reference_is_what_bitsandbytes_says_of_its_codes(gpt2: Path, tmp_path: Path) -> None:

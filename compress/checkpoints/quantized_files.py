@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from compress.checkpoints.config import CheckpointError, read_config
 from compress.checkpoints.int8_rows import EMBEDDINGS_FILE, Int8Rows
 from compress.checkpoints.matrix_format import MatrixFormat
 from compress.checkpoints.quantized_formats import quantized_format
 from compress.checkpoints.quantized_matrix import QuantizedMatrix
-from compress.checkpoints.weight_files import weight_files
+from compress.checkpoints.weight_files import open_weights, weight_files
 
 
 class HeldMatrix:
@@ -81,7 +80,7 @@ def modules_with_zeros(folder: Path, format: MatrixFormat | None) -> frozenset[s
 def _held(folder: Path, files: list[Path], format: MatrixFormat) -> Iterator[tuple[str, HeldMatrix]]:
     """(module, its tensors) for each matrix."""
     with ExitStack() as stack:
-        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        opened = [stack.enter_context(open_weights(file, "pt")) for file in files]
         held = {name: tensors for tensors in opened for name in tensors.keys()}  # noqa: SIM118 (not iterable)
         for module in dict.fromkeys(part.module for part in format.parts(held).values()):
             yield module, HeldMatrix(held, module)

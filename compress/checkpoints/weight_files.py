@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -94,23 +95,37 @@ def stored_tensors(files: Sequence[Path]) -> list[Stored]:
     return list(found.values())
 
 
+def open_weights(file: Path, framework: str) -> Any:
+    """A safetensors file, its header checked, and that every tensor lies where it says.
+
+    Raises:
+        CheckpointError: it is none, or a corrupt one.
+    """
+    try:
+        return safe_open(file, framework=framework)
+    except (SafetensorError, OSError) as error:
+        raise _corrupt(file, error) from error
+
+
+def _corrupt(file: Path, error: Exception) -> CheckpointError:
+    if is_pointer(file):
+        return CheckpointError(f"{file}: a pointer of git-lfs, not the weights; fetch them: git lfs pull")
+    return CheckpointError(f"{file}: corrupt weights ({in_one_line(error)}); download or save the checkpoint again")
+
+
 def headers(file: Path) -> Iterator[Stored]:
     """The tensors of one file.
 
     Raises:
         CheckpointError: it is no safetensors file, or a corrupt one.
     """
+    open_weights(file, "numpy")
     try:
-        with safe_open(file, framework="numpy"):  # which checks the header, and that every tensor lies where it says
-            pass
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size))
-    except (SafetensorError, OSError, ValueError) as error:
-        if is_pointer(file):
-            raise CheckpointError(f"{file}: a pointer of git-lfs, not the weights; fetch them: git lfs pull") from error
-        told = in_one_line(error)
-        raise CheckpointError(f"{file}: corrupt weights ({told}); download or save the checkpoint again") from error
+    except (OSError, ValueError) as error:
+        raise _corrupt(file, error) from error
     for name, entry in header.items():
         if name != "__metadata__":
             start = 8 + size + entry["data_offsets"][0]

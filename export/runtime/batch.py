@@ -82,7 +82,13 @@ class Batch:
         self._row_B = np.arange(rows)
         self._names = {value.name for value in session.get_inputs()}
         self._has_logits_from = any(value.name == LOGITS_FROM for value in session.get_overridable_initializers())
-        logits = session.get_outputs()[0]
+        logits, *others = session.get_outputs()
+        odd = [value.name for value in others if value.name not in {NEXT_IDS, *self.cache}]
+        if logits.name != LOGITS or odd:
+            raise BundleIntegrityError(
+                f"{GRAPH}: expected the outputs {LOGITS} and present.<layer>.key and .value of each layer's cache, got "
+                f"{(odd or [logits.name])[0]!r}; export it again"
+            )
         self._vocabulary, self._dtype = int(logits.shape[-1]), NUMPY_TYPES[logits.type]
         self._step = Binding(self, _blank(rows, 1, capacity), capture=True)
         self._check: Binding | None = None
