@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from exported import quantized
 from torch import Tensor, nn
 
 from compress import PruneConfig, StageError, StageInput, TextError, TextSource
@@ -71,6 +72,17 @@ def test_layer_scope_prunes_every_layer_alike_and_leaves_the_rest(gpt2: Path, tm
     rest = [name for name in before.state_dict() if name not in touched]
     assert "transformer.wte.weight" in rest
     assert all(torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in rest)
+
+
+def test_what_is_written_asks_for_no_kernel_that_not_everybody_has(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    source = make_checkpoint("gpt2")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    asked = {"_attn_implementation": "flash_attention_2"}
+    (source / "config.json").write_text(json.dumps(config | asked), encoding="utf-8")
+    for out in (pruned(source, tmp_path / "a", sparsity=0.3), quantized(source, tmp_path / "b", scheme="int8_group")):
+        assert "_attn_implementation" not in json.loads((out / "config.json").read_text(encoding="utf-8"))
 
 
 def test_what_is_kept_is_unchanged(gpt2: Path, tmp_path: Path) -> None:
