@@ -7,12 +7,9 @@ A node is known by its name. ONNX Runtime fuses nodes and makes new ones when it
 in the profile and some only in the table; they are counted by operator, and what differs is listed node by node.
 """
 
-import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,13 @@ from benchmarks.distillation_order import Part
 from benchmarks.gpu_order import Json, Request, attempt
 from benchmarks.gpu_parity import VERSIONS
 from benchmarks.prepare import prepared
+from export.external_data import read_graph
+from export.placement.kernel_table import read_table
+from export.placement.place import assign
+from export.placement.read_nodes import read_nodes
+from export.provider import profiled
 from export.runtime.session import PROVIDERS
 
-STEPS = 3
 SUFFIX = "_kernel_time"
 
 
@@ -35,8 +36,6 @@ def placement(request: Request, part: Part) -> None:
 
 
 def _placed(request: Request, kind: str) -> Json:
-    from export.external_data import read_graph
-
     bundle = prepared(kind, request.embedded, request.work / "embedded", "cuda").folder
     events = profiled(bundle, request.device)
     found = {"profile": counted(events)}
@@ -44,23 +43,6 @@ def _placed(request: Request, kind: str) -> Json:
     if table["error"]:
         return found | {"static": table["error"]}
     return found | {"static": ""} | compare(events, table["nodes"])
-
-
-def profiled(bundle: Path, provider: Any) -> list[Json]:
-    """The events of a prompt and a few steps under ONNX Runtime's profiler."""
-    import numpy as np
-
-    from export.runtime.model import BundleConfig, OnnxCausalLM
-    from export.runtime.session import open_session
-
-    with tempfile.TemporaryDirectory() as scratch:
-        session = open_session(bundle, provider=provider, profile=Path(scratch) / "profile")
-        cursor = OnnxCausalLM(session, BundleConfig.read(bundle), provider=provider).cursor()
-        cursor.prefill(np.zeros((1, 2), dtype=np.int64), reserve=STEPS)
-        for _ in range(STEPS):
-            cursor.step()
-        events: list[Json] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return events
 
 
 def static_providers(graph: Any, folder: Path) -> dict[str, str]:
@@ -72,12 +54,11 @@ def static_providers(graph: Any, folder: Path) -> dict[str, str]:
     """
     import onnxruntime
 
-    table = import_module("export.placement.kernel_table").read_table(onnxruntime.__version__)
+    table = read_table(onnxruntime.__version__)
     if table is None:
         raise LookupError(f"no table of ONNX Runtime {onnxruntime.__version__}'s kernels")
-    nodes = import_module("export.placement.read_nodes").read_nodes(graph)
-    devices = import_module("export.placement.place").assign(nodes, table, folder)
-    named = zip(nodes.nodes, devices, strict=True)
+    nodes = read_nodes(graph)
+    named = zip(nodes.nodes, assign(nodes, table, folder), strict=True)
     return {node.name: PROVIDERS[device] for node, device in named if device in PROVIDERS}
 
 

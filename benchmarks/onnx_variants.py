@@ -23,7 +23,7 @@ import onnxruntime
 
 from benchmarks.worker import Ids, Logits
 from export.runtime.model import BundleConfig, OnnxCausalLM
-from export.runtime.session import PROVIDERS, SETTINGS, Provider, open_session
+from export.runtime.session import PROVIDERS, Provider, open_session
 
 TURNS_WITHOUT_REWIND = 16
 
@@ -46,12 +46,11 @@ class Demitasse:
         cuda_graph: bool = True,
     ) -> None:
         provider: Provider = "cuda" if device == "cuda" else "cpu"
-        if not cuda_graph:  # this process has one session, so that what all sessions get is what this one gets
-            SETTINGS["cuda"] = {"enable_cuda_graph": "0"}
-        if keys is None:
+        if keys is None and cuda_graph:
             self.model = OnnxCausalLM.open(folder, provider=provider, threads=threads)
         else:
-            session = open_session(folder, provider=provider, threads=threads, keys=keys)
+            settings = {} if cuda_graph else {"enable_cuda_graph": "0"}
+            session = open_session(folder, provider=provider, threads=threads, keys=keys, settings=settings)
             self.model = OnnxCausalLM(session, BundleConfig.read(folder), provider=provider)
         self.batch: Any = None
 

@@ -8,8 +8,11 @@ repository of Triton's.
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from compress.checkpoints.config import in_one_line
 from compress.digests import digest_file, read_sealed, sealed
 from export.external_data import GRAPH, BundleError, BundleIntegrityError, external_files, real_file
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 PROOF = "proof.json"
+SELF_TEST = "self_test"
 FORMAT = 4
 OUTSIDE = {MANIFEST, PROOF, "artifact.json", "README.md"}
 """Files that no manifest lists: itself, what is proven later, the run store's own, and the model card, whose verdict
@@ -25,7 +29,57 @@ comes later.
 """
 NOBODY_READS = re.compile(r"\..+|(LICENSE|LICENCE|NOTICE)(\.txt|\.md)?|Thumbs\.db|desktop\.ini")
 """What hubs, version control and file managers put beside a bundle, and the license of who publishes it."""
-STATED = {"provider", "placement", "arithmetic", "coverage", "parity", "libraries"}
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True)
+    bytes: int
+    sha256: str
+
+
+class _Placement(BaseModel):
+    model_config = ConfigDict(strict=True)
+    proven: str
+    nodes: int
+    shape_arithmetic: int
+    onnxruntime: str = ""
+    sm: list[str] = []
+    remarks: list[str] = []
+
+
+class _Arithmetic(BaseModel):
+    model_config = ConfigDict(strict=True)
+    proven: str
+    pending: str = ""
+
+
+class _Manifest(BaseModel):
+    """What is read of a manifest, of whatever has a seal."""
+
+    model_config = ConfigDict(strict=True)
+    files: dict[str, _File]
+    provider: Literal["cpu", "cuda"]
+    placement: _Placement
+    arithmetic: _Arithmetic
+    coverage: dict[str, Any]
+    parity: dict[str, int | dict[str, float | dict[str, float]]]
+    libraries: dict[str, str]
+
+    @model_validator(mode="after")
+    def _figures(self) -> "_Manifest":
+        """A self-test, and of every check the figures that its arithmetic's tolerance is about."""
+        for name, checks in self.parity.items():
+            if isinstance(checks, dict) and name != SELF_TEST:
+                wanted = _keys(checks.get("tolerance"))
+                if not wanted or not all(wanted <= _keys(check) for check in checks.values()):
+                    raise ValueError(f"expected the same figures of every check in `parity: {name}`")
+        if "kl" not in _keys(self.parity.get(SELF_TEST)):
+            raise ValueError(f"expected `parity: {SELF_TEST}` with its `kl`")
+        return self
+
+
+def _keys(value: object) -> set[str]:
+    return set(value) if isinstance(value, dict) else set()
 
 
 def bundle_folder(folder: Path) -> Path:
@@ -82,36 +136,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder}: expected a bundle with {MANIFEST}; give a folder that `demitasse export` wrote")
     try:
         manifest = read_sealed(real_file(file))
-        entries = all({"bytes", "sha256"} <= set(entry) for entry in manifest["files"].values())
-        missing = STATED - set(manifest) | {"self_test"} - set(manifest.get("parity", ()))
-        if not missing:
-            _check_shape(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleIntegrityError(
-            f"{file}: expected a bundle's manifest as it was written ({error}); export it again"
-        ) from error
-    if manifest.get("format") != FORMAT or missing or not entries:
-        raise BundleIntegrityError(
-            f"{file}: expected a bundle's manifest of format {FORMAT}; export it again with this version"
-        )
+        if manifest.get("format") != FORMAT:
+            raise BundleIntegrityError(
+                f"{file}: expected a bundle's manifest of format {FORMAT}; export it again with this version"
+            )
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = f"{': '.join(map(str, first['loc']))}: {first['msg']}"
+        raise _not_as_written(file, told) from error
+    except ValueError as error:
+        raise _not_as_written(file, in_one_line(error)) from error
     return manifest
 
 
-def _check_shape(manifest: dict[str, Any]) -> None:
-    """What is shown of a manifest is of the kind that was written.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: it is not.
-    """
-    placement = manifest["placement"]
-    str(placement["proven"]), int(placement["nodes"]), int(placement["shape_arithmetic"])
-    "".join([*placement.get("remarks", ()), *placement.get("sm", ()), manifest["arithmetic"]["proven"]])
-    for name, checks in manifest["parity"].items():
-        if name == "self_test":
-            float(checks["kl"])
-        elif isinstance(checks, dict):
-            figures = checks["tolerance"]
-            [float(check[figure]) for key, check in checks.items() if key != "tolerance" for figure in figures]
+def _not_as_written(file: Path, why: str) -> BundleIntegrityError:
+    return BundleIntegrityError(f"{file}: expected a bundle's manifest as it was written ({why}); export it again")
 
 
 def check_listed(model: "ModelProto", folder: Path, manifest: dict[str, Any]) -> None:

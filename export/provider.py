@@ -46,14 +46,19 @@ def prove_provider(folder: Path, provider: Provider) -> dict[str, Any]:
     Raises:
         PlacementError: a node that computes ran elsewhere, or data was copied between devices within a step.
     """
+    return judge_profile(profiled(folder, provider), provider)
+
+
+def profiled(folder: Path, provider: Provider) -> list[dict[str, Any]]:
+    """The events of a prompt and a few steps, as ONNX Runtime's profiler writes them down."""
     with tempfile.TemporaryDirectory() as scratch:
         session = open_session(folder, provider=provider, profile=Path(scratch) / "profile")
         cursor = OnnxCausalLM(session, BundleConfig.read(folder), provider=provider).cursor()
         cursor.prefill(np.zeros((1, 2), dtype=np.int64), reserve=STEPS)
         for _ in range(STEPS):
             cursor.step()
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return judge_profile(events, provider)
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return events
 
 
 def judge_profile(events: list[dict[str, Any]], provider: Provider) -> dict[str, Any]:

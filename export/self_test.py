@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from compress.checkpoints.config import in_one_line
 from export.external_data import BundleIntegrityError, read_graph
 from export.parity import TOLERANCES, ParityError, arithmetics, run_forced
 from export.runtime.batch import Floats, Ids
@@ -117,7 +118,7 @@ def _read_golden_outputs(bundle: Path) -> dict[str, Any]:
         missing = {"ids", "count", "likeliest", "log_probability"} - set(golden)
     except (OSError, SafetensorError) as error:
         raise BundleIntegrityError(
-            f"{bundle / GOLDEN_OUTPUTS}: cannot be read ({error}); export the bundle again"
+            f"{bundle / GOLDEN_OUTPUTS}: cannot be read ({in_one_line(error)}); export the bundle again"
         ) from error
     if missing:
         raise BundleIntegrityError(

@@ -349,14 +349,37 @@ def test_a_graph_reads_only_files_that_the_manifest_lists(bundle: Path) -> None:
         lambda told: told["parity"]["self_test"].update(kl="much"),
         lambda told: told["parity"]["float32"]["tolerance"].update(other=1),
         lambda told: told["placement"].update(remarks=[1]),
+        lambda told: told.update(placement=[told["placement"]]),
+        lambda told: told["parity"]["float32"].update(decode=[{"kl": 0.0}]),
+        lambda told: told.update(libraries=[told["libraries"]]),
+        lambda told: told["parity"].pop("self_test"),
     ],
-    ids=["placement", "arithmetic", "a list", "self-test", "parity", "remarks"],
+    ids=[
+        "placement",
+        "arithmetic",
+        "a list",
+        "self-test",
+        "parity",
+        "remarks",
+        "list of it",
+        "check",
+        "versions",
+        "none",
+    ],
 )
 def test_a_sealed_manifest_of_another_shape_is_refused(bundle: Path, change: Any, demitasse: Demitasse) -> None:
     edit_sealed(bundle / "manifest.json", change)
     code, _, error = demitasse("verify", bundle, "--no-replay")
     assert code == 5
     assert "expected a bundle's manifest as it was written" in error
+
+
+def test_a_broken_file_of_golden_outputs_is_told_in_a_line_that_can_be_read(bundle: Path) -> None:
+    header = json.dumps({"ids": {"dtype": "I32", "shape": [1], "data_offsets": "a" * 9000}}).encode()
+    (bundle / "parity.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(BundleIntegrityError, match="cannot be read") as refused:
+        run_self_test(bundle, "cpu")
+    assert len(str(refused.value)) < 1000
 
 
 @pytest.mark.parametrize("name", ["present.0.key", "present.1.value", "logits"])

@@ -195,6 +195,14 @@ def test_codes_of_an_embedding_that_are_cut_short_are_told(gpt2: Path, tmp_path:
         read_quantized_matrices(int8)
 
 
+def test_codes_of_another_type_are_told(gpt2: Path, tmp_path: Path) -> None:
+    int8 = quantized(gpt2, tmp_path / "int8")
+    held, name = load_file(int8 / SINGLE), "transformer.h.1.mlp.c_fc.weight"
+    save_file(held | {name: held[name].to(torch.int64)}, int8 / SINGLE, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.c_fc: expected codes int8, got int64"):
+        read_quantized_matrices(int8)
+
+
 def test_a_reference_is_what_bitsandbytes_says_of_its_codes(gpt2: Path, tmp_path: Path) -> None:
     from bitsandbytes.functional import int8_vectorwise_dequant
 

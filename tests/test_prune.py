@@ -10,6 +10,7 @@ import pytest
 import torch
 from exported import quantized
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from compress import PruneConfig, StageError, StageInput, TextError, TextSource
 from compress.checkpoints.folder import load_tokenizer
@@ -74,15 +75,19 @@ def test_layer_scope_prunes_every_layer_alike_and_leaves_the_rest(gpt2: Path, tm
     assert all(torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in rest)
 
 
-def test_what_is_written_asks_for_no_kernel_that_not_everybody_has(
-    make_checkpoint: MakeCheckpoint, tmp_path: Path
-) -> None:
+def test_what_is_written_says_nothing_beside_the_model(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """No kernel that not everybody has, and nothing empty that transformers trips over."""
     source = make_checkpoint("gpt2")
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    asked = {"_attn_implementation": "flash_attention_2"}
+    asked = {"_attn_implementation": "flash_attention_2", "auto_map": None, "quantization_config": {}}
     (source / "config.json").write_text(json.dumps(config | asked), encoding="utf-8")
-    for out in (pruned(source, tmp_path / "a", sparsity=0.3), quantized(source, tmp_path / "b", scheme="int8_group")):
-        assert "_attn_implementation" not in json.loads((out / "config.json").read_text(encoding="utf-8"))
+    out = pruned(source, tmp_path / "a", sparsity=0.3)
+    assert asked.keys().isdisjoint(json.loads((out / "config.json").read_text(encoding="utf-8")))
+    assert AutoModelForCausalLM.from_pretrained(out).config._attn_implementation == "sdpa"
+    grouped = quantized(source, tmp_path / "b", scheme="int8_group")
+    told = json.loads((grouped / "config.json").read_text(encoding="utf-8"))
+    assert "_attn_implementation" not in told
+    assert told["quantization_config"]
 
 
 def test_what_is_kept_is_unchanged(gpt2: Path, tmp_path: Path) -> None:

@@ -93,6 +93,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def is_beside(key: str, value: object) -> bool:
+    """Whether an entry of config.json is no part of the model: a kernel that not everybody has, or one that counts as
+    absent and is trouble for transformers.
+    """
+    return key in KERNELS or (key in ABSENT_WHERE_EMPTY and not value)
+
+
 def check_plain(folder: Path) -> None:
     """Raise a CheckpointError where a name is that of a pipe or a device, which a library would read without end."""
     for file in folder.iterdir():

@@ -28,6 +28,10 @@ class QuantizedMatrix:
     bits: int = 8
     """Of a code, as it is stored."""
 
+    def __post_init__(self) -> None:
+        if self.codes_OI.dtype != np.int8:
+            raise ValueError(f"expected codes int8, got {self.codes_OI.dtype}")
+
     @property
     def group(self) -> int:
         """Columns that share a scale."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compress.checkpoints.config import CONFIG, GENERATION, KERNELS, CheckpointError
+from compress.checkpoints.config import CONFIG, GENERATION, CheckpointError, is_beside
 from compress.checkpoints.folder import Checkpoint, load_tokenizer
 from compress.checkpoints.json_file import read_object
 from compress.checkpoints.layout import Weight, read_tensor
@@ -90,11 +90,11 @@ class TensorFiles:
         return int(read_tensor(replace(place, file=out / place.file.name)).count_nonzero())
 
     def write_config(self, file: Path, **more: Any) -> None:
-        """The source's config.json, but for what names code, a kernel that not everybody has, and a tie that its files
+        """The source's config.json, but for what names code or is no part of the model, and a tie that its files
         contradict; and `more` keys.
         """
-        left_out = {"auto_map", *KERNELS}
-        config = {key: value for key, value in read_object(self.folder / CONFIG).items() if key not in left_out}
+        kept = {key: value for key, value in read_object(self.folder / CONFIG).items() if not is_beside(key, value)}
+        config = {key: value for key, value in kept.items() if key != "auto_map"}
         if self._apart:
             config["tie_word_embeddings"] = False
         file.write_text(json.dumps(config | more, indent=2) + "\n", encoding="utf-8")

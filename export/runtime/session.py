@@ -53,6 +53,7 @@ def open_session(
     prepack: bool = True,
     profile: Path | None = None,
     keys: Mapping[str, str] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Any:
     """A session of the bundle in `folder`; of `graph` in its stead where one is given, with the bundle's weights.
 
@@ -61,6 +62,7 @@ def open_session(
         prepack: keep the weights in the order in which the kernels like to read them, in a copy if they are float.
         profile: where ONNX Runtime writes its profile, as the beginning of a file's name.
         keys: session configuration entries beside, or in place of, our own.
+        settings: of the provider, beside or in place of our own.
 
     Raises:
         ProviderError: the provider is not available or did not load.
@@ -86,7 +88,7 @@ def open_session(
         _bring_libraries()
     try:
         session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=[(name, SETTINGS[provider])]
+            model.SerializeToString(), options, providers=[(name, {**SETTINGS[provider], **(settings or {})})]
         )
     except Exception as error:  # of a dozen classes, without a base of their own
         if no_room(error):

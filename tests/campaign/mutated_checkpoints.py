@@ -150,6 +150,7 @@ class MutatedCheckpoints:
             found.append(Finding(what="wrong", text="code of the checkpoint ran"))
         if ended.code != PASSED or found:
             return found
+        _of_the_model_alone(place / "model" / "config.json")
         checked = forked(lambda: _CHECKS[case["way"]](place), place.with_name(f"{place.name}-check"), seconds=60)
         return [] if checked.code == PASSED else [Finding(what="wrong", text=checked.said)]
 
@@ -274,11 +275,15 @@ TENSORS = {
 }
 
 
-def _without_kernel(file: Path) -> None:
-    """A config may ask for a kernel that is not installed here, and is no part of the model."""
+def _of_the_model_alone(file: Path) -> None:
+    """Take out of a config what is no part of the model, and is taken though transformers trips over it: a kernel that
+    is not installed here, and entries that hold nothing.
+    """
     config = json.loads(file.read_text(encoding="utf-8-sig"))
-    if config.pop("_attn_implementation", None) is not None:
-        file.write_text(json.dumps(config), encoding="utf-8")
+    beside = [key for key in ("auto_map", "quantization_config") if not config.get(key, True)]
+    kept = {key: value for key, value in config.items() if key not in {"_attn_implementation", *beside}}
+    if kept != config:
+        file.write_text(json.dumps(kept), encoding="utf-8")
 
 
 def _opened(folder: Path) -> Any:
@@ -304,7 +309,6 @@ def _check_prune(place: Path) -> None:
     """Every weight that is left is transformers' own."""
     import torch
 
-    _without_kernel(place / "model" / "config.json")
     source, out = _opened(place / "model"), _opened(place / "out")
     ours, theirs = dict(out.named_parameters()), dict(source.named_parameters())
     assert ours.keys() == theirs.keys(), f"other parameters: {sorted(ours.keys() ^ theirs.keys())[:3]}"
