@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from exported import Exported
 
+from compress.checkpoints.config import MOST_VOCABULARY
 from compress.checkpoints.folder import load_tokenizer
 from export.runtime.batch import PromptError
 from export.runtime.prompts import open_tokenizer, read_prompt, stream_text
@@ -123,6 +124,13 @@ def test_what_is_no_prompt_is_refused(tokenizer_files: Path) -> None:
         read_prompt(tokenizer, "")
     with pytest.raises(PromptError, match=r"expected text in UTF-8, got \\udcff at character 3"):
         read_prompt(tokenizer, "It \udcff was")
+
+
+def test_a_vocabulary_without_end_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "tokenizer.json").open("wb") as stream:
+        stream.truncate(MOST_VOCABULARY + 1)  # takes no room
+    with pytest.raises(PromptError, match="expected at most .* bytes, got more"):
+        open_tokenizer(tmp_path)
 
 
 def test_a_tokenizer_over_which_the_library_panics_is_refused(written: Path, tmp_path: Path) -> None:

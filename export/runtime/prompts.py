@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compress.checkpoints.config import MOST_VOCABULARY
 from compress.text import beginning, no_text
 from export.runtime.batch import PromptError
 
@@ -36,6 +37,8 @@ def open_tokenizer(bundle: Path) -> "Tokenizer":
     file = bundle / TOKENIZER
     if not file.is_file():
         raise PromptError(f"{bundle}: expected a bundle that export left, but it has no {TOKENIZER}")
+    if file.stat().st_size > MOST_VOCABULARY:
+        raise PromptError(f"{file}: expected at most {MOST_VOCABULARY:,} bytes, got more; export the bundle again")
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except (KeyboardInterrupt, SystemExit):
