@@ -129,7 +129,7 @@ def test_what_is_no_prompt_is_refused(tokenizer_files: Path) -> None:
 def test_a_vocabulary_without_end_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as stream:
         stream.truncate(MOST_VOCABULARY + 1)  # takes no room
-    with pytest.raises(PromptError, match="expected at most .* bytes, got more"):
+    with pytest.raises(PromptError, match=r"expected at most .* bytes, got more"):
         open_tokenizer(tmp_path)
 
 
